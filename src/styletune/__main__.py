@@ -1,0 +1,5 @@
+"""``python -m styletune``."""
+
+from styletune.cli import main
+
+main()

@@ -1,0 +1,334 @@
+"""A recipe: one strict TOML file that describes one whole run.
+
+Unknown keys, misplaced keys and impossible values stop here, before any heavy import, with
+the file, section, key, nearest valid key (searched in all sections) and the choices.
+``load_toml`` gives the same treatment to suites and data set cards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from styletune.errors import NotFound, RecipeError
+
+
+class Section(BaseModel):
+    """Frozen, strict settings: no unknown keys, no silent conversion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BaseSection(Section):
+    """The model that is adapted."""
+
+    model: str = Field("mini", description='"mini", a local diffusers folder, or a Hub id.')
+    revision: str | None = Field(None, description="Commit of the Hub repository to pin.")
+
+
+class DataSection(Section):
+    """The curated images."""
+
+    path: str = Field(description="Image folder, relative to the recipe.")
+    default_caption: str | None = Field(
+        None, description="Caption of every image that has none; without it they are an error."
+    )
+    holdout: float = Field(
+        0.2, ge=0, lt=1, description="Share of images kept from training, for scoring."
+    )
+    resolution: int | None = Field(
+        None, ge=64, le=4096, multiple_of=8,
+        description="Side in pixels to train at; the base model's own if left out.",
+    )  # fmt: skip
+
+
+class AdapterSection(Section):
+    """The LoRA."""
+
+    rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank update.")
+    alpha: float | None = Field(
+        None, gt=0, description="Scale is alpha / rank; equal to rank if left out."
+    )
+    target: Literal["attention", "attention-ff", "all"] | tuple[str, ...] = Field(
+        "attention",
+        description='"attention", "attention-ff", "all", or patterns of UNet module names.',
+    )
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _patterns(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class OptimizerSection(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="What the learning rate does after the warm-up."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    steps: int = Field(1000, ge=1, description="Optimizer steps.")
+    batch_size: int = Field(1, ge=1, le=4096, description="Images a step and process.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seeds noise, timesteps, dropout and order.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        "no", description="Precision of the base model's arithmetic; the adapter stays fp32."
+    )
+    snr_gamma: float | None = Field(
+        5.0, gt=0, description="Min-SNR weighting (arXiv 2303.09556); TOML cannot say none: 1e9."
+    )
+    caption_dropout: float = Field(
+        0.1, ge=0, le=1, description="Share of samples trained without their caption."
+    )
+    checkpoint_every: int = Field(250, ge=1, description="Steps between checkpoints.")
+    log_every: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
+    tracker: Literal["none", "wandb"] = Field(
+        "none", description="Also log to Weights & Biases (needs the wandb extra)."
+    )
+    tracker_project: str = Field("styletune", description="Project name there.")
+
+
+class PreviewSection(Section):
+    """Images drawn during training, to watch it."""
+
+    prompts: tuple[str, ...] = Field((), description="Prompts; none, no previews.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the preview noise.")
+    steps: int = Field(20, ge=1, le=1000, description="Sampler steps.")
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class ScoreSection(Section):
+    """How checkpoints are compared."""
+
+    suite: str = Field(description="Evaluation suite (TOML), relative to the recipe.")
+    batch_size: int = Field(16, ge=1, le=1024, description="Images generated at a time.")
+
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"
+
+
+class PublishSection(Section):
+    """The published version."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Adapter name in the registry.")
+    version: str = Field(
+        "1.0.0", pattern=r"^\d+\.\d+\.\d+$", description="Version, major.minor.patch."
+    )
+    license: str = Field(description="SPDX id or LicenseRef-… of the adapter.")
+    description: str = Field("", description="One sentence for the model card.")
+
+
+class Recipe(Section):
+    """One whole run. Only ``cli`` and ``job`` see it; functions take the values they use."""
+
+    base: BaseSection = BaseSection()
+    data: DataSection
+    adapter: AdapterSection = AdapterSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    train: TrainSection = TrainSection()
+    preview: PreviewSection = PreviewSection()
+    score: ScoreSection | None = None
+    publish: PublishSection | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe with its name (the file's stem) and the folder its paths are relative to."""
+
+    name: str
+    file: Path
+    recipe: Recipe
+
+    def path(self, relative: str) -> Path:
+        return (self.file.parent / relative).resolve()
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """SHA-256 (hex) of the resolved recipe's canonical JSON; comments and order do not count."""
+    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Load a recipe strictly.
+
+    Args:
+        file: a TOML recipe.
+        overrides: ``section.key=value`` strings; a value is read as TOML, else as a string.
+
+    Raises:
+        NotFound: there is no such file.
+        RecipeError: not TOML, an unknown or misplaced key, a wrong type or value.
+    """
+    tree = read_toml(file)
+    for override in overrides:
+        _apply_override(tree, override)
+    if isinstance(tree.get("name"), str):
+        raise RecipeError(
+            'unknown key "name"; a recipe is named by its file', where=str(file), fix="remove it"
+        )
+    recipe = validate(Recipe, tree, file)
+    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", file.stem):
+        raise RecipeError(
+            f'"{file.stem}" cannot name a run',
+            where=str(file),
+            fix="name the file with letters, digits, dots, dashes and underscores",
+        )
+    return LoadedRecipe(name=file.stem, file=file.resolve(), recipe=recipe)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Parse a TOML file. Raises NotFound or RecipeError with line and column."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = _near_files(file)
+        raise NotFound("no such file", where=str(file), fix=near) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(file)) from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"not valid TOML: {error}", where=str(file)) from None
+
+
+def _near_files(file: Path) -> str:
+    if not file.parent.is_dir():
+        return f"the folder {file.parent} is not there either"
+    names = sorted(p.name for p in file.parent.glob("*.toml"))
+    close = difflib.get_close_matches(file.name, names, n=1)
+    if close:
+        return f"did you mean {file.parent / close[0]}?"
+    return f"TOML files there: {', '.join(names) or 'none'}"
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_toml(file: Path, model: type[M]) -> M:
+    """Load any strict settings file (suite, data set card). Raises as ``load_recipe``."""
+    return validate(model, read_toml(file), file)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or len(parts) != 2 or not all(parts):
+        raise RecipeError(
+            f'"{override}" is not section.key=value', where="--set", fix="--set train.steps=100"
+        )
+    try:
+        value = tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    section = tree.setdefault(parts[0], {})
+    if not isinstance(section, dict):
+        raise RecipeError(f"[{parts[0]}] is not a section", where="--set")
+    section[parts[1]] = value
+
+
+def validate(model: type[M], tree: dict[str, Any], file: Path) -> M:
+    """Validate a parsed tree; every problem is reported at once, each with its place."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        problems = [_explain(model, item) for item in error.errors()]
+        where, message, fix = problems[0]
+        for other_where, other_message, other_fix in problems[1:]:
+            message += f"\n{file}: {other_where}: {other_message}"
+            message += f" ({other_fix})" if other_fix else ""
+        raise RecipeError(message, where=f"{file}: {where}", fix=fix) from None
+
+
+def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The sections of a settings model by name."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, info in model.model_fields.items():
+        for candidate in (info.annotation, *get_args(info.annotation)):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                found[name] = candidate
+    return found
+
+
+def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
+    """One pydantic error as (where, what, fix) in our words."""
+    loc = [str(part) for part in item["loc"]]
+    sections = _sections(model)
+    in_section = bool(loc) and loc[0] in sections and len(loc) > 1
+    where = f"[{loc[0]}]" if in_section else "top level"
+    key = loc[1] if in_section else (loc[0] if loc else "")
+    owner = sections[loc[0]] if in_section else model
+    known = sorted(owner.model_fields)
+    match item["type"]:
+        case "extra_forbidden":
+            return where, *_unknown_key(sections, where, key, known)
+        case "missing":
+            kind = "section" if not in_section and key in sections else "key"
+            shown = f"[{key}]" if kind == "section" else f'"{key}"'
+            info = owner.model_fields.get(key)
+            return where, f"missing {kind} {shown}", (info.description or "") if info else ""
+    value = json.dumps(item.get("input"), default=str)
+    choices = _choices(owner, key)
+    if choices:
+        near = difflib.get_close_matches(str(item.get("input")), choices, n=1)
+        fix = f'did you mean "{near[0]}"? ' if near else ""
+        return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
+    message = item["msg"][0].lower() + item["msg"][1:]
+    info = owner.model_fields.get(key)
+    return where, f"{key} = {value}: {message}", (info.description or "") if info else ""
+
+
+def _choices(owner: type[BaseModel], key: str) -> list[str]:
+    info = owner.model_fields.get(key)
+    if info is None:
+        return []
+    annotations = [info.annotation, *get_args(info.annotation)]
+    found = [a for an in annotations for a in get_args(an) if isinstance(a, str)]
+    found += [a for a in annotations if isinstance(a, str)]
+    return list(dict.fromkeys(found))
+
+
+def _unknown_key(
+    sections: dict[str, type[BaseModel]],
+    where: str,
+    key: str,
+    known: list[str],
+) -> tuple[str, str]:
+    """What and fix for a key that is not there: another section's, misspelt, or unheard of."""
+    here = where.strip("[]")
+    for name, section in sections.items():
+        if key in section.model_fields and name != here:
+            return f'key "{key}" is in the wrong section', f"it belongs in [{name}]"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if near:
+        return f'unknown key "{key}"', f'did you mean "{near[0]}"? Known keys: {", ".join(known)}'
+    everywhere = {k: name for name, s in sections.items() for k in s.model_fields}
+    far = difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.6)
+    if far:
+        return f'unknown key "{key}"', f'did you mean "{far[0]}" in [{everywhere[far[0]]}]?'
+    return f'unknown key "{key}"', f"known keys: {', '.join(known)}"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, for editors."""
+    return Recipe.model_json_schema()

@@ -1,0 +1,103 @@
+"""Recipes are strict, and their errors say where, what and the nearest fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from styletune.errors import NotFound, RecipeError
+from styletune.recipe import load_recipe, recipe_hash, recipe_schema
+
+GOOD = '[data]\npath = "images"\n'
+
+
+def write(folder: Path, text: str, name: str = "brand.toml") -> Path:
+    file = folder / name
+    file.write_text(text)
+    return file
+
+
+def test_useful_recipe_is_short(tmp_path: Path) -> None:
+    """Two lines are a whole recipe; the name comes from the file."""
+    loaded = load_recipe(write(tmp_path, GOOD))
+    assert loaded.name == "brand"
+    assert loaded.recipe.adapter.rank == 16
+    assert loaded.path("images") == tmp_path / "images"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (GOOD + "[adapter]\nrnak = 8\n", ["[adapter]", '"rnak"', 'did you mean "rank"', "alpha"]),
+        (GOOD + "[adapter]\nlearning_rate = 1e-4\n", ["wrong section", "[optimizer]"]),
+        (GOOD + "[train]\nsnr_gama = 5\n", ["[train]", 'did you mean "snr_gamma"']),
+        (GOOD + "[adapter]\nlearning_rat = 1e-4\n", ['"learning_rate" in [optimizer]']),
+        (GOOD + "[trian]\nsteps = 5\n", ["top level", 'did you mean "train"']),
+        (GOOD + "steps = 5\n[train]\n", ["[data]", "wrong section", "[train]"]),
+        (GOOD + '[train]\nsteps = "many"\n', ["[train]", 'steps = "many"', "integer"]),
+        (GOOD + "[train]\nsteps = 2.5\n", ["[train]", "steps = 2.5"]),
+        (GOOD + "[train]\nsteps = 0\n", ["steps = 0", "greater than or equal to 1"]),
+        (GOOD + '[adapter]\ntarget = "atention"\n', ['did you mean "attention"', "attention-ff"]),
+        (GOOD + '[train]\nmixed_precision = "fp8"\n', ["choices: no, bf16, fp16"]),
+        ("[train]\nsteps = 5\n", ["missing section [data]"]),
+        ("[data]\n", ["[data]", 'missing key "path"']),
+        (GOOD + "[train]\nsteps = = 5\n", ["not valid TOML", "line"]),
+        (GOOD + '[publish]\nname = "Up Per"\nlicense = "CC0-1.0"\n', ["[publish]", "name"]),
+    ],
+)
+def test_bad_recipe_is_named(tmp_path: Path, text: str, parts: list[str]) -> None:
+    """Every message holds file, section, key and the nearest fix."""
+    file = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    message = str(caught.value)
+    for part in [str(file), *parts]:
+        assert part in message
+
+
+def test_all_problems_come_at_once(tmp_path: Path) -> None:
+    """Two mistakes need one run to be found."""
+    text = GOOD + '[train]\nsteps = "x"\n[adapter]\nrnak = 2\n'
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert "rnak" in str(caught.value)
+    assert "steps" in str(caught.value)
+
+
+def test_missing_recipe_names_the_nearest(tmp_path: Path) -> None:
+    """A misspelt file name is answered with the right one."""
+    write(tmp_path, GOOD)
+    with pytest.raises(NotFound) as caught:
+        load_recipe(tmp_path / "brnad.toml")
+    assert "brand.toml" in str(caught.value)
+
+
+def test_override_is_typed_and_checked(tmp_path: Path) -> None:
+    """--set reads TOML values and is as strict as the file."""
+    file = write(tmp_path, GOOD)
+    loaded = load_recipe(file, ["train.steps=7", "base.model=other", 'data.default_caption="a b"'])
+    assert loaded.recipe.train.steps == 7
+    assert loaded.recipe.base.model == "other"
+    assert loaded.recipe.data.default_caption == "a b"
+    for bad in ("steps=7", "train.stepz=7", "train.steps"):
+        with pytest.raises(RecipeError):
+            load_recipe(file, [bad])
+
+
+def test_hash_is_of_the_settings_not_of_the_text(tmp_path: Path) -> None:
+    """Comments, order and spelled-out defaults do not change it; a value does."""
+    plain = load_recipe(write(tmp_path, GOOD)).recipe
+    wordy = load_recipe(
+        write(tmp_path, "# hello\n[adapter]\nrank = 16\n" + GOOD, "wordy.toml")
+    ).recipe
+    other = load_recipe(write(tmp_path, GOOD + "[adapter]\nrank = 8\n", "other.toml")).recipe
+    assert recipe_hash(plain) == recipe_hash(wordy)
+    assert recipe_hash(plain) != recipe_hash(other)
+
+
+def test_every_key_is_explained() -> None:
+    """The schema has a sentence for each key of each section."""
+    for section in recipe_schema()["$defs"].values():
+        for key, info in section["properties"].items():
+            assert info.get("description"), key
