@@ -1,0 +1,1 @@
+"""Curated images: opened, oriented, brought to sRGB, checked, grouped, split, fingerprinted."""

@@ -1,0 +1,57 @@
+"""The data set card: ``dataset.toml`` beside the images says whose they are and what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from styletune.recipe import Section, load_toml
+
+CARD_NAME = "dataset.toml"
+
+HexColor = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+
+
+class Card(Section):
+    """What a person declares about a folder of images; every key may be left out."""
+
+    name: str | None = Field(None, min_length=1, description="Name of the data set.")
+    holder: str | None = Field(None, min_length=1, description="Who holds the rights.")
+    license: str | None = Field(None, min_length=1, description="SPDX id or LicenseRef-….")
+    source: str | None = Field(None, min_length=1, description="Where the images come from.")
+    consent: str | None = Field(
+        None, min_length=1, description="Who agreed to training on them, when and how."
+    )
+    trigger: str | None = Field(
+        None, pattern=r"\S", description="Word that stands for the look in every caption."
+    )
+    palette: tuple[HexColor, ...] = Field(
+        (), description='Brand colours, "#rrggbb", most important first.'
+    )
+    background: HexColor | None = Field(
+        None, description='Colour "#rrggbb" that transparent images are composited on.'
+    )
+    description: str | None = Field(None, description="A sentence or two for people.")
+
+    @field_validator("palette", mode="before")
+    @classmethod
+    def _tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+def load_card(folder: Path) -> Card | None:
+    """Read ``dataset.toml`` of a folder of images; None when there is no such file.
+
+    Raises:
+        RecipeError: it is not TOML, or has an unknown key or an impossible value.
+    """
+    file = folder / CARD_NAME
+    return load_toml(file, Card) if file.exists() else None
+
+
+def color_bytes(color: str) -> tuple[int, int, int]:
+    """``"#rrggbb"`` as three numbers from 0 to 255."""
+    red, green, blue = bytes.fromhex(color.removeprefix("#"))
+    return red, green, blue

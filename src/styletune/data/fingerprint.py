@@ -1,0 +1,41 @@
+"""Content hashes that follow pixels, captions and split, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from PIL import Image
+
+# Goes up when the same files would give other pixels, hashes or splits.
+SPEC = "styletune-data-1"
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """SHA-256 (hex) of an RGB image's size and bytes, as ``decode_image`` returns it.
+
+    Files that decode to the same upright sRGB pixels share it, whatever their names or formats.
+    """
+    assert image.mode == "RGB", image.mode
+    digest = hashlib.sha256(f"{image.width}x{image.height} RGB\n".encode())
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def data_fingerprint(rows: Iterable[Mapping[str, Any]]) -> str:
+    """SHA-256 (hex) over the sorted hashes of (pixel hash, caption, split) of every row.
+
+    The order, names and folders of the files do not count; a repeated image does.
+
+    Args:
+        rows: each with ``pixel_hash``, ``text`` and ``split``.
+    """
+    leaves = sorted(
+        hashlib.sha256(
+            json.dumps(["image", row["pixel_hash"], row["text"], row["split"]]).encode()
+        ).hexdigest()
+        for row in rows
+    )
+    return hashlib.sha256(json.dumps([SPEC, *leaves]).encode()).hexdigest()

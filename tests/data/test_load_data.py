@@ -1,0 +1,206 @@
+"""The front door: from a folder to a checked, split, fingerprinted set."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from styletune.data.fingerprint import pixel_hash
+from styletune.data.load import (
+    LoadedData,
+    all_rows,
+    holdout_rows,
+    load_data,
+    read_square,
+    train_rows,
+)
+from styletune.errors import DataError
+from styletune.mini import world
+
+
+def scene(seed: int) -> Image.Image:
+    rng = np.random.default_rng([seed, 5])
+    return Image.fromarray(world.render(world.random_view(rng)))
+
+
+def save(root: Path, name: str, image: Image.Image, caption: str) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    image.save(root / name)
+    (root / name).with_suffix(".txt").write_text(caption)
+
+
+def fill(root: Path, count: int = 10) -> Path:
+    for i in range(count):
+        save(root, f"{i:02}.png", scene(i), f"brandlook scene {i}")
+    return root
+
+
+def load(path: Path, **changes: object) -> LoadedData:
+    settings: dict[str, object] = {"default_caption": None, "holdout": 0.2, "resolution": 128}
+    return load_data(path, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_a_good_folder_is_loaded(tmp_path: Path) -> None:
+    """Every image is there once, with its facts, on one side, and no finding is made up."""
+    data = load(fill(tmp_path))
+    assert data.dataset.column_names == [
+        "file_name", "path", "text", "width", "height", "pixel_hash", "group", "split",
+    ]  # fmt: skip
+    rows = all_rows(data)
+    assert [row.file_name for row in rows] == [f"{i:02}.png" for i in range(10)]
+    assert (rows[3].width, rows[3].height, rows[3].text) == (128, 128, "brandlook scene 3")
+    assert rows[3].pixel_hash == pixel_hash(scene(3))
+    assert (len(train_rows(data)), len(holdout_rows(data))) == (8, 2)
+    assert len({row.group for row in rows}) == 10
+    assert (data.card, data.groups, data.warnings) == (None, [], [])
+
+
+def test_loading_twice_gives_the_same(tmp_path: Path) -> None:
+    """Fingerprint and split follow content: renaming and moving files changes neither."""
+    first = load(fill(tmp_path / "a"))
+    moved = tmp_path / "b" / "sub"
+    for i in range(10):
+        save(moved, f"x{9 - i}.bmp", scene(i), f"brandlook scene {i}")
+    second = load(tmp_path / "b")
+    assert first.fingerprint == second.fingerprint
+    held = [{row.pixel_hash for row in holdout_rows(data)} for data in (first, second)]
+    assert held[0] == held[1]
+
+
+@pytest.mark.parametrize("change", ["pixels", "caption", "holdout", "background"])
+def test_fingerprint_follows_what_is_trained_on(tmp_path: Path, change: str) -> None:
+    """A pixel, a caption, the split and the background under alpha each change it."""
+    fill(tmp_path)
+    glass = scene(20).convert("RGBA")
+    glass.putpixel((0, 0), (0, 0, 0, 0))
+    save(tmp_path, "glass.png", glass, "brandlook")
+    card = tmp_path / "dataset.toml"
+    card.write_text('background = "#ffffff"')
+    before = load(tmp_path).fingerprint
+    if change == "pixels":
+        scene(99).save(tmp_path / "00.png")
+    elif change == "caption":
+        (tmp_path / "00.txt").write_text("another")
+    elif change == "background":
+        card.write_text('background = "#000000"')
+    after = load(tmp_path, holdout=0.4 if change == "holdout" else 0.2).fingerprint
+    assert after != before
+
+
+def test_every_faulty_image_is_in_one_error(tmp_path: Path) -> None:
+    """Empty, truncated, renamed, transparent and too small images are all listed at once."""
+    fill(tmp_path, 4)
+    good = (tmp_path / "00.png").read_bytes()
+    faulty = {"empty": b"", "half": good[: len(good) // 2], "text": b"hello"}
+    for name, content in faulty.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+        (tmp_path / f"{name}.txt").write_text("x")
+    save(tmp_path, "glass.png", Image.new("RGBA", (128, 128), (0, 0, 0, 9)), "x")
+    save(tmp_path, "small.png", Image.new("RGB", (64, 64)), "x")
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    error = caught.value
+    assert "5 of 9 images cannot be used" in error.message
+    for name in (*faulty, "glass", "small"):
+        assert f"\n  {name}.png: " in error.message
+    assert 'background = "#ffffff"' in error.fix
+    assert "data.resolution" in error.fix
+
+
+def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:
+    """Copies and variants are findings, share a group and never straddle the split."""
+    fill(tmp_path)
+    save(tmp_path, "copy.png", scene(0), "brandlook")
+    save(tmp_path, "variant.jpg", scene(1), "brandlook")
+    for holdout in (0.1, 0.2, 0.3, 0.4, 0.5):
+        data = load(tmp_path, holdout=holdout)
+        rows = {row.file_name: row for row in all_rows(data)}
+        for pair in (("00.png", "copy.png"), ("01.png", "variant.jpg")):
+            a, b = (rows[name] for name in pair)
+            assert (a.group, a.split) == (b.group, b.split)
+        assert [(f.code, f.files) for f in data.warnings] == [
+            ("exact-duplicates", ("00.png", "copy.png")),
+            ("near-duplicates", ("01.png", "variant.jpg")),
+        ]
+
+
+def test_a_missing_trigger_is_reported(tmp_path: Path) -> None:
+    """Only captions that do not hold the word are named; case and neighbours do not fool it."""
+    fill(tmp_path, 4)
+    (tmp_path / "dataset.toml").write_text('trigger = "brandlook"')
+    (tmp_path / "01.txt").write_text("BrandLook, a scene")
+    (tmp_path / "02.txt").write_text("brandlooks like this")
+    (tmp_path / "03.txt").write_text("a scene")
+    (finding,) = load(tmp_path).warnings
+    assert (finding.code, finding.files) == ("missing-trigger", ("02.png", "03.png"))
+    assert "2 of 4 captions" in finding.message
+
+
+def test_large_crops_and_upscaling_are_reported(tmp_path: Path) -> None:
+    """What the crop costs is said in pixels of the original; mild cropping is not reported."""
+    fill(tmp_path, 4)
+    save(tmp_path, "wide.png", scene(11).resize((512, 256)), "x")
+    save(tmp_path, "mild.png", scene(12).resize((290, 256)), "x")
+    save(tmp_path, "small.png", scene(13).resize((110, 110)), "x")
+    cropped, upscaled = load(tmp_path).warnings
+    assert (cropped.code, cropped.files) == ("cropped", ("wide.png",))
+    assert "wide.png loses 65536 pixels (50%)" in cropped.message
+    assert (upscaled.code, upscaled.files) == ("upscaled", ("small.png",))
+    assert "110×110" in upscaled.message
+
+
+def test_squares_are_read_from_rows(tmp_path: Path) -> None:
+    """A row's square has the oriented size, and the pixels of the file."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    fill(tmp_path, 2)
+    scene(5).resize((200, 128)).save(tmp_path / "turned.png", exif=exif)
+    (tmp_path / "turned.txt").write_text("x")
+    rows = all_rows(load(tmp_path))
+    turned = rows[-1]
+    assert (turned.width, turned.height) == (128, 200)
+    crop = read_square(turned, 128, None)
+    assert crop.original_size == (200, 128)
+    assert crop.crops_coords_top_left == (36, 0)
+    assert (read_square(rows[0], 128, None).pixels == np.asarray(scene(0))).all()
+
+
+def test_an_image_changed_after_loading_is_noticed(tmp_path: Path) -> None:
+    """A row never gives the pixels of another picture."""
+    row = all_rows(load(fill(tmp_path, 3)))[0]
+    scene(50).save(row.path)
+    with pytest.raises(DataError, match="changed after"):
+        read_square(row, 128, None)
+
+
+def test_one_family_cannot_be_held_out(tmp_path: Path) -> None:
+    """A set of copies says that nothing can be held out; without holdout it loads."""
+    for name in ("a.png", "b.png"):
+        save(tmp_path, name, scene(0), "x")
+    with pytest.raises(DataError, match="variants of one picture"):
+        load(tmp_path)
+    assert len(train_rows(load(tmp_path, holdout=0))) == 2
+
+
+def test_progress_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The bar never touches stdout, and without it nothing is printed at all."""
+    fill(tmp_path, 3)
+    load(tmp_path)
+    assert tuple(capfd.readouterr()) == ("", "")
+    load(tmp_path, show_progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Reading images" in err
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    """A file without permission is in the list of faults."""
+    fill(tmp_path, 2)
+    (tmp_path / "01.png").chmod(0)
+    with pytest.raises(DataError, match=r"01\.png"):
+        load(tmp_path)
