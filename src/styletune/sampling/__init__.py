@@ -1,0 +1,1 @@
+"""Adapter and prompts -> images that carry their settings."""

@@ -1,0 +1,1 @@
+"""What is particular to SDXL: loading, conditioning, latents, adapters and file layouts."""
