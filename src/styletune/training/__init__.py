@@ -1,0 +1,1 @@
+"""One loop for every method; what differs are plain functions and tensors passed in."""

@@ -1,0 +1,107 @@
+"""Checkpoints: the adapter, the optimizer's state, and a receipt written last.
+
+A checkpoint without its receipt was interrupted and does not count. A state that does not
+match its checksums stops the run: training never goes on from half a state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from styletune.errors import Conflict, IntegrityError
+from styletune.runs import Run, file_sha256, read_json, write_bytes, write_json
+from styletune.sdxl.adapter import (
+    AdapterSpec,
+    adapter_parameters,
+    adapter_tensors,
+    load_adapter,
+    load_into,
+    save_adapter,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a checkpoint belongs to: SHA-256 sums (hex)."""
+
+    recipe_hash: str
+    data_fingerprint: str
+    base_hash: str
+
+
+def save_checkpoint(
+    run: Run, step: int, unet: nn.Module, optimizer: torch.optim.Optimizer, spec: AdapterSpec,
+    identity: Identity,
+) -> None:  # fmt: skip
+    """Write the checkpoint after ``step`` optimizer steps. Raises OutputError."""
+    save_adapter(run.adapter_file(step), adapter_tensors(unet), spec)
+    state: dict[str, Tensor] = {}
+    for name, parameter in adapter_parameters(unet).items():
+        for key, value in optimizer.state[parameter].items():
+            state[f"{key}:{name}"] = value.detach().cpu().contiguous()
+    write_bytes(run.state_file(step), save({k: state[k] for k in sorted(state)}))
+    receipt = {
+        "step": step,
+        "recipe_hash": identity.recipe_hash,
+        "data_fingerprint": identity.data_fingerprint,
+        "base_hash": identity.base_hash,
+        "adapter_sha256": file_sha256(run.adapter_file(step)),
+        "state_sha256": file_sha256(run.state_file(step)),
+    }
+    write_json(run.state_facts_file(step), receipt)
+
+
+def check_receipt(run: Run, step: int, identity: Identity) -> None:
+    """Raise Conflict for another run's checkpoint, IntegrityError for damaged files."""
+    receipt: Mapping[str, object] = read_json(run.state_facts_file(step))
+    where = str(run.checkpoint_dir(step))
+    for key, label in (
+        ("recipe_hash", "recipe"), ("data_fingerprint", "data set"), ("base_hash", "base model")
+    ):  # fmt: skip
+        if receipt.get(key) != getattr(identity, key):
+            raise Conflict(f"belongs to another {label}", where=where, fix="use another --run-dir")
+    for key, file in (
+        ("adapter_sha256", run.adapter_file(step)),
+        ("state_sha256", run.state_file(step)),
+    ):
+        if not file.is_file() or file_sha256(file) != receipt.get(key):
+            raise IntegrityError(
+                f"{file.name} is missing or is not what its checkpoint recorded",
+                where=where,
+                fix=f"delete {where} to go on from the checkpoint before it",
+            )
+
+
+def restore_checkpoint(
+    run: Run, step: int, unet: nn.Module, optimizer: torch.optim.Optimizer, identity: Identity
+) -> None:
+    """Put the adapter and the optimizer back to where they were after ``step`` steps."""
+    check_receipt(run, step, identity)
+    tensors, _ = load_adapter(run.adapter_file(step))
+    load_into(unet, tensors)
+    state = load_file(run.state_file(step))
+    for name, parameter in adapter_parameters(unet).items():
+        restored: dict[str, Tensor] = {}
+        for full, value in state.items():
+            key, _, owner = full.partition(":")
+            if owner == name:
+                # A fused AdamW keeps its step count beside the parameter.
+                restored[key] = value.to(parameter.device)
+        if not restored:
+            raise IntegrityError(f"no optimizer state for {name}", where=str(run.state_file(step)))
+        optimizer.state[parameter] = restored
+
+
+def assert_finite(loss: float, step: int, file_names: list[str]) -> None:
+    """Stop on NaN or infinity and name the step and its images."""
+    if not math.isfinite(loss):
+        raise IntegrityError(
+            f"the loss is {loss} at step {step}, images: {', '.join(file_names)}",
+            fix="lower optimizer.learning_rate, or train with train.mixed_precision = \"no\"",
+        )  # fmt: skip
