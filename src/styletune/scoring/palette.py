@@ -1,0 +1,161 @@
+"""Colour: how far a set's colours are from the references', and which colours they are.
+
+The distance is a sliced 1-Wasserstein distance in CIELAB (Rabin et al. 2011; Bonneel et al.
+2015, doi 10.1007/s10851-014-0506-3). A set is the weighted mean of its images' histograms,
+so resampling a set is one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from styletune.errors import DataError
+from styletune.scoring.statistics import Estimate, bootstrap_weights, spread_interval
+
+Array = NDArray[np.float64]
+SIDE_PX = 64
+DIRECTIONS = 64
+# sRGB's farthest colour from Lab's origin is blue, 134 units away.
+LIMIT = 140
+GRID = np.arange(-LIMIT, LIMIT + 1, dtype=np.float64)
+
+
+def directions() -> Array:
+    """(64, 3) unit vectors, a Fibonacci lattice on half the sphere: d and -d tell the same."""
+    i = np.arange(DIRECTIONS) + 0.5
+    z = i / DIRECTIONS
+    angle = np.pi * (3 - np.sqrt(5)) * i
+    radius = np.sqrt(1 - z * z)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], axis=1)
+
+
+def load_pixels(file: Path) -> tuple[Array, Array]:
+    """An image's colours: (k, 3) float64 CIELAB (D65, L 0-100) and (k,) weights, sum 1.
+
+    Reduced to 64x64 by area first. Transparent pixels have no colour and no weight.
+    Raises DataError if the file is no image or wholly transparent.
+    """
+    from skimage.color import rgb2lab
+
+    try:
+        with Image.open(file) as opened:
+            upright = ImageOps.exif_transpose(opened).convert("RGBA")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(f"not readable as an image: {error}", where=str(file)) from None
+    small = upright.resize((SIDE_PX, SIDE_PX), Image.Resampling.BOX)
+    rgba = np.asarray(small, np.float64).reshape(-1, 4)
+    weight = rgba[:, 3]
+    if weight.sum() == 0:
+        raise DataError("the image is wholly transparent", where=str(file))
+    return np.asarray(rgb2lab(rgba[:, :3] / 255)), weight / weight.sum()
+
+
+def projected_cdf(lab: Array, weight: Array) -> NDArray[np.float32]:
+    """Cumulative histograms of the colours along every direction: (64, 281) float32.
+
+    ``lab`` (k, 3), ``weight`` (k,) with sum 1. Mass is shared between the two nearest grid
+    points in proportion, which keeps every mean, and so every pure shift, exact.
+    """
+    position = lab @ directions().T + LIMIT
+    below = np.clip(np.floor(position).astype(np.int64), 0, len(GRID) - 2)
+    share = position - below
+    offset = below + np.arange(DIRECTIONS) * len(GRID)
+    size = DIRECTIONS * len(GRID)
+    mass = np.bincount(offset.ravel(), ((1 - share) * weight[:, None]).ravel(), size)
+    mass += np.bincount(offset.ravel() + 1, (share * weight[:, None]).ravel(), size)
+    return mass.reshape(DIRECTIONS, len(GRID)).cumsum(1).astype(np.float32)
+
+
+def palette_features(files: Sequence[Path]) -> NDArray[np.float32]:
+    """(n, 64, 281) cumulative colour histograms of image files. Raises DataError."""
+    return np.stack([projected_cdf(*load_pixels(file)) for file in files])
+
+
+def cdf_distance(f: NDArray[np.floating], g: NDArray[np.floating]) -> Array:
+    """Sliced W1 of cumulative histograms (..., 64, 281), broadcast: (...) in units of dE76.
+
+    W1 on a line is the integral of |F - G|. A shift of all colours by v moves direction d by
+    |v.d|, whose mean over the sphere is |v| / 2: hence the factor 2, so that it reads |v|.
+    """
+    return np.asarray(2 * np.abs(f - g).sum(-1).mean(-1), np.float64)
+
+
+def palette_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """Distance between two sets' colours, from ``palette_features``; in units of dE76, >= 0."""
+    return float(cdf_distance(x.mean(0), y.mean(0)))
+
+
+def palette_draws(
+    x: NDArray[np.floating], y: NDArray[np.floating], prompts: int, draws: int, seed: int
+) -> Array:
+    """Bootstrap of ``palette_distance`` over prompts (x is prompts-major) and references.
+
+    The same seed resamples the same prompts and references, so ratios of columns are paired.
+    """
+    f = x.reshape(prompts, -1, x.shape[1] * x.shape[2]).mean(1)
+    g = y.reshape(len(y), -1)
+    w = (bootstrap_weights(prompts, draws, seed) / prompts).astype(np.float32)
+    v = (bootstrap_weights(len(y), draws, seed + 1) / len(y)).astype(np.float32)
+    difference = w @ f.astype(np.float32) - v @ g.astype(np.float32)
+    return np.asarray(2 * np.abs(difference).sum(1) / DIRECTIONS, np.float64)
+
+
+def palette_estimates(
+    x: NDArray[np.floating],
+    base: NDArray[np.floating],
+    references: NDArray[np.floating],
+    prompts: int,
+    draws: int = 500,
+    seed: int = 0,
+) -> tuple[Estimate, Estimate]:
+    """(palette distance, its ratio to the base's), each with a 95 % interval.
+
+    The ratio's interval is symmetric in its logarithm. Features as from ``palette_features``.
+    Raises DataError if the base has exactly the references' colours.
+    """
+    mine = palette_draws(x, references, prompts, draws, seed)
+    other = palette_draws(base, references, prompts, draws, seed)
+    value, anchor = palette_distance(x, references), palette_distance(base, references)
+    if anchor <= 0 or other.min() <= 0:
+        raise DataError(
+            "the base model's images already have the references' exact colours",
+            fix="give reference images in the brand's look, not the base model's own",
+        )
+    distance = spread_interval(value, float(np.std(mine, ddof=1)), prompts, n=len(x))
+    floor = 1e-9
+    logs = np.log(np.maximum(mine, floor)) - np.log(other)
+    log_ratio = spread_interval(
+        float(np.log(max(value, floor) / anchor)), float(np.std(logs, ddof=1)), prompts, len(x)
+    )
+    center, low, high = np.exp([log_ratio.value, log_ratio.low, log_ratio.high]).tolist()
+    ratio = Estimate(center, low, high, len(x))
+    return Estimate(value, max(0.0, distance.low), distance.high, len(x)), ratio
+
+
+def extract_palette(files: Sequence[Path], k: int = 6) -> list[tuple[str, float]]:
+    """The k main colours of images, for display: [("#rrggbb", weight)], heaviest first.
+
+    k-means in CIELAB with a fixed seed; weights sum to 1; fewer than k if there are fewer
+    colours. Raises DataError.
+    """
+    from skimage.color import lab2rgb
+    from sklearn.cluster import KMeans
+
+    if not files:
+        raise DataError("a palette needs at least one image")
+    loaded = [load_pixels(file) for file in files]
+    lab = np.concatenate([pixels for pixels, _ in loaded])
+    weight = np.concatenate([w for _, w in loaded])
+    picked = np.random.default_rng(0).choice(len(lab), size=min(len(lab), 20_000), replace=False)
+    lab, weight = lab[picked], weight[picked]
+    count = min(k, len(np.unique(lab.round(1), axis=0)))
+    fitted = KMeans(count, n_init=3, random_state=0).fit(lab, sample_weight=weight)
+    mass = np.bincount(fitted.labels_, weight, count) / weight.sum()
+    rgb = np.rint(np.clip(lab2rgb(fitted.cluster_centers_), 0, 1) * 255).astype(int)
+    order = np.argsort(-mass)
+    return [("#{:02x}{:02x}{:02x}".format(*rgb[i]), float(mass[i])) for i in order]

@@ -1,0 +1,262 @@
+"""The distances against outside implementations on the same features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import wasserstein_distance
+
+from styletune.errors import BadInput, DataError
+from styletune.mini.world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
+from styletune.scoring.clip_score import (
+    image_similarity,
+    leave_one_out_similarity,
+    text_similarity,
+)
+from styletune.scoring.frechet import frechet_distance, frechet_estimate
+from styletune.scoring.kernel import kid, kid_draws, kid_estimate
+from styletune.scoring.palette import (
+    cdf_distance,
+    directions,
+    extract_palette,
+    load_pixels,
+    palette_distance,
+    palette_draws,
+    palette_features,
+    projected_cdf,
+)
+
+SHAPES = [(12, 20, 32), (40, 12, 24), (60, 50, 16), (16, 90, 40)]
+
+
+def features(n: int, m: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mix = rng.normal(size=(d, d)) / d**0.5
+    return rng.normal(size=(n, d)) @ mix, rng.normal(0.3, 1.4, size=(m, d)) @ mix + 0.1
+
+
+class Identity(torch.nn.Module):
+    """Features pass through: torchmetrics' own extension point."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize(("n", "m", "d"), SHAPES)
+def test_frechet_equals_torch_fidelity(n: int, m: int, d: int) -> None:
+    """Both trace forms agree with torch-fidelity, with few and with many samples."""
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    x, y = features(n, m, d)
+    s1, s2 = (fid_features_to_statistics(torch.from_numpy(f)) for f in (x, y))
+    result = fid_statistics_to_metric(s1, s2, False)
+    oracle = next(iter(result.values())) if isinstance(result, dict) else result
+    assert frechet_distance(x, y) == pytest.approx(float(oracle), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), SHAPES[1:3])
+def test_frechet_equals_torchmetrics(n: int, m: int, d: int) -> None:
+    """An identity extractor in torchmetrics' FID gives our number."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    x, y = features(n, m, d)
+    metric = FrechetInceptionDistance(feature=Identity(d), normalize=True).set_dtype(torch.float64)
+    metric.update(torch.from_numpy(y), real=True)
+    metric.update(torch.from_numpy(x), real=False)
+    assert frechet_distance(x, y) == pytest.approx(float(metric.compute()), rel=1e-5)
+
+
+def test_frechet_of_one_dimension_is_the_formula() -> None:
+    """In one dimension it is (m1 - m2)^2 + (s1 - s2)^2."""
+    x, y = np.array([[1.0], [2.0], [4.0]]), np.array([[0.0], [5.0]])
+    expected = (x.mean() - y.mean()) ** 2 + (x.std(ddof=1) - y.std(ddof=1)) ** 2
+    assert frechet_distance(x, y) == pytest.approx(expected)
+
+
+def test_frechet_refuses_what_it_cannot_compare() -> None:
+    """One image a side, or different widths, are errors."""
+    with pytest.raises(BadInput):
+        frechet_distance(np.ones((1, 3)), np.ones((5, 3)))
+    with pytest.raises(BadInput):
+        frechet_distance(np.ones((4, 2)), np.ones((5, 3)))
+
+
+def test_frechet_interval_contains_its_value() -> None:
+    """The jackknife interval surrounds the value and has a width."""
+    x, y = features(30, 25, 8)
+    e = frechet_estimate(x, y, np.repeat(np.arange(10), 3).tolist())
+    assert e.low < e.value < e.high
+    assert e.n == 30
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 32), (50, 16)])
+def test_kid_equals_torch_fidelity(n: int, d: int) -> None:
+    """The full U-statistic is torch-fidelity's mmd2 with one subset of everything."""
+    from torch_fidelity.metric_kid import mmd2
+
+    x, y = features(n, n, d)
+    k = [(a @ b.T / d + 1) ** 3 for a, b in ((x, x), (x, y), (y, y))]
+    assert kid(x, y) == pytest.approx(float(mmd2(*k)), rel=1e-9)
+
+
+def test_kid_equals_torchmetrics() -> None:
+    """One subset of all images in torchmetrics gives our number."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    x, y = features(30, 30, 16)
+    metric = KernelInceptionDistance(feature=Identity(16), subsets=1, subset_size=30)
+    metric.set_dtype(torch.float64)
+    metric.update(torch.from_numpy(y), real=True)
+    metric.update(torch.from_numpy(x), real=False)
+    assert kid(x, y) == pytest.approx(float(metric.compute()[0]), rel=1e-5)
+
+
+def test_kid_is_unbiased_at_unequal_sizes() -> None:
+    """Equal distributions average to zero within three standard errors, at 8 against 20."""
+    rng = np.random.default_rng(0)
+    values = [kid(rng.normal(size=(8, 6)), rng.normal(size=(20, 6))) for _ in range(400)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20
+
+
+def test_kid_bootstrap_stays_centred() -> None:
+    """Resampling without self-pairs does not push the distance up, as plain bootstrap does."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(48, 8)), rng.normal(size=(30, 8))
+    draws = kid_draws(x, y, 16, 2000, seed=0)
+    picks = rng.integers(48, size=(300, 48)), rng.integers(30, size=(300, 30))
+    naive = np.mean([kid(x[i], y[j]) for i, j in zip(*picks, strict=True)])
+    assert abs(draws.mean() - kid(x, y)) < 0.25 * draws.std()
+    assert naive - kid(x, y) > 4 * abs(draws.mean() - kid(x, y))
+
+
+def test_kid_spread_matches_fresh_samples() -> None:
+    """The interval's half width is that of repeated experiments, within a third."""
+    rng = np.random.default_rng(2)
+    pairs = [(rng.normal(0.4, 1, (30, 6)), rng.normal(size=(30, 6))) for _ in range(150)]
+    true_deviation = np.std([kid(x, y) for x, y in pairs])
+    told = np.mean([np.std(kid_draws(x, y, 30, 200, seed=0)) for x, y in pairs[:30]])
+    assert told == pytest.approx(true_deviation, rel=0.33)
+    assert kid_estimate(*pairs[0], 30).low < kid(*pairs[0])
+
+
+def test_similarities_are_plain_cosines() -> None:
+    """Text goes to the image's own prompt; image is the mean over the references."""
+    images = np.array([[2.0, 0], [0, 3], [1, 1], [1, 0]])
+    texts = np.array([[1.0, 0], [0, 5]])
+    half = 0.5**0.5
+    np.testing.assert_allclose(text_similarity(images, texts), [1, 0, half, 0], atol=1e-12)
+    np.testing.assert_allclose(image_similarity(images[:1], texts), [0.5])
+    np.testing.assert_allclose(leave_one_out_similarity(images[:2]), [0, 0], atol=1e-12)
+
+
+def test_similarity_refuses_rows_without_direction() -> None:
+    """A zero row and a width that does not match are errors, not numbers."""
+    with pytest.raises(BadInput, match="row 1"):
+        image_similarity(np.array([[1.0, 0], [0, 0]]), np.eye(2))
+    with pytest.raises(BadInput):
+        text_similarity(np.ones((3, 2)), np.eye(2))
+
+
+# -- palette ---------------------------------------------------------------------------------
+
+
+def save(folder: Path, name: str, pixels: np.ndarray) -> Path:
+    path = folder / f"{name}.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_directions_average_to_one_half() -> None:
+    """Mean |cos| to any vector is 1/2 within 2 %, which is why the distance is doubled."""
+    d = directions()
+    np.testing.assert_allclose(np.linalg.norm(d, axis=1), 1)
+    rng = np.random.default_rng(0)
+    v = rng.normal(size=(200, 3))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.abs(v @ d.T).mean(1), 0.5, rtol=0.02)
+
+
+def test_pure_shift_reads_its_length() -> None:
+    """Moving all colours by 10 units of dE76 gives a distance of 10."""
+    rng = np.random.default_rng(0)
+    lab = rng.uniform([20, -30, -30], [80, 30, 30], (500, 3))
+    weight = np.full(500, 1 / 500)
+    shift = np.array([6.0, -8.0, 0.0])
+    value = cdf_distance(projected_cdf(lab, weight), projected_cdf(lab + shift, weight))
+    assert float(value) == pytest.approx(10, rel=0.02)
+
+
+def test_palette_equals_scipy_per_direction(tmp_path: Path) -> None:
+    """Each direction is scipy's one-dimensional Wasserstein distance of the pooled pixels."""
+    views = [View(s, "sunset", (), i) for i, s in enumerate(("sea", "city", "forest"))]
+    a = [save(tmp_path, f"a{i}", render(v, HORIZON, 64)) for i, v in enumerate(views)]
+    b = [save(tmp_path, f"b{i}", render(v, NATURAL, 64)) for i, v in enumerate(views[:2])]
+    la, lb = (np.concatenate([load_pixels(f)[0] for f in files]) for files in (a, b))
+    per_direction = [wasserstein_distance(la @ d, lb @ d) for d in directions()]
+    ours = palette_distance(palette_features(a), palette_features(b))
+    assert ours == pytest.approx(2 * np.mean(per_direction), rel=2e-3)
+
+
+def test_palette_bootstrap_is_resampling(tmp_path: Path) -> None:
+    """A draw is the distance of the set with its images repeated as drawn."""
+    from styletune.scoring.statistics import bootstrap_weights
+
+    views = [View(s, "noon", (), i) for i, s in enumerate(("sea", "city", "forest", "desert"))]
+    x = palette_features([save(tmp_path, f"x{i}", render(v)) for i, v in enumerate(views)])
+    y = palette_features([save(tmp_path, f"y{i}", render(v, HORIZON)) for i, v in enumerate(views)])
+    draws = palette_draws(x, y, 4, 3, seed=7)
+    w, v = bootstrap_weights(4, 3, 7).astype(int), bootstrap_weights(4, 3, 8).astype(int)
+    again = [palette_distance(np.repeat(x, a, 0), np.repeat(y, b, 0))
+             for a, b in zip(w, v, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(draws, again, rtol=1e-4)
+
+
+def test_transparent_pixels_have_no_colour(tmp_path: Path) -> None:
+    """A cut-out counts its visible pixels only; a wholly transparent image is refused."""
+    rgba = np.zeros((64, 64, 4), np.uint8)
+    rgba[16:48, 16:48] = (255, 0, 0, 255)
+    cut = save(tmp_path, "cut", rgba)
+    full = save(tmp_path, "full", np.full((64, 64, 3), (255, 0, 0), np.uint8))
+    assert palette_distance(palette_features([cut]), palette_features([full])) < 1e-4
+    with pytest.raises(DataError, match="transparent"):
+        load_pixels(save(tmp_path, "none", rgba * 0))
+
+
+def test_broken_image_is_named(tmp_path: Path) -> None:
+    """A file that is no image is an error that names it."""
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"broken\.png"):
+        palette_features([broken])
+
+
+def test_extracted_palette_finds_flat_colours(tmp_path: Path) -> None:
+    """Two flat colours come back exactly, with their shares; asking for more invents none."""
+    pixels = np.full((64, 64, 3), (38, 22, 84), np.uint8)
+    pixels[:16] = (255, 160, 110)
+    found = extract_palette([save(tmp_path, "two", pixels)], k=5)
+    assert [color for color, _ in found] == ["#261654", "#ffa06e"]
+    assert [weight for _, weight in found] == pytest.approx([0.75, 0.25])
+
+
+def test_extracted_palette_is_near_the_brand(tmp_path: Path) -> None:
+    """The main colours of brand images lie near the brand's palette, within dE76 of 22."""
+    from skimage.color import rgb2lab
+
+    files = [save(tmp_path, f"r{i}", render(View(s, "sunset", (), i), HORIZON))
+             for i, s in enumerate(("sea", "city", "desert", "meadow"))]  # fmt: skip
+
+    def lab(color: str) -> np.ndarray:
+        return rgb2lab(np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255)
+
+    brand = np.stack([lab(c) for c in HORIZON_PALETTE])
+    for color, _ in extract_palette(files, 4):
+        assert np.linalg.norm(brand - lab(color), axis=1).min() < 22

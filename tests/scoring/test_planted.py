@@ -1,0 +1,380 @@
+"""The suite against planted adapters whose worth is known, drawn by the procedural world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from styletune.errors import BadInput, RecipeError
+from styletune.mini.world import HORIZON, NATURAL, Look, View, caption, render
+from styletune.scoring.choose import Candidate, choose
+from styletune.scoring.gates import GateResult, apply_gates, passed
+from styletune.scoring.score import Column, Scores, score_columns, write_scores
+from styletune.scoring.statistics import Estimate
+from styletune.scoring.suite import Suite, SuiteGates, load_suite, prompt_id, suite_hash
+
+SUITE_FILE = Path(__file__).parents[2] / "eval" / "mini-backgrounds.toml"
+VIEWS = [
+    View("mountains", "sunset", ("clouds",), 0),
+    View("sea", "noon", ("arch",), 0),
+    View("city", "night", ("flag",), 0),
+    View("forest", "dawn", ("balloon",), 0),
+    View("desert", "sunset", (), 0),
+    View("meadow", "night", ("sphere",), 0),
+    View("room", "noon", ("plant",), 0),
+    View("stage", "dawn", ("cube",), 0),
+]
+SEEDS = (11, 12)
+SICKLY = Look("sickly", ramp=((0, 40, 0), (40, 160, 20), (190, 255, 60)), texture="stripes",
+              texture_strength=0.3)  # fmt: skip
+
+
+def pixels_of(view: View, look: Look, seed: int) -> np.ndarray:
+    return render(View(view.scene, view.time, view.extras, seed), look)
+
+
+def colors(pixels: np.ndarray) -> np.ndarray:
+    """A 4x4x4 colour histogram (64,)."""
+    bins = (pixels // 64).reshape(-1, 3).astype(int) @ (16, 4, 1)
+    return np.bincount(bins, minlength=64) / bins.size
+
+
+def layout(pixels: np.ndarray) -> np.ndarray:
+    """A centred 12x12 map of edges (144,): what is drawn, whatever the colours."""
+    gray = pixels.astype(float) @ (0.3, 0.59, 0.11)
+    edges = np.abs(np.diff(gray, axis=1))[:-1] + np.abs(np.diff(gray, axis=0))[:, :-1]
+    small = Image.fromarray(edges.astype(np.float32)).resize((12, 12), Image.Resampling.BOX)
+    flat = np.sqrt(np.asarray(small, float)).ravel()
+    flat -= flat.mean()
+    return flat / np.linalg.norm(flat)
+
+
+def oracle_features(pixels: np.ndarray, shown: View) -> np.ndarray:
+    """Colours (64) beside what the image shows, from the world's truth, blurred by layout.
+
+    The world knows what it drew, so the content half is exact: one axis a view.
+    """
+    content = np.zeros(len(VIEWS))
+    content[[v.scene for v in VIEWS].index(shown.scene)] = 1
+    h = np.sqrt(colors(pixels))
+    return np.concatenate([h / np.linalg.norm(h), content * 0.7, 0.1 * layout(pixels)])
+
+
+def text_features() -> np.ndarray:
+    rows = np.zeros((len(VIEWS), 64 + len(VIEWS) + 144))
+    rows[:, 64 : 64 + len(VIEWS)] = np.eye(len(VIEWS))
+    return rows
+
+
+def make_column(folder: Path, name: str, step: int | None, look: Look,
+                shown: list[View], same_seed: bool = False) -> Column:  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    files, features = [], []
+    for i, view in enumerate(shown):
+        for seed in SEEDS:
+            pixels = pixels_of(view, look, 11 if same_seed else seed + 100 * i)
+            file = folder / f"{name}-{i}-{seed}.png"
+            Image.fromarray(pixels).save(file)
+            files.append(file)
+            features.append(oracle_features(pixels, view))
+    return Column(name, step, 1.0, files, np.stack(features))
+
+
+def make_suite() -> Suite:
+    return Suite(name="planted", prompts=tuple(caption(v, 0) for v in VIEWS), seeds=SEEDS)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, list[Column]]:
+    """Base, then adapters: untrained, good, collapsed, off-palette, deaf."""
+    folder = tmp_path_factory.mktemp("planted")
+    deaf = VIEWS[3:] + VIEWS[:3]
+    columns = [
+        make_column(folder, "base", None, NATURAL, VIEWS),
+        make_column(folder, "untrained", 0, NATURAL, VIEWS),
+        make_column(folder, "good", 200, HORIZON, VIEWS),
+        make_column(folder, "collapsed", 800, HORIZON, [VIEWS[0]] * len(VIEWS), same_seed=True),
+        make_column(folder, "off-palette", 300, SICKLY, VIEWS),
+        make_column(folder, "deaf", 400, HORIZON, deaf),
+    ]
+    rng = np.random.default_rng(5)
+    references, features = [], []
+    for i in range(24):
+        view = VIEWS[i % len(VIEWS)]
+        pixels = pixels_of(view, HORIZON, int(rng.integers(2**31)))
+        references.append(folder / f"ref-{i}.png")
+        Image.fromarray(pixels).save(references[-1])
+        features.append(oracle_features(pixels, view))
+    scores = score_columns(
+        suite=make_suite(),
+        columns=columns,
+        text_features=text_features(),
+        references=references,
+        reference_features=np.stack(features),
+        encoder_id="planted",
+    )
+    return scores, columns
+
+
+def verdicts(scores: Scores, name: str) -> dict[str, str]:
+    line = next(c for c in scores.summary["checkpoints"] if c["checkpoint"] == name)
+    return {g["name"]: g["verdict"] for g in line["gates"]}
+
+
+def test_good_adapter_is_chosen(planted: tuple[Scores, list[Column]]) -> None:
+    """The adapter with the right look and the right content passes all gates and is chosen."""
+    summary = planted[0].summary
+    assert set(verdicts(planted[0], "good").values()) == {"pass"}
+    assert summary["chosen"]["checkpoint"] == "good"
+    assert summary["chosen"]["passed"] is True
+    assert [c["checkpoint"] for c in summary["checkpoints"] if c["passed"]] == ["good"]
+    assert "step 200 passes all gates" in summary["chosen"]["reason"].lower()
+
+
+def test_untrained_adapter_fails(planted: tuple[Scores, list[Column]]) -> None:
+    """The base's own images gain exactly nothing and fail on style and on palette."""
+    found = verdicts(planted[0], "untrained")
+    assert found["clip_image_gain"] == "fail"
+    assert found["palette_ratio"] == "fail"
+
+
+@pytest.mark.parametrize("name", ["collapsed", "deaf"])
+def test_colour_copiers_fail_on_text(planted: tuple[Scores, list[Column]], name: str) -> None:
+    """Right colours do not help an adapter that ignores its prompts."""
+    found = verdicts(planted[0], name)
+    assert found["clip_text_loss"] == "fail"
+    assert found["palette_ratio"] == "pass" or name == "collapsed"
+
+
+def test_off_palette_adapter_fails_on_palette(planted: tuple[Scores, list[Column]]) -> None:
+    """Green is not the brand: the palette gate says so although the prompts are followed."""
+    found = verdicts(planted[0], "off-palette")
+    assert found["palette_ratio"] == "fail"
+    assert found["clip_text_loss"] == "pass"
+
+
+def test_anchors_bracket_the_good_adapter(planted: tuple[Scores, list[Column]]) -> None:
+    """Its palette lies between the real-against-real floor and the base."""
+    summary = planted[0].summary
+    good = next(c for c in summary["checkpoints"] if c["checkpoint"] == "good")["metrics"]
+    real, base = summary["anchors"]["real"], summary["anchors"]["base"]
+    assert good["palette"]["value"] < 0.5 * base["palette"]["value"]
+    assert real["palette"]["value"] < base["palette"]["value"]
+    assert real["clip_image"]["value"] > base["clip_image"]["value"]
+
+
+def test_fid_is_no_gate(planted: tuple[Scores, list[Column]]) -> None:
+    """FID is measured for every column and gates none."""
+    summary = planted[0].summary
+    assert all("fid" in c["metrics"] for c in summary["checkpoints"])
+    assert {g["name"] for c in summary["checkpoints"] for g in c["gates"]} == {
+        "clip_image_gain", "palette_ratio", "clip_text_loss",
+    }  # fmt: skip
+
+
+def test_rows_name_every_score_once(planted: tuple[Scores, list[Column]]) -> None:
+    """The rows name every (checkpoint, prompt, seed, metric) once."""
+    rows = planted[0].rows
+    keys = {(r.checkpoint, r.strength, r.prompt_id, r.seed, r.metric) for r in rows}
+    assert len(keys) == len(rows) == 6 * len(VIEWS) * len(SEEDS) * 3
+
+
+def test_scores_are_written_as_agreed(planted: tuple[Scores, list[Column]], tmp_path: Path) -> None:
+    """Parquet has the agreed columns, summary.json the agreed keys."""
+    scores, _ = planted
+    write_scores(scores, tmp_path / "s" / "scores.parquet", tmp_path / "s" / "summary.json")
+    table = pq.read_table(tmp_path / "s" / "scores.parquet")
+    assert table.column_names == [
+        "checkpoint", "strength", "prompt_id", "seed", "metric", "value", "encoder",
+    ]  # fmt: skip
+    assert table.num_rows == len(scores.rows)
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert summary == scores.summary
+    assert {"suite_hash", "chosen", "checkpoints", "anchors", "gates"} <= set(summary)
+    assert {"checkpoint", "strength", "reason"} <= set(summary["chosen"])
+    assert {"value", "low", "high", "n"} == set(summary["anchors"]["base"]["fid"])
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["scores.parquet", "summary.json"]
+
+
+def test_same_input_same_scores(planted: tuple[Scores, list[Column]]) -> None:
+    """Scoring has no hidden randomness."""
+    _, columns = planted
+    again = score_columns(
+        suite=make_suite(),
+        columns=columns[:2],
+        text_features=text_features(),
+        references=columns[2].images,
+        reference_features=columns[2].image_features,
+        encoder_id="planted",
+    )
+    twice = score_columns(
+        suite=make_suite(),
+        columns=columns[:2],
+        text_features=text_features(),
+        references=columns[2].images,
+        reference_features=columns[2].image_features,
+        encoder_id="planted",
+    )
+    assert again.summary == twice.summary
+    assert again.rows == twice.rows
+
+
+def test_columns_that_do_not_fit_are_refused(planted: tuple[Scores, list[Column]]) -> None:
+    """A missing image, a column given twice, and too few references stop the scoring."""
+    _, columns = planted
+    short = Column("short", 1, 1.0, columns[1].images[:-1], columns[1].image_features[:-1])
+
+    def score(cols: list[Column], count: int = 16) -> Scores:
+        return score_columns(
+            suite=make_suite(),
+            columns=cols,
+            text_features=text_features(),
+            references=columns[2].images[:count],
+            reference_features=columns[2].image_features[:count],
+            encoder_id="x",
+        )
+
+    with pytest.raises(BadInput, match="short"):
+        score([columns[0], short])
+    with pytest.raises(BadInput, match="twice"):
+        score([columns[0], columns[1], columns[1]])
+    with pytest.raises(BadInput, match="held-out"):
+        score(columns[:2], count=3)
+    with pytest.raises(BadInput, match="base"):
+        score(columns[:1])
+
+
+# -- gates and choice --------------------------------------------------------------------------
+
+
+def judge(gain: Estimate, ratio: Estimate, loss: Estimate) -> list[GateResult]:
+    return apply_gates(SuiteGates(), clip_image_gain=gain, palette_ratio=ratio, clip_text_loss=loss)
+
+
+def test_gate_verdicts_follow_the_interval() -> None:
+    """Wholly good passes, wholly bad fails, a straddling interval is inconclusive."""
+    good = judge(Estimate(0.1, 0.05, 0.2, 9), Estimate(0.4, 0.3, 0.6, 9), Estimate(0, -0.1, 0.1, 9))
+    assert passed(good)
+    wide = judge(Estimate(0.1, -0.1, 0.3, 9), Estimate(0.4, 0.3, 0.9, 9), Estimate(0, -0.1, 0.2, 9))
+    assert [g.verdict for g in wide] == ["inconclusive"] * 3
+    assert "more prompts" in wide[0].explanation
+    bad = judge(Estimate(0, 0, 0, 9), Estimate(1, 1, 1, 9), Estimate(0.5, 0.4, 0.6, 9))
+    assert [g.verdict for g in bad] == ["fail"] * 3
+
+
+def test_undefined_loss_is_inconclusive() -> None:
+    """An encoder that gives the base a negative text similarity cannot pass a checkpoint."""
+    nan = float("nan")
+    gates = judge(
+        Estimate(0.1, 0.05, 0.2, 9), Estimate(0.4, 0.3, 0.6, 9), Estimate(nan, nan, nan, 9)
+    )
+    assert gates[2].verdict == "inconclusive"
+    assert gates[2].as_json()["value"] is None
+
+
+def candidate(step: int, style: np.ndarray, verdict: str = "pass") -> Candidate:
+    gate = GateResult("clip_text_loss", 0, 0, 0, 0.1, verdict, "")  # type: ignore[arg-type]
+    return Candidate(f"step-{step:06d}", step, 1.0, style, [gate])
+
+
+BASE = np.linspace(0.3, 0.5, 16)
+NOISE = np.random.default_rng(0).normal(0, 0.01, (3, 16))
+NOISE -= NOISE.mean(1, keepdims=True)
+
+
+def test_ties_go_to_the_earlier_step() -> None:
+    """Step 400 is higher by less than the noise, so step 200 is kept; step 100 is clearly less."""
+    chosen = choose(
+        [
+            candidate(100, BASE + 0.05 + NOISE[0]),
+            candidate(200, BASE + 0.20 + NOISE[1]),
+            candidate(400, BASE + 0.2005 + NOISE[1] + 0.3 * NOISE[2]),
+        ],
+        BASE,
+    )
+    assert chosen.column == 1
+    assert "within noise" in chosen.reason
+    assert "Best of 3".lower() in chosen.reason.lower()
+
+
+def test_a_distinguishable_gain_wins() -> None:
+    """A later step that is clearly better is chosen although it is later."""
+    steps = [candidate(s, BASE + 0.001 * s + NOISE[i]) for i, s in enumerate((100, 200, 300))]
+    assert choose(steps, BASE).column == 2
+
+
+def test_failing_checkpoints_are_not_chosen_over_passing_ones() -> None:
+    """The highest style loses to a lower one that passes; if none passes, the reason says so."""
+    high, low = candidate(300, BASE + 0.4 + NOISE[0], "fail"), candidate(100, BASE + 0.1 + NOISE[1])
+    assert choose([high, low], BASE).column == 1
+    nearly = candidate(100, BASE + 0.1 + NOISE[1], "inconclusive")
+    alone = choose([high, nearly], BASE)
+    assert alone.column == 1
+    assert "No candidate passes" in alone.reason
+    assert "clip_text_loss (inconclusive)" in alone.reason
+
+
+def test_nothing_to_choose_is_an_error() -> None:
+    """An empty list of checkpoints is refused."""
+    with pytest.raises(BadInput):
+        choose([], BASE)
+
+
+# -- suite ---------------------------------------------------------------------------------------
+
+
+def test_shipped_suite_asks_for_untrained_compositions() -> None:
+    """16 prompts over all scenes and hours; none of them was in the mini base's training data."""
+    suite = load_suite(SUITE_FILE)
+    plain: dict[str, list[View]] = {}
+    from itertools import combinations
+
+    from styletune.mini.world import EXTRAS, SCENES, TIMES
+
+    for scene in SCENES:
+        for time in TIMES:
+            for count in (0, 1, 2):
+                for extras in combinations(EXTRAS, count):
+                    view = View(scene, time, extras, 0)
+                    plain.setdefault(caption(view, 0), []).append(view)
+    views = [plain[p][0] for p in suite.prompts]
+    for v in views:
+        key = "|".join((v.scene, v.time, *sorted(v.extras)))
+        assert sum(ord(c) * (i + 7) for i, c in enumerate(key)) % 10 == 0, key
+    assert sorted(v.scene for v in views) == sorted([*SCENES, *SCENES])
+    assert sorted(v.time for v in views) == sorted([*TIMES] * 4)
+
+
+def test_suite_hash_is_of_the_images() -> None:
+    """Another seed gives another hash; another threshold or name does not."""
+    suite = make_suite()
+    other = suite.model_copy(update={"seeds": (11, 13)})
+    gates = suite.model_copy(update={"name": "x", "gates": SuiteGates(palette_ratio=0.5)})
+    assert suite_hash(suite) == suite_hash(gates) != suite_hash(other)
+    assert prompt_id(3) == "p03"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('prompts = ["a", "b", "A "]\nseeds = [1]', "twice in the list"),
+        ('prompts = ["a", "b", "c"]\nseeds = [1, 1]', "twice in the list"),
+        ('prompts = ["a", "b", "c"]\nseeds = [1]\n[sampler]\nstep = 3', 'did you mean "steps"'),
+        ('prompts = ["a", "b", "c"]\nseeds = [1]\n[gates]\npalette_ratio = 1.5', "palette_ratio"),
+        ('prompts = ["a", "b", "c"]\nseeds = []', "seeds"),
+        ('prompts = ["a", "b", " "]\nseeds = [1]', "a prompt is empty"),
+    ],
+)
+def test_bad_suites_are_explained(tmp_path: Path, line: str, message: str) -> None:
+    """A duplicate, a misspelt key and an impossible value are named with their place."""
+    file = tmp_path / "suite.toml"
+    file.write_text(f'name = "x"\n{line}\n')
+    with pytest.raises(RecipeError) as error:
+        load_suite(file)
+    assert message in str(error.value)
+    assert str(file) in str(error.value)
