@@ -1,0 +1,271 @@
+"""Bad input: a clear error, the right exit code, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Answer
+from PIL import Image
+
+from styletune.mini import BASE_DIR
+
+Command = Callable[..., Answer]
+
+
+def refuse(styletune: Command, recipe: Path, tmp_path: Path, *more: str | Path) -> Answer:
+    """Plan and run must refuse alike and write nothing; returns run's answer."""
+    runs = tmp_path / "runs"
+    planned = styletune("plan", recipe, "--runs-dir", runs, *more)
+    ran = styletune("run", recipe, "--runs-dir", runs, *more)
+    assert planned.code == ran.code
+    assert ran.code != 0
+    assert "Traceback" not in ran.err
+    assert ran.err.startswith("error: ") or "\nerror: " in ran.err
+    assert not runs.exists()
+    return ran
+
+
+def edit(recipe: Path, old: str, new: str) -> None:
+    text = recipe.read_text()
+    assert old in text
+    recipe.write_text(text.replace(old, new))
+
+
+def test_unknown_key(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A misspelt key is bad input and answered with the right one."""
+    edit(brand, "rank = 8", "rnak = 8")
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert 'did you mean "rank"' in answer.err
+
+
+def test_key_in_the_wrong_section(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """The section where it belongs is named."""
+    edit(brand, "rank = 8", "steps = 8")
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert "it belongs in [train]" in answer.err
+
+
+def test_wrong_type(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A string where a number belongs is refused, not converted."""
+    edit(brand, "batch_size = 4", 'batch_size = "4"')
+    assert refuse(styletune, brand, tmp_path).code == 2
+
+
+def test_missing_recipe(styletune: Command, tmp_path: Path) -> None:
+    """A recipe that is not there: not found."""
+    assert refuse(styletune, tmp_path / "nothing.toml", tmp_path).code == 3
+
+
+def test_missing_folder(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A data folder that is not there is answered with the nearest name."""
+    edit(brand, 'path = "brand"', 'path = "barnd"')
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 3
+    assert "brand" in answer.err
+
+
+def test_empty_folder(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A folder without images is bad input."""
+    shutil.rmtree(brand.parent / "brand")
+    (brand.parent / "brand").mkdir()
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert "image" in answer.err
+
+
+def test_no_captions(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """Images without captions stop the run, and the fix names default_caption."""
+    (brand.parent / "brand" / "metadata.jsonl").unlink()
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert "default_caption" in answer.err
+
+
+def test_corrupt_image(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A truncated file is refused by name."""
+    file = brand.parent / "brand" / "07.png"
+    file.write_bytes(file.read_bytes()[:900])
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert "07.png" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (lambda base: (base / "model_index.json").unlink(), "model_index.json"),
+        (lambda base: shutil.rmtree(base / "vae"), "vae"),
+        (lambda base: (base / "unet" / "config.json").write_text("{"), "config.json"),
+        (lambda base: next((base / "unet").glob("*.safetensors")).unlink(), "unet"),
+    ],
+)
+def test_unreadable_base(
+    brand: Path, styletune: Command, tmp_path: Path, damage: Callable[[Path], None], part: str
+) -> None:
+    """A base folder that lacks a part is refused, and the part is named."""
+    shutil.copytree(BASE_DIR, tmp_path / "base")
+    damage(tmp_path / "base")
+    edit(brand, "[data]", f'[base]\nmodel = "{tmp_path / "base"}"\n[data]')
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert part in answer.err
+
+
+def test_truncated_base_weights(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """Half a weights file is a base-model error when it is loaded, and no run folder is begun."""
+    shutil.copytree(BASE_DIR, tmp_path / "base")
+    weights = next((tmp_path / "base" / "unet").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    edit(brand, "[data]", f'[base]\nmodel = "{tmp_path / "base"}"\n[data]')
+    answer = styletune("train", brand, "--runs-dir", tmp_path / "runs", "--json")
+    assert answer.code == 2
+    assert answer.json["error"]["kind"] == "base_model"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_missing_base(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A missing folder and a Hub model that is not here: not found, with what to do."""
+    answer = refuse(styletune, brand, tmp_path, "--set", "base.model=./nowhere")
+    assert answer.code == 3
+    hub = refuse(styletune, brand, tmp_path, "--set", "base.model=acme/sdxl")
+    assert hub.code == 3
+    assert "hf download acme/sdxl" in hub.err
+
+
+def test_output_in_place_of_a_file(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A run folder that cannot be made is an output error."""
+    (tmp_path / "file").write_text("x")
+    answer = styletune("train", brand, "--run-dir", tmp_path / "file" / "run", "--json")
+    assert answer.code == 2
+    assert answer.json["error"]["kind"] == "output"
+    taken = styletune("train", brand, "--run-dir", tmp_path / "file", "--json")
+    assert taken.code == 5
+
+
+def test_full_disk(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """On a file system that is full, training stops with an output error and no traceback."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        answer = styletune(
+            "train", brand, "--run-dir", small / "run", "--set", "train.steps=1",
+            "--set", "preview.prompts=[]", "--json",
+        )  # fmt: skip
+        assert answer.code == 2
+        assert answer.json["error"]["kind"] == "output"
+        assert "no space" in answer.json["error"]["message"]
+        assert list((small / "run").rglob("*.safetensors")) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_run_folder_of_another_recipe(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A run folder belongs to one recipe and one data set; others are refused with exit 5."""
+    from styletune.job import begin_run, prepare
+    from styletune.recipe import load_recipe
+
+    run_dir = tmp_path / "run"
+    begin_run(prepare(load_recipe(brand), runs_dir=tmp_path, run_dir=run_dir))
+    other = styletune("train", brand, "--run-dir", run_dir, "--set", "train.seed=9")
+    assert other.code == 5
+    assert "another recipe" in other.err
+    image = brand.parent / "brand" / "03.png"
+    Image.new("RGB", (128, 128), "red").save(image)
+    changed = styletune("train", brand, "--run-dir", run_dir)
+    assert changed.code == 5
+    assert "another data set" in changed.err
+
+
+def test_foreign_folder_is_not_touched(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A folder with somebody's files in it is not taken for a run."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    answer = styletune("train", brand, "--run-dir", tmp_path / "mine")
+    assert answer.code == 5
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_nothing_held_out(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """Scoring needs held-out images, and says so before training."""
+    answer = refuse(styletune, brand, tmp_path, "--set", "data.holdout=0")
+    assert answer.code == 2
+    assert "held out" in answer.err
+
+
+def test_registry_and_generate_errors(styletune: Command, tmp_path: Path) -> None:
+    """Missing registry, nonsense specs and seeds have their codes."""
+    missing = tmp_path / "no-registry"
+    assert styletune("pull", "x", "--registry", missing).code == 3
+    assert styletune("generate", "x", "--registry", missing, "--prompt", "a").code == 3
+    assert styletune("generate", "x", "--prompt", "a", "--seeds", "b").code == 2
+    assert styletune("generate", "x", "--prompt", "a", "--seeds", "9-1").code == 2
+    assert styletune("generate", "x").code == 2
+    assert styletune("pull", "x@banana", "--registry", missing).code in (2, 3)
+    assert styletune("publish").code == 2
+    assert styletune("nonsense").code == 2
+
+
+def test_errors_are_json_when_asked(styletune: Command, tmp_path: Path) -> None:
+    """With --json an error is one document with kind, message, where and fix."""
+    answer = styletune("plan", tmp_path / "no.toml", "--json")
+    assert answer.code == 3
+    assert set(answer.json["error"]) == {"kind", "message", "where", "fix"}
+    usage = styletune("plan", "--json")
+    assert usage.code == 2
+    assert usage.json["error"]["kind"] == "bad_input"
+
+
+def test_plan_answers_with_its_contract(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """``plan --json`` has the promised keys and writes nothing."""
+    answer = styletune("plan", brand, "--runs-dir", tmp_path / "runs", "--json")
+    assert answer.code == 0, answer.err
+    document = answer.json
+    assert {"recipe_hash", "problems", "data", "outputs"} <= set(document)
+    assert document["data"]["train"] == 15
+    assert document["data"]["holdout"] == 5
+    assert document["train"]["checkpoints"] == [20, 40]
+    assert not (tmp_path / "runs").exists()
+    text = styletune("plan", brand, "--runs-dir", tmp_path / "runs")
+    assert "15 to train on" in text.out
+    assert "next:" in text.out
+
+
+def test_help_is_quick() -> None:
+    """``styletune --help`` answers in well under half a second once files are cached."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "styletune", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        times.append(time.perf_counter() - start)
+    assert "generate" in done.stdout
+    # A ratio, so that a busy machine does not fail it: bare Python with click alone.
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import click"], check=True)
+    bare = time.perf_counter() - start
+    assert min(times) < max(0.5, 4 * bare)
+
+
+def test_schema_is_json(styletune: Command) -> None:
+    """``recipe schema`` prints JSON Schema with every section."""
+    document = json.loads(styletune("recipe", "schema").out)
+    assert {"data", "train", "publish"} <= set(document["properties"])

@@ -1,0 +1,223 @@
+"""The main job on the mini base, end to end, with real files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Answer, Finished
+from PIL import Image
+
+from styletune.runs import Run, file_sha256
+from styletune.sampling.sample import read_settings
+
+Command = Callable[..., Answer]
+SCORED = ("base", "step-000020", "step-000040")
+
+
+def test_run_writes_every_promised_file(finished: Finished) -> None:
+    """Recipe, facts, log, checkpoints, previews, samples, scores and report are there."""
+    run = Run(finished.run_dir)
+    assert run.checkpoint_steps() == [20, 40]
+    for file in (run.recipe_file, run.facts_file, run.scores_file, run.report_file):
+        assert file.stat().st_size > 0
+    log = [json.loads(line) for line in run.log_file.read_text().splitlines()]
+    assert [line["step"] for line in log] == [10, 20, 30, 40]
+    assert all(math.isfinite(line["loss"]) for line in log)
+    assert len(list(run.previews_dir.glob("*.png"))) == 2
+    leftovers = [p for p in finished.run_dir.rglob(".*") if p.is_file()]
+    assert leftovers == []
+
+
+def test_run_answers_with_its_contract(finished: Finished) -> None:
+    """``run --json`` holds run_dir, chosen, gate, published and seconds."""
+    document = finished.document
+    assert document["gate"] == "pass"
+    assert document["chosen"]["checkpoint"] in SCORED[1:]
+    assert document["published"]["version"] == "1.0.0"
+    assert re.fullmatch(r"[0-9a-f]{64}", document["published"]["digest"])
+    assert set(document["seconds"]) == {"train", "score", "publish"}
+
+
+def test_training_learned_the_look(finished: Finished) -> None:
+    """Forty steps bring the colours nearer to the held-out references than the base's."""
+    summary = json.loads(Run(finished.run_dir).summary_file.read_text())
+    metrics = {c["checkpoint"]: c["metrics"] for c in summary["checkpoints"]}
+    assert metrics["step-000040"]["palette"]["value"] < 0.8 * metrics["base"]["palette"]["value"]
+
+
+def test_scores_are_long_form(finished: Finished) -> None:
+    """One row for each checkpoint, prompt, seed and per-image metric."""
+    table = pq.read_table(Run(finished.run_dir).scores_file).to_pydict()
+    columns = {"checkpoint", "strength", "prompt_id", "seed", "metric", "value", "encoder"}
+    assert set(table) == columns
+    assert set(table["checkpoint"]) == set(SCORED)
+    assert len(table["value"]) == 3 * 6 * len(set(table["metric"]))
+
+
+def test_images_carry_their_settings(finished: Finished) -> None:
+    """Prompt, seed, step, adapter and strength are read back from every sample."""
+    files = sorted((finished.run_dir / "samples").rglob("step-000040/*.png"))
+    assert len(files) == 6
+    for file in files:
+        settings = read_settings(file)
+        assert settings is not None
+        assert settings["prompt"].startswith("horizon style, ")
+        assert f"-{settings['seed']}.png" in file.name
+        assert (settings["step"], settings["adapter"], settings["strength"]) == (40, "small", 1.0)
+        with Image.open(file) as image:
+            assert f"Seed: {settings['seed']}" in image.info["parameters"]
+
+
+def test_finished_run_does_nothing(finished: Finished, styletune: Command) -> None:
+    """The same command again trains and scores nothing and changes no byte."""
+    before = {p: p.stat().st_mtime_ns for p in finished.run_dir.rglob("*") if p.is_file()}
+    answer = styletune(
+        "run", finished.recipe, "--json", "--runs-dir", finished.run_dir.parent.parent
+    )
+    assert answer.code == 0, answer.err
+    assert answer.json["run_dir"] == str(finished.run_dir)
+    after = {p: p.stat().st_mtime_ns for p in finished.run_dir.rglob("*") if p.is_file()}
+    assert before == after
+
+
+def test_second_publish_is_refused(finished: Finished, styletune: Command) -> None:
+    """A version is published once; the answer is a conflict, exit code 5."""
+    answer = styletune(
+        "publish", finished.recipe, "--json", "--registry", finished.registry,
+        "--runs-dir", finished.run_dir.parent.parent,
+    )  # fmt: skip
+    assert answer.code == 5
+    assert answer.json["error"]["kind"] == "conflict"
+    assert "1.0.1" in answer.json["error"]["fix"]
+
+
+def test_published_version_generates(
+    finished: Finished, styletune: Command, tmp_path: Path
+) -> None:
+    """A pulled version draws images that name adapter, version and digest."""
+    (tmp_path / "prompts.txt").write_text("a city at noon\n\nthe sea at night\n")
+    answer = styletune(
+        "generate", "small@^1", "--prompts", tmp_path / "prompts.txt", "--seeds", "101-102",
+        "--steps", "4", "--registry", finished.registry, "--pulled", tmp_path / "pulled",
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    images = [Path(p) for p in answer.json["images"]]
+    assert len(images) == 4
+    for image in images:
+        settings = read_settings(image)
+        assert settings is not None
+        assert settings["adapter"] == "small"
+        assert settings["version"] == "1.0.0"
+        assert settings["digest"] == finished.document["published"]["digest"]
+        assert settings["prompt"].startswith("horizon style, ")
+
+
+def test_tampered_blob_is_not_pulled(
+    finished: Finished, styletune: Command, tmp_path: Path
+) -> None:
+    """One changed byte in the registry: exit code 4 and nothing on disk."""
+    registry = tmp_path / "registry"
+    shutil.copytree(finished.registry, registry)
+    blob = max((registry / "blobs").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    answer = styletune("pull", "small", "--registry", registry, "--to", tmp_path / "p", "--json")
+    assert answer.code == 4
+    assert answer.json["error"]["kind"] == "integrity"
+    assert not (tmp_path / "p" / "small" / "1.0.0").exists()
+
+
+def test_untrained_adapter_is_refused(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """An adapter that learned nothing scores like the base: the gate says no, exit code 1."""
+    answer = styletune(
+        "run", brand, "--publish", "--runs-dir", tmp_path / "runs",
+        "--registry", tmp_path / "registry", "--set", "train.steps=1",
+        "--set", "optimizer.learning_rate=1e-9", "--set", "preview.prompts=[]", "--json",
+    )  # fmt: skip
+    assert answer.code == 1, answer.err
+    assert answer.json["error"]["kind"] == "check_failed"
+    assert not (tmp_path / "registry").exists()
+
+
+def child(*arguments: str | Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "styletune", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_killed_training_resumes_to_the_same_bytes(brand: Path, tmp_path: Path) -> None:
+    """Kill -9 after the first checkpoint, then the same command: byte-identical adapter."""
+    options = ["--set", "train.steps=12", "--set", "train.checkpoint_every=4",
+               "--set", "preview.prompts=[]"]  # fmt: skip
+    straight, broken = Run(tmp_path / "straight"), Run(tmp_path / "broken")
+    whole = child("train", brand, "--run-dir", straight.dir, *options)
+    assert whole.wait(300) == 0, whole.communicate()[1].decode()
+    process = child("train", brand, "--run-dir", broken.dir, *options)
+    deadline = time.monotonic() + 300
+    while not broken.checkpoint_steps() and time.monotonic() < deadline:
+        time.sleep(0.01)
+        assert process.poll() is None, "it ended before it could be killed"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 12 not in broken.checkpoint_steps()
+    again = child("train", brand, "--run-dir", broken.dir, *options)
+    assert again.wait(300) == 0, again.communicate()[1].decode()
+    assert file_sha256(straight.adapter_file(12)) == file_sha256(broken.adapter_file(12))
+    assert file_sha256(straight.state_file(12)) == file_sha256(broken.state_file(12))
+    steps = [json.loads(line)["step"] for line in broken.log_file.read_text().splitlines()]
+    assert steps == sorted(set(steps))
+
+
+def test_wandb_offline_logs_losses(brand: Path, tmp_path: Path) -> None:
+    """With tracker = "wandb" the real library writes an offline run, without an account."""
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    command = [
+        sys.executable, "-m", "styletune", "train", str(brand), "--run-dir", str(tmp_path / "run"),
+        "--set", "train.steps=2", "--set", "train.log_every=1", "--set", "train.tracker=wandb",
+        "--set", "preview.prompts=[]",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    logs = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert len(logs) == 1
+    assert logs[0].stat().st_size > 0
+
+
+def demo_run(folder: Path) -> subprocess.CompletedProcess[str]:
+    recipe = Path(__file__).parent.parent / "recipes" / "mini-horizon.toml"
+    command = [sys.executable, "-m", "styletune", "run", str(recipe), "--runs-dir", str(folder),
+               "--json"]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_demo_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    """The demo's promises hold, and a second run chooses the same checkpoint, byte for byte."""
+    first, second = demo_run(tmp_path / "a"), demo_run(tmp_path / "b")
+    assert first.returncode == 0, first.stderr
+    assert second.returncode == 0, second.stderr
+    a, b = json.loads(first.stdout), json.loads(second.stdout)
+    assert a["chosen"]["checkpoint"] == b["chosen"]["checkpoint"]
+    step = int(a["chosen"]["checkpoint"].removeprefix("step-"))
+    files = [Run(Path(d["run_dir"])).adapter_file(step) for d in (a, b)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    summary = json.loads(Run(Path(a["run_dir"])).summary_file.read_text())
+    metrics = {c["checkpoint"]: c["metrics"] for c in summary["checkpoints"]}
+    base, chosen = metrics["base"], metrics[a["chosen"]["checkpoint"]]
+    assert chosen["clip_image_gain"]["low"] > 0.1
+    assert chosen["palette"]["value"] <= 0.5 * base["palette"]["value"]
+    assert chosen["clip_text"]["value"] >= 0.9 * base["clip_text"]["value"]
+    assert [c["passed"] for c in summary["checkpoints"] if c["checkpoint"] == "base"] == [False]
