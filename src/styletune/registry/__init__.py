@@ -1,0 +1,1 @@
+"""Versioned adapters: content-addressed blobs, one manifest a version, numbered events."""

@@ -1,0 +1,209 @@
+"""What a registry says: version numbers, manifests and events, and their exact bytes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from styletune.errors import BadInput, IntegrityError
+from styletune.recipe import NAME_PATTERN, Section
+from styletune.registry.store import DIGEST_PATTERN
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_NUMBER = r"(?:0|[1-9][0-9]*)"
+_IDENTIFIER = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
+# https://semver.org, without build metadata: two builds of one version must not exist here.
+VERSION_PATTERN = (
+    rf"^({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*))?$"
+)
+_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+# No "..", no absolute path, no backslash, no hidden file: a manifest cannot leave its folder.
+PATH_PATTERN = rf"^{_SEGMENT}(/{_SEGMENT})*$"
+TIME_PATTERN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|\+00:00)$"
+
+Digest = Annotated[str, Field(pattern=DIGEST_PATTERN)]
+
+
+@functools.total_ordering
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A semantic version, ordered as semver.org §11 says."""
+
+    release: tuple[int, int, int]
+    pre: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        text = ".".join(str(n) for n in self.release)
+        return f"{text}-{'.'.join(self.pre)}" if self.pre else text
+
+    def __lt__(self, other: Version) -> bool:
+        return self._key() < other._key()
+
+    def _key(self) -> tuple[tuple[int, int, int], bool, tuple[tuple[bool, int, str], ...]]:
+        # A prerelease comes before its release; numbers before words, and by value.
+        parts = tuple((not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in self.pre)
+        return self.release, not self.pre, parts
+
+
+def parse_version(text: str) -> Version:
+    """Read ``major.minor.patch[-pre]``, strictly. Raises BadInput."""
+    # fullmatch, because "$" alone would let a trailing newline pass.
+    match = re.fullmatch(VERSION_PATTERN, text)
+    if match is None:
+        raise BadInput(
+            f'"{text}" is not a version',
+            fix="major.minor.patch without leading zeros, such as 1.2.0 or 1.2.0-rc.1",
+        )
+    major, minor, patch = (int(part) for part in match.groups()[:3])
+    pre = match.group(4)
+    return Version((major, minor, patch), tuple(pre.split(".")) if pre else ())
+
+
+class FileEntry(Section):
+    """One file of a version; ``path`` is relative, with slashes."""
+
+    path: str = Field(pattern=PATH_PATTERN, max_length=240)
+    sha256: Digest
+    size: int = Field(ge=0, description="Bytes.")
+    role: str
+
+
+class BaseEntry(Section):
+    """The model that the adapter was trained on; the hash is of its weights."""
+
+    model: str
+    hash: str
+
+
+class AdapterEntry(Section):
+    """How to apply the adapter; ``strength`` multiplies the trained scale ``alpha / rank``."""
+
+    strength: float = Field(ge=0, allow_inf_nan=False)
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0, allow_inf_nan=False)
+    trigger: str = Field("", description="Words of a prompt that call the style; may be empty.")
+
+
+class GateEntry(Section):
+    """One release rule as it was when the version was published."""
+
+    name: str
+    verdict: Literal["pass", "fail", "inconclusive"]
+    value: float | None = Field(None, allow_inf_nan=False)
+    low: float | None = Field(None, allow_inf_nan=False)
+    high: float | None = Field(None, allow_inf_nan=False)
+    threshold: float | None = Field(None, allow_inf_nan=False)
+
+
+class Manifest(Section):
+    """Everything that makes a version what it is; its digest is the version's identity."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=NAME_PATTERN, max_length=100)
+    version: str = Field(pattern=VERSION_PATTERN)
+    created: str = Field(pattern=TIME_PATTERN, description="ISO 8601, UTC.")
+    description: str
+    license: str = Field(min_length=1, description="SPDX id or LicenseRef-….")
+    base: BaseEntry
+    adapter: AdapterEntry
+    recipe_hash: str
+    data_fingerprint: str
+    gates: tuple[GateEntry, ...]
+    files: tuple[FileEntry, ...]
+
+    @model_validator(mode="after")
+    def _files_fit_in_one_folder(self) -> Self:
+        paths = [entry.path for entry in self.files]
+        # macOS and Windows fold case; two such files would become one there.
+        folded = {path.lower() for path in paths}
+        if not paths or len(folded) != len(paths):
+            raise ValueError("files must be some, and differ in more than upper and lower case")
+        folders = {f[: i.start()] for f in folded for i in re.finditer("/", f)}
+        if MANIFEST_NAME in folded | folders or folders & folded:
+            raise ValueError(f"a file is also a folder, or is called {MANIFEST_NAME}")
+        return self
+
+
+class Event(Section):
+    """Who did what to which bytes, when and why."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["published"]
+    version: str = Field(pattern=VERSION_PATTERN)
+    digest: Digest
+    who: str = Field(min_length=1)
+    when: str = Field(pattern=TIME_PATTERN, description="ISO 8601, UTC.")
+    why: str
+
+
+def canonical(model: Section) -> bytes:
+    """Sorted, compact JSON in UTF-8: equal content gives equal bytes on every machine."""
+    tree = model.model_dump(mode="json")
+    text = json.dumps(
+        tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return text.encode()
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """SHA-256 (hex) of the manifest's canonical bytes."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def role_of(path: str) -> str:
+    """What a file of a version is for, from its place."""
+    folder, _, rest = path.partition("/")
+    if path.endswith(".safetensors"):
+        return f"weights-{folder}" if rest else "weights"
+    roles = {
+        "README.md": "card", "LICENSE": "license", "NOTICE.md": "notice",
+        "provenance.json": "provenance", "SHA256SUMS": "checksums",
+        "webui": "sidecar", "previews": "preview", "eval": "evaluation",
+    }  # fmt: skip
+    return roles.get(folder if rest else path, "other")
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_stored(model: type[S], content: bytes, where: str) -> S:
+    """Read a stored manifest or event; only its canonical bytes are accepted.
+
+    Raises:
+        IntegrityError: not JSON, not of this form, or not the bytes that we would write.
+        BadInput: written by a newer styletune.
+    """
+    try:
+        tree = json.loads(content)
+    except ValueError as error:
+        raise IntegrityError(f"not readable as JSON: {error}", where=where) from None
+    written = tree.get("schema_version") if isinstance(tree, dict) else None
+    if isinstance(written, int) and written > SCHEMA_VERSION:
+        raise BadInput(
+            f"written in form {written}, this styletune reads up to {SCHEMA_VERSION}",
+            where=where,
+            fix="install a newer styletune",
+        )
+    try:
+        found = model.model_validate_json(content)
+    except ValidationError as error:
+        raise IntegrityError(f"changed: {explain(error)}", where=where) from None
+    if canonical(found) != content:
+        raise IntegrityError(
+            f"changed: its bytes are not those of a published {model.__name__.lower()}",
+            where=where,
+        )
+    return found
+
+
+def explain(error: ValidationError) -> str:
+    """Every problem of a validation in one line, each with its place."""
+    items = error.errors(include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in items)

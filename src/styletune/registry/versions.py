@@ -1,0 +1,294 @@
+"""The versions of an adapter and the numbered events of its history.
+
+    adapters/<name>/versions/<version>.json   the manifest and commit point, created once
+    adapters/<name>/events/000001.json        created once each, numbered without gaps
+    blobs/sha256/ab/<64 hex>                  the files, by content
+
+Nothing is ever overwritten. Which version is approved, promoted or withdrawn is not stored
+anywhere: it is what the events, read in order, add up to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from obstore.store import ObjectStore
+from pydantic import ValidationError
+
+from styletune.errors import BadInput, Conflict, IntegrityError, NotFound
+from styletune.recipe import NAME_PATTERN
+from styletune.registry.manifest import (
+    AdapterEntry,
+    BaseEntry,
+    Event,
+    FileEntry,
+    GateEntry,
+    Manifest,
+    Version,
+    canonical,
+    explain,
+    parse_stored,
+    parse_version,
+    role_of,
+)
+from styletune.registry.store import list_folders, list_objects, put_blob, put_new, read_object
+
+_EVENT_ATTEMPTS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that is now in the registry; the digest is its manifest's SHA-256."""
+
+    name: str
+    version: str
+    digest: str
+
+
+def publish_version(
+    store: ObjectStore,
+    *,
+    name: str,
+    version: str,
+    created: str,
+    description: str,
+    license: str,  # noqa: A002
+    base: BaseEntry,
+    adapter: AdapterEntry,
+    recipe_hash: str,
+    data_fingerprint: str,
+    gates: Sequence[GateEntry],
+    files: Mapping[str, bytes],
+    who: str,
+    why: str,
+) -> Published:
+    """Publish one version: its blobs, then its manifest (the commit point), then an event.
+
+    A crash before the manifest leaves blobs that nothing refers to; a crash after it leaves a
+    published version whose event the same call adds when it is made again (and is refused).
+
+    Args:
+        store: an open registry.
+        name: adapter name, ``[a-z0-9][a-z0-9-]*``.
+        version: ``major.minor.patch[-pre]``.
+        created: ISO 8601 in UTC; also the time of the event.
+        description: one sentence.
+        license: SPDX id or ``LicenseRef-…``.
+        base: the base model.
+        adapter: strength, rank, alpha, trigger.
+        recipe_hash: SHA-256 (hex) of the recipe.
+        data_fingerprint: fingerprint of the training data.
+        gates: the release rules and their verdicts.
+        files: content by relative path.
+        who: the person or job that publishes.
+        why: the reason, for the history.
+
+    Raises:
+        BadInput: a field or a path that cannot be published; nothing is written.
+        Conflict: the version exists; the message says whether its content is the same.
+        OutputError: full, read-only, or no permission.
+    """
+    try:
+        # Sorted, because the order of a mapping must not change the digest.
+        entries = tuple(_entry(path, files[path]) for path in sorted(files))
+        manifest = Manifest(
+            name=name, version=version, created=created, description=description,
+            license=license, base=base, adapter=adapter, recipe_hash=recipe_hash,
+            data_fingerprint=data_fingerprint, gates=tuple(gates), files=entries,
+        )  # fmt: skip
+        parse_version(version)
+        content = canonical(manifest)
+        digest = hashlib.sha256(content).hexdigest()
+        event = Event(
+            kind="published", version=version, digest=digest, who=who, when=created, why=why
+        )
+    except ValidationError as error:
+        where = f"{name}@{version}"
+        raise BadInput(f"cannot be published: {explain(error)}", where=where) from None
+    if version in list_versions(store, name):
+        _refuse(store, manifest, event)
+    for path in sorted(files):
+        put_blob(store, files[path])
+    try:
+        put_new(store, _manifest_key(name, version), content)
+    except Conflict:
+        _refuse(store, manifest, event)
+    append_event(store, name, event)
+    return Published(name, version, digest)
+
+
+def _entry(path: str, content: bytes) -> FileEntry:
+    digest = hashlib.sha256(content).hexdigest()
+    return FileEntry(path=path, sha256=digest, size=len(content), role=role_of(path))
+
+
+def _refuse(store: ObjectStore, wanted: Manifest, event: Event) -> NoReturn:
+    """Raise the Conflict of a version that exists; complete its history if a crash cut it."""
+    name, version = wanted.name, wanted.version
+    there, digest = read_manifest(store, name, version)
+    free = next_free_version(list_versions(store, name), version)
+    # The time of publication alone does not make another content.
+    if there == wanted.model_copy(update={"created": there.created}):
+        # Only then is it true that this person published these bytes.
+        if version not in _published_digests(store, name):
+            append_event(store, name, event.model_copy(update={"digest": digest}))
+        raise Conflict(
+            f"{name} {version} is published already, with identical content ({digest[:12]})",
+            where=f"{name}@{version}",
+            fix=f"nothing needs to be done; to publish it once more, use version {free}",
+        )
+    differs = _differences(there, wanted)
+    raise Conflict(
+        f"{name} {version} is published already, with different content: {differs}",
+        where=f"{name}@{version}",
+        fix=f"published versions never change; the next free one is {free}",
+    )
+
+
+def _differences(there: Manifest, wanted: Manifest) -> str:
+    old = {entry.path: entry.sha256 for entry in there.files}
+    new = {entry.path: entry.sha256 for entry in wanted.files}
+    files = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+    fields = [
+        key
+        for key in Manifest.model_fields
+        if key not in ("created", "files") and getattr(there, key) != getattr(wanted, key)
+    ]
+    names = fields + files
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def next_free_version(taken: Sequence[str], version: str) -> Version:
+    """The lowest release that is free above all of the same major.minor, for a taken version."""
+    wanted = parse_version(version)
+    versions = [parse_version(text) for text in taken]
+    major, minor, patch = wanted.release
+    patches = [v.release[2] for v in versions if v.release[:2] == (major, minor) and not v.pre]
+    return Version((major, minor, max([patch - 1, *patches]) + 1))
+
+
+def append_event(store: ObjectStore, name: str, event: Event) -> int:
+    """Write an event under the next free number and return that number.
+
+    Raises:
+        Conflict: others took the number each time, for 200 attempts.
+        OutputError: full, read-only, or no permission.
+    """
+    for _ in range(_EVENT_ATTEMPTS):
+        number = max(_event_numbers(store, name), default=0) + 1
+        try:
+            put_new(store, _event_key(name, number), canonical(event))
+        except Conflict:
+            continue
+        return number
+    raise Conflict(
+        f"others wrote {_EVENT_ATTEMPTS} events at the same time",
+        where=f"adapters/{name}/events",
+        fix="try again",
+    )
+
+
+def read_events(store: ObjectStore, name: str) -> tuple[Event, ...]:
+    """The history of an adapter, in order. Raises IntegrityError for a changed or missing one."""
+    numbers = _event_numbers(store, name)
+    if numbers != list(range(1, len(numbers) + 1)):
+        raise IntegrityError(
+            f"events are missing: found numbers {numbers}",
+            where=f"adapters/{name}/events",
+            fix="restore the folder from a backup",
+        )
+    keys = [_event_key(name, number) for number in numbers]
+    return tuple(parse_stored(Event, read_object(store, key), key) for key in keys)
+
+
+def read_manifest(store: ObjectStore, name: str, version: str) -> tuple[Manifest, str]:
+    """A version's manifest and its digest (SHA-256, hex).
+
+    Raises:
+        BadInput: not a name or not a version.
+        NotFound: no such version; the message names those that there are.
+        IntegrityError: changed since it was published.
+    """
+    check_name(name)
+    parse_version(version)
+    key = _manifest_key(name, version)
+    try:
+        content = read_object(store, key)
+    except NotFound:
+        there = ", ".join(list_versions(store, name)) or "none"
+        raise NotFound(
+            f"no version {version}", where=name, fix=f"published versions: {there}"
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    published = _published_digests(store, name).get(version, digest)
+    if digest != published:
+        raise IntegrityError(
+            f"the manifest was changed: expected sha256 {published}, found {digest}",
+            where=key,
+            fix="restore it from a backup; a published version never changes",
+        )
+    manifest = parse_stored(Manifest, content, key)
+    if (manifest.name, manifest.version) != (name, version):
+        raise IntegrityError(
+            f"the manifest is of {manifest.name}@{manifest.version}", where=key,
+            fix="restore it from a backup",
+        )  # fmt: skip
+    return manifest, digest
+
+
+def list_names(store: ObjectStore) -> list[str]:
+    """Adapters that have a published version, sorted."""
+    return [name for name in list_folders(store, "adapters/") if list_versions(store, name)]
+
+
+def list_versions(store: ObjectStore, name: str) -> list[str]:
+    """Versions of an adapter, lowest first; none for an adapter that is not there.
+
+    Raises:
+        BadInput: not a name.
+        IntegrityError: a file among the manifests is named like none.
+    """
+    check_name(name)
+    files = list_objects(store, f"adapters/{name}/versions/")
+    try:
+        found = [parse_version(file.removesuffix(".json")) for file in files if _is_json(file)]
+    except BadInput as error:
+        raise IntegrityError(
+            error.message, where=f"adapters/{name}/versions", fix="remove what is not ours"
+        ) from None
+    return [str(version) for version in sorted(found)]
+
+
+def check_name(name: str) -> None:
+    """Raise BadInput unless an adapter can be called so."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise BadInput(
+            f'"{name}" cannot name an adapter',
+            fix="lower-case letters, digits and dashes, such as horizon-backgrounds",
+        )
+
+
+def _is_json(file: str) -> bool:
+    return file.endswith(".json") and not file.startswith(".")
+
+
+def _published_digests(store: ObjectStore, name: str) -> dict[str, str]:
+    events = read_events(store, name)
+    return {event.version: event.digest for event in reversed(events) if event.kind == "published"}
+
+
+def _event_numbers(store: ObjectStore, name: str) -> list[int]:
+    files = list_objects(store, f"adapters/{name}/events/")
+    return sorted(int(file[:-5]) for file in files if re.fullmatch(r"[0-9]{6,}\.json", file))
+
+
+def _manifest_key(name: str, version: str) -> str:
+    return f"adapters/{name}/versions/{version}.json"
+
+
+def _event_key(name: str, number: int) -> str:
+    return f"adapters/{name}/events/{number:06d}.json"

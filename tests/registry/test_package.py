@@ -1,0 +1,307 @@
+"""The files of a version, and its model card."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from styletune.errors import BadInput
+from styletune.registry.card import plain
+from styletune.registry.package import package_files, webui_stem
+from styletune.registry.pull import pull, verify_folder
+from styletune.registry.resolve import parse_spec
+from styletune.registry.store import open_store
+from styletune.registry.versions import Published
+
+HOSTILE = [
+    'a: b\n---\nlicense: mit\n---\n# owned',
+    "'\"`|>-%@&*!?{}[]#,\\",
+    "``` \n```python\nimport os",
+    "<script>alert(1)</script> [x](javascript:alert(1)) ![x](http://evil/x.png)",
+    "null", "yes", "1e5", "- item", "? key", "*alias", "&anchor", "!!python/object:os.system",
+    "\x07\x7f\x85\u2028\u202e\ufeff", "🌅 ünï", "  spaces  ", "a | b | c", "\t",
+]  # fmt: skip
+
+
+def png(color: tuple[int, int, int] = (200, 120, 40)) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), color).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def metric(value: float) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.01, "high": value + 0.01, "n": 48}
+
+
+SUMMARY: dict[str, Any] = {
+    "suite_hash": "5" * 64,
+    "chosen": {"checkpoint": "step-000200", "strength": 0.8, "reason": "closest, and obeys"},
+    "checkpoints": [
+        {"checkpoint": "step-000100", "strength": 0.8, "metrics": {"clip_image": metric(0.61)}},
+        {"checkpoint": "step-000200", "strength": 0.8,
+         "metrics": {"clip_image": metric(0.7321), "odd|metric": metric(0.5),
+                     "fid": {"value": 31.5, "low": None, "high": None, "n": 48}}},
+    ],
+    "anchors": {"base": {"clip_image": metric(0.5123)}, "real": {}},
+    "gates": [{"name": "palette_ratio", "value": 0.41, "low": 0.3, "high": 0.5,
+               "threshold": 0.7, "verdict": "pass"}],
+}  # fmt: skip
+FACTS: dict[str, Any] = {
+    "recipe_hash": "a" * 64,
+    "seed": 7,
+    "versions": {"torch": "2.15.0", "diffusers": "0.42.1"},
+    "base": {"model": "mini", "hash": "b" * 64},
+    "data": {"fingerprint": "d" * 64, "license": "CC-BY-4.0", "source": "own shoot",
+             "consent": None},
+    "device": "cpu of somebody",
+}  # fmt: skip
+
+
+def build(
+    *,
+    text: str | None = None,
+    license: str = "CC0-1.0",  # noqa: A002
+    base: str = "mini",
+    facts: dict[str, Any] | None = None,
+    prompts: list[dict[str, Any]] | None = None,
+    weights: dict[str, bytes] | None = None,
+    previews: dict[str, bytes] | None = None,
+) -> dict[str, bytes]:
+    return package_files(
+        name="horizon",
+        version="1.2.0",
+        description="Calm horizons." if text is None else text,
+        license=license,
+        holder="Horizon GmbH" if text is None else text,
+        trigger="hrzn" if text is None else text,
+        weights=weights or {
+            "diffusers/pytorch_lora_weights.safetensors": b"peft",
+            "webui/horizon_v1.2.0.safetensors": b"kohya",
+        },
+        summary=SUMMARY,
+        report_html=b"<!doctype html>",
+        run_facts=facts or {**FACTS, "base": {"model": base, "hash": "b" * 64}},
+        recipe_text='[data]\npath = "x"\n',
+        previews={"one.png": png(), "two.png": png((0, 0, 9))} if previews is None else previews,
+        prompts=prompts or [
+            {"file": "one.png", "prompt": "the sea" if text is None else text, "seed": 1,
+             "strength": 0.8},
+        ],
+    )  # fmt: skip
+
+
+def split_card(card: str) -> tuple[dict[str, Any], str]:
+    """Front matter and body, as the Hub parts them: at lines of three dashes."""
+    match = re.match(r"---\n(.*?)\n---\n(.*)", card, re.DOTALL)
+    assert match is not None
+    tree = yaml.safe_load(match.group(1))
+    assert isinstance(tree, dict)
+    return tree, match.group(2)
+
+
+def test_package_holds_exactly_the_documented_files() -> None:
+    """Two weight files in two folders, sidecars beside the second, papers, checksums."""
+    assert sorted(build()) == [
+        "LICENSE", "NOTICE.md", "README.md", "SHA256SUMS",
+        "diffusers/pytorch_lora_weights.safetensors", "eval/metrics.json", "eval/report.html",
+        "previews/grid.json", "previews/one.png", "previews/two.png", "provenance.json",
+        "webui/horizon_v1.2.0.json", "webui/horizon_v1.2.0.png",
+        "webui/horizon_v1.2.0.safetensors",
+    ]  # fmt: skip
+
+
+def test_sidecar_has_the_keys_that_the_web_uis_read() -> None:
+    """A1111, Forge and InvokeAI read these; the weight is the chosen strength."""
+    files = build()
+    sidecar = json.loads(files["webui/horizon_v1.2.0.json"])
+    assert set(sidecar) == {"description", "notes", "sd version", "activation text",
+                            "preferred weight", "negative text"}  # fmt: skip
+    assert sidecar["preferred weight"] == 0.8
+    assert (sidecar["sd version"], sidecar["activation text"]) == ("SDXL", "hrzn")
+    assert files["webui/horizon_v1.2.0.png"] == png()
+
+
+@pytest.mark.parametrize("text", [None, *HOSTILE])
+def test_sums_are_those_of_sha256sum(tmp_path: Path, text: str | None) -> None:
+    """The real sha256sum accepts every line, and every file but the list itself is in it."""
+    files = build(text=text)
+    for path, content in files.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    done = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=tmp_path,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert {line.removesuffix(": OK") for line in done.stdout.splitlines()} == set(files) - {
+        "SHA256SUMS"
+    }
+
+
+def test_provenance_says_where_it_comes_from_and_no_more() -> None:
+    """Hashes, versions, seed, recipe and choice; no path and no device of this machine."""
+    facts = {**FACTS, "base": {"model": "/home/eve/models/sdxl-fp16", "hash": "b" * 64}}
+    files = build(facts=facts)
+    tree = json.loads(files["provenance.json"])
+    assert tree["recipe_hash"] == "a" * 64
+    assert tree["recipe"] == '[data]\npath = "x"\n'
+    assert tree["data"]["fingerprint"] == "d" * 64
+    assert tree["base"] == {"model": "sdxl-fp16", "hash": "b" * 64}
+    assert tree["versions"] == FACTS["versions"]
+    assert (tree["seed"], tree["chosen"]) == (7, SUMMARY["chosen"])
+    assert json.loads(files["eval/metrics.json"]) == SUMMARY
+    for path, content in files.items():
+        assert b"/home/eve" not in content, path
+        assert b"somebody" not in content, path
+
+
+def test_license_of_each_kind() -> None:
+    """CC0 waives by name, a known licence is linked, own terms send to their holder."""
+    cc0 = build()["LICENSE"].decode()
+    assert "SPDX-License-Identifier: CC0-1.0" in cc0
+    assert "Horizon GmbH has waived all copyright" in cc0
+    own = build(license="LicenseRef-Horizon")["LICENSE"].decode()
+    assert "ask Horizon GmbH" in own
+    assert "https://creativecommons.org/licenses/by/4.0/" in (
+        build(license="CC-BY-4.0")["LICENSE"].decode()
+    )
+
+
+def test_notice_carries_rights_and_flow_down() -> None:
+    """The base decides: mini is Apache-2.0, SDXL hands its use restrictions on."""
+    mini = build()["NOTICE.md"].decode()
+    assert "Holder: Horizon GmbH" in mini
+    assert "Licence: CC-BY-4.0" in mini
+    assert "Consent: not stated" in mini
+    assert "Apache-2.0" in mini
+    assert "RAIL" not in mini
+    real = build(base="stabilityai/stable-diffusion-xl-base-1.0")["NOTICE.md"].decode()
+    assert "CreativeML Open RAIL++-M" in real
+    assert "use restrictions" in real
+
+
+@pytest.mark.parametrize(
+    "base", ["mini", "stabilityai/stable-diffusion-xl-base-1.0", "/models/sdxl"]
+)
+def test_card_front_matter(base: str) -> None:
+    """The fields that the Hub and its widget read."""
+    matter = split_card(build(base=base)["README.md"].decode())[0]
+    assert matter["base_model"] == base.removeprefix("/models/")
+    assert {"text-to-image", "diffusers", "lora", "template:sd-lora"} <= set(matter["tags"])
+    assert matter["instance_prompt"] == "hrzn"
+    assert matter["license"] == "cc0-1.0"
+    assert matter["widget"] == [{"text": "the sea", "output": {"url": "previews/one.png"}}]
+
+
+def test_card_of_own_terms_is_other_on_the_hub() -> None:
+    """A licence that the Hub does not know is "other" with its name and a link."""
+    matter = split_card(build(license="LicenseRef-Horizon")["README.md"].decode())[0]
+    assert matter["license"] == "other"
+    assert (matter["license_name"], matter["license_link"]) == ("LicenseRef-Horizon", "LICENSE")
+
+
+def test_card_body_tells_how_well_and_how_to_use() -> None:
+    """Score of the chosen checkpoint beside the base, intervals, verdict, three tools."""
+    card = build()["README.md"].decode()
+    assert "| 0.7321 | 0.7221 to 0.7421 | 0.5123 | 48 |" in card
+    assert "0.61" not in card
+    assert "| 31.5 | – | – | 48 |" in card
+    assert "odd\\|metric" in card
+    assert "| 0.41 | 0.3 to 0.5 | 0.7 | pass |" in card
+    assert "<lora:horizon_v1.2.0:0.8>" in card
+    assert 'weight_name="pytorch_lora_weights.safetensors"' in card
+    assert "horizon/1.2.0/diffusers" in card
+    assert "ComfyUI" in card
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_stays_text(text: str) -> None:
+    """Whatever a name, trigger or prompt holds: the YAML gives it back, the body is unharmed."""
+    card = build(text=text, license=text.strip() or "x")["README.md"].decode()
+    matter, body = split_card(card)
+    assert matter["instance_prompt"] == text
+    assert matter["widget"][0]["text"] == text
+    assert matter["license"] == "other"
+    assert "<script" not in body.split("```")[0]
+    assert body.count("```") == 2
+    code = body.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert [line for line in body.split("\n") if line.startswith("# ")] == ["# horizon 1.2.0"]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hub_library_reads_the_same(text: str) -> None:
+    """huggingface_hub, which reads cards in the wild, finds the same fields."""
+    from huggingface_hub import ModelCard
+
+    data = ModelCard(build(text=text)["README.md"].decode()).data.to_dict()
+    assert data["instance_prompt"] == text
+    assert data["license"] == "cc0-1.0"
+
+
+def test_plain_shows_as_written() -> None:
+    """Markdown's and HTML's signs are escaped, lines and controls are folded."""
+    assert plain("a\n# b") == r"a \# b"
+    assert plain("<b>&") == "&lt;b&gt;&amp;"
+    assert [plain(text) for text in ("1. x", "1.2.0", "- x", "---")] == [
+        r"1\. x", "1.2.0", r"\- x", r"\---"
+    ]  # fmt: skip
+    assert plain("a\u202eb") == "a b"
+    assert plain("`*_|[]") == r"\`\*\_\|\[\]"
+
+
+@pytest.mark.parametrize("path", ["recipe_hash", "seed", "base.hash", "data.consent"])
+def test_missing_fact_is_named(path: str) -> None:
+    """Provenance is never filled in: a missing fact stops the packaging by its name."""
+    facts = json.loads(json.dumps(FACTS))
+    *folders, key = path.split(".")
+    place = facts
+    for part in folders:
+        place = place[part]
+    del place[key]
+    with pytest.raises(BadInput, match=f'"{path}" is missing'):
+        build(facts=facts)
+
+
+def test_wrong_parts_are_refused() -> None:
+    """Other weight names, a preview that is no PNG, a prompt without its picture."""
+    with pytest.raises(BadInput, match="webui/horizon_v1"):
+        build(weights={"pytorch_lora_weights.safetensors": b""})
+    with pytest.raises(BadInput, match="not a PNG"):
+        build(previews={"one.png": b"GIF89a"})
+    with pytest.raises(BadInput, match="no preview"):
+        build(prompts=[{"prompt": "x", "file": "three.png"}])
+
+
+def test_prompt_without_a_picture_is_kept_out_of_the_widget() -> None:
+    """A version without previews still packs: no web picture, no widget, prompts recorded."""
+    files = build(previews={}, prompts=[{"prompt": "the sea", "seed": 3}])
+    assert "webui/horizon_v1.2.0.png" not in files
+    assert "widget" not in split_card(files["README.md"].decode())[0]
+    assert json.loads(files["previews/grid.json"]) == {
+        "previews": [{"prompt": "the sea", "seed": 3}]
+    }
+
+
+def test_same_input_gives_the_same_bytes() -> None:
+    """Nothing in a package comes from the clock or the machine."""
+    assert build() == build()
+
+
+def test_package_survives_publish_and_pull(
+    tmp_path: Path, publish: Callable[..., Published]
+) -> None:
+    """The packed files go through a registry and come out verified."""
+    store = open_store(tmp_path / "registry", create=True)
+    publish(store, "1.2.0", files=build())
+    folder = pull(store, parse_spec("horizon@~1.2"), tmp_path / "out").dir
+    verify_folder(folder)
+    subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=folder, check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    assert (folder / "webui" / f"{webui_stem('horizon', '1.2.0')}.safetensors").is_file()
