@@ -34,7 +34,7 @@ from styletune.mini.world import (
 )
 
 SIDE_PX = 128
-VAE_IMAGES, VAE_STEPS, VAE_BATCH = 8000, 3600, 16
+VAE_IMAGES, VAE_STEPS, VAE_BATCH, DECODER_STEPS = 8000, 3600, 16, 1000
 UNET_IMAGES, UNET_STEPS, UNET_BATCH = 12000, 2000, 24
 CLIP_STEPS, CLIP_BATCH = 1100, 64
 
@@ -144,14 +144,9 @@ def train_vae(out: Path) -> None:
     rng = np.random.default_rng(3)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = one_cycle(optimizer, 1.2e-3, VAE_STEPS)
-    ema, progress, crop_px = Ema(vae, 0.998), Progress("vae", VAE_STEPS), 64
+    ema, progress = Ema(vae, 0.998), Progress("vae", VAE_STEPS)
     for step in range(1, VAE_STEPS + 1):
-        crops = np.empty((VAE_BATCH, crop_px, crop_px, 3), np.uint8)
-        for i in range(VAE_BATCH):
-            # Multiples of 8: textures keep their phase in the latent grid.
-            y, x = (int(v) * 8 for v in rng.integers((SIDE_PX - crop_px) // 8 + 1, size=2))
-            crops[i] = pool[rng.integers(len(pool)), y : y + crop_px, x : x + crop_px]
-        pixels = to_float(crops).contiguous(memory_format=torch.channels_last)
+        pixels = random_crops(pool, rng)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
             output = vae.decode(posterior.sample()).sample
@@ -172,6 +167,49 @@ def train_vae(out: Path) -> None:
     whiten_latents(vae, pool[:512])
     vae.save_pretrained(out / "vae")
     print("vae PSNR dB", psnr(vae), flush=True)
+
+
+def refine_decoder(out: Path) -> None:
+    """Train the decoder on, with the encoder frozen: sharper images, the same latents."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(5)
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
+    before = psnr(vae)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    pool = render_pool(draw_views(VAE_IMAGES, seed=1), seed=2, looks=0.5)
+    rng = np.random.default_rng(6)
+    optimizer = torch.optim.AdamW(trained, lr=6e-4, betas=(0.9, 0.99), weight_decay=1e-4)
+    schedule = one_cycle(optimizer, 6e-4, DECODER_STEPS)
+    ema, progress = Ema(vae, 0.995), Progress("decoder", DECODER_STEPS)
+    for step in range(1, DECODER_STEPS + 1):
+        pixels = random_crops(pool, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                latents = vae.encode(pixels).latent_dist.sample()
+            output = vae.decode(latents).sample
+        loss = image_loss(output.float(), pixels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        ema.update(vae)
+        progress(step, loss=loss.item())
+    vae.load_state_dict(ema.shadow)
+    print(f"decoder: PSNR {before:.2f} -> {psnr(vae):.2f} dB", flush=True)
+    vae.save_pretrained(out / "vae")
+
+
+def random_crops(pool: np.ndarray, rng: np.random.Generator, crop_px: int = 64) -> Tensor:
+    """A batch of crops at multiples of 8, where textures keep their phase in the latent grid."""
+    crops = np.empty((VAE_BATCH, crop_px, crop_px, 3), np.uint8)
+    for i in range(VAE_BATCH):
+        y, x = (int(v) * 8 for v in rng.integers((SIDE_PX - crop_px) // 8 + 1, size=2))
+        crops[i] = pool[rng.integers(len(pool)), y : y + crop_px, x : x + crop_px]
+    return to_float(crops).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -610,7 +648,7 @@ world of {len(SCENES)} scenes, {len(TIMES)} times of day and {len(EXTRAS)} extra
 
 | part | what | trained on | steps × batch |
 |---|---|---|---|
-| `base/vae` | AutoencoderKL, factor 8, 4 channels, latents of unit variance | {VAE_IMAGES:,} renders, half of them in random looks, 64-px crops | {VAE_STEPS:,} × {VAE_BATCH} |
+| `base/vae` | AutoencoderKL, factor 8, 4 channels, latents of unit variance | {VAE_IMAGES:,} renders, half of them in random looks, 64-px crops | {VAE_STEPS:,} × {VAE_BATCH}, then the decoder alone {DECODER_STEPS:,} × {VAE_BATCH} |
 | `base/unet`, `base/text_encoder`, `base/text_encoder_2` | SDXL's block layout at widths 64, 96, 128; CLIP text encoders 64 and 96 wide | {UNET_IMAGES:,} renders in the natural look only | {UNET_STEPS:,} × {UNET_BATCH} |
 | `open_clip` | ResNet image tower and text tower, independent of the generator | 8,000 renders, two thirds in random looks | {CLIP_STEPS:,} × {CLIP_BATCH} |
 
@@ -634,7 +672,7 @@ Held-out captions: real renders (odd rows) above what the base makes of the same
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    stages = ("vae", "unet", "open_clip", "evaluate", "install", "all")
+    stages = ("vae", "decoder", "unet", "open_clip", "evaluate", "install", "all")
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--out", type=Path, default=Path("build/mini"))
     args = parser.parse_args()
@@ -642,6 +680,10 @@ def main() -> None:
     start = time.time()
     if args.stage == "vae" or (args.stage == "all" and not (args.out / "vae").is_dir()):
         train_vae(args.out)
+        if args.stage == "all":
+            refine_decoder(args.out)
+    if args.stage == "decoder":
+        refine_decoder(args.out)
     if args.stage == "unet" or (
         args.stage == "all" and not (args.out / "model_index.json").is_file()
     ):

@@ -61,10 +61,6 @@ class Job:
     def trigger(self) -> str:
         return (self.data.card.trigger or "") if self.data.card else ""
 
-    @property
-    def background(self) -> str | None:
-        return self.data.card.background if self.data.card else None
-
 
 # -- plan -----------------------------------------------------------------------------------------
 
@@ -87,6 +83,7 @@ def prepare(loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None) -> Jo
         default_caption=recipe.data.default_caption,
         holdout=recipe.data.holdout,
         resolution=resolution,
+        background=recipe.data.background,
         show_progress=True,
     )
     if not train_rows(data):
@@ -223,7 +220,9 @@ def train(job: Job) -> bool:
     modules = target_modules(pipe.unet, recipe.adapter.target)
     begin_run(job)
     rows = train_rows(job.data)
-    cache = build_cache(pipe, _examples(rows, job.resolution, job.background), len(rows), device)
+    cache = build_cache(
+        pipe, _examples(rows, job.resolution, job.data.background), len(rows), device
+    )
     previews = _preview_drawer(job, pipe)
     if recipe.train.tracker != "none":
         accelerator.init_trackers(
@@ -439,7 +438,7 @@ def _write_references(job: Job, folder: Path) -> list[Path]:
     for i, row in enumerate(holdout_rows(job.data)):
         file = folder / f"{i:04d}-{row.pixel_hash[:12]}.png"
         if not file.is_file():
-            crop = read_square(row, job.resolution, job.background)
+            crop = read_square(row, job.resolution, job.data.background)
             with atomic_write(file) as stream:
                 Image.fromarray(crop.pixels).save(stream, format="PNG")
         files.append(file)

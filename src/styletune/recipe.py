@@ -42,6 +42,11 @@ class DataSection(Section):
     default_caption: str | None = Field(
         None, description="Caption of every image that has none; without it they are an error."
     )
+    background: str | None = Field(
+        None,
+        pattern="^#[0-9a-fA-F]{6}$",
+        description="Colour under transparent pixels, instead of the data set card's.",
+    )
     holdout: float = Field(
         0.2, ge=0, lt=1, description="Share of images kept from training, for scoring."
     )

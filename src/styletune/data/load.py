@@ -56,10 +56,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """A data set that can be trained on; ``dataset`` has the fields of ``Row`` as columns."""
+    """A data set that can be trained on; ``dataset`` has the fields of ``Row`` as columns.
+
+    ``background`` is what lies under transparent pixels, from the recipe or the card.
+    """
 
     dataset: datasets.Dataset
     card: Card | None
+    background: str | None
     fingerprint: str
     groups: list[Group]
     warnings: list[Finding]
@@ -82,6 +86,7 @@ def load_data(
     default_caption: str | None,
     holdout: float,
     resolution: int,
+    background: str | None = None,
     salt: str = "",
     show_progress: bool = False,
 ) -> LoadedData:
@@ -93,6 +98,7 @@ def load_data(
         holdout: share of images to hold out, in whole duplicate families (``split_groups``).
         resolution: side in pixels of the training square; images that would be enlarged more
             than 1.25 times are refused.
+        background: ``"#rrggbb"`` under transparent pixels, instead of the card's.
         salt: another one gives another split.
         show_progress: draw a progress bar on stderr.
 
@@ -105,7 +111,7 @@ def load_data(
     opened = open_folder(path, default_caption=default_caption)
     card = load_card(path)
     names: list[str] = opened["file_name"][:]
-    background = card.background if card else None
+    background = background or (card.background if card else None)
     facts = _inspect_all(path, names, background, resolution, show_progress)
     groups = group_duplicates(
         {name: fact.pixels for name, fact in facts.items()},
@@ -121,7 +127,7 @@ def load_data(
         *_trigger_findings(dict(zip(names, texts, strict=True)), card),
         *_size_findings(facts, resolution),
     ]
-    return LoadedData(dataset, card, data_fingerprint(dataset), groups, warnings)
+    return LoadedData(dataset, card, background, data_fingerprint(dataset), groups, warnings)
 
 
 def train_rows(data: LoadedData) -> list[Row]:

@@ -242,7 +242,8 @@ def _flatten(
             f"{pixels - _opaque_pixels(alpha)} of {pixels} pixels are transparent and no "
             "background is declared",
             where=name,
-            fix='declare one in dataset.toml beside the images: background = "#ffffff"',
+            fix='declare one: background = "#ffffff" in dataset.toml beside the images, or in '
+            "the recipe's [data]",
         )
     base = Image.new("RGB", rgb.size, color_bytes(background))
     base.paste(rgb, mask=alpha)
