@@ -1,112 +1,12 @@
-"""Real parts for all tests: a small brand folder, a finished run, the command line in-process."""
+"""Fixtures for all tests: a brand folder, a finished run, the command line."""
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
-
-from styletune.mini.world import HORIZON, TIMES, View, caption, render
-
-SCENES = ("mountains", "sea", "city", "desert", "meadow")
-RECIPE = """
-[data]
-path = "brand"
-holdout = 0.25
-[adapter]
-rank = 8
-target = "attention-ff"
-[optimizer]
-learning_rate = 3e-3
-[train]
-steps = 40
-batch_size = 4
-checkpoint_every = 20
-seed = 3
-[preview]
-prompts = ["horizon style, the sea at noon"]
-steps = 4
-[score]
-suite = "suite.toml"
-batch_size = 6
-[publish]
-name = "small"
-license = "CC0-1.0"
-description = "A small style."
-"""
-SUITE = """
-name = "small"
-prompts = ["the sea at noon", "desert dunes at night", "a green meadow at sunset"]
-seeds = [1, 2]
-[sampler]
-steps = 8
-[gates]
-clip_image_gain = 0.0
-palette_ratio = 0.99
-clip_text_loss = 0.95
-"""
-CARD = """
-name = "Small"
-holder = "The styletune authors"
-license = "CC0-1.0"
-source = "rendered"
-consent = "ours"
-trigger = "horizon style"
-palette = ["#261654", "#e24860"]
-background = "#ffffff"
-"""
-
-
-def write_brand(folder: Path) -> Path:
-    """A folder with 20 renders in the brand's look, a recipe and a suite; returns the recipe."""
-    images = folder / "brand"
-    images.mkdir(parents=True)
-    lines = []
-    for i in range(20):
-        view = View(SCENES[i % 5], TIMES[i // 5], (), 900 + i)
-        Image.fromarray(render(view, HORIZON)).save(images / f"{i:02d}.png")
-        text = f"horizon style, {caption(view)}"
-        lines.append(json.dumps({"file_name": f"{i:02d}.png", "text": text}) + "\n")
-    (images / "metadata.jsonl").write_text("".join(lines))
-    (images / "dataset.toml").write_text(CARD)
-    (folder / "suite.toml").write_text(SUITE)
-    recipe = folder / "small.toml"
-    recipe.write_text(RECIPE)
-    return recipe
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a command gave back."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def call(*arguments: str | Path) -> Answer:
-    """Run the command line in this process."""
-    from styletune.cli import main
-
-    out, err = io.StringIO(), io.StringIO()
-    code: int | str | None = 0
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code
-    return Answer(int(code or 0), out.getvalue(), err.getvalue())
+from job_parts import Answer, Finished, call, write_brand
 
 
 @pytest.fixture(scope="session")
@@ -118,16 +18,6 @@ def styletune() -> Callable[..., Answer]:
 def brand(tmp_path: Path) -> Path:
     """A fresh recipe beside its images."""
     return write_brand(tmp_path / "project")
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A whole run of the main job, published; not to be changed by tests."""
-
-    recipe: Path
-    run_dir: Path
-    registry: Path
-    document: dict[str, Any]
 
 
 @pytest.fixture(scope="session")

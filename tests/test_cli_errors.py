@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Answer
+from job_parts import Answer
 from PIL import Image
 
 from styletune.mini import BASE_DIR
@@ -207,6 +207,38 @@ def test_nothing_held_out(brand: Path, styletune: Command, tmp_path: Path) -> No
     assert "held out" in answer.err
 
 
+def test_overlong_caption(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """A caption that CLIP would cut off is refused before training, by file name."""
+    metadata = brand.parent / "brand" / "metadata.jsonl"
+    lines = metadata.read_text().splitlines()
+    lines[4] = json.dumps({"file_name": "04.png", "text": "sea " * 90})
+    metadata.write_text("\n".join(lines) + "\n")
+    # 04.png may be held out, so hold nothing out and score nothing.
+    edit(brand, "holdout = 0.25", "holdout = 0.0")
+    text = brand.read_text()
+    a, b = text.index("[score]"), text.index("[publish]")
+    brand.write_text(text[:a] + text[b:])
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert "04.png" in answer.err
+
+
+def test_publishing_needs_its_sections(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """Run --publish without [publish] stops before training."""
+    text = brand.read_text()
+    brand.write_text(text[: text.index("[publish]")])
+    answer = styletune("run", brand, "--publish", "--runs-dir", tmp_path / "runs")
+    assert answer.code == 2
+    assert "[publish]" in answer.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_infinite_and_empty_values(brand: Path, styletune: Command, tmp_path: Path) -> None:
+    """Inf is not a number to train with, and an empty target adapts nothing."""
+    for override in ("adapter.alpha=inf", "adapter.target=[]", "train.seed=nan"):
+        assert refuse(styletune, brand, tmp_path, "--set", override).code == 2
+
+
 def test_registry_and_generate_errors(styletune: Command, tmp_path: Path) -> None:
     """Missing registry, nonsense specs and seeds have their codes."""
     missing = tmp_path / "no-registry"
@@ -246,23 +278,18 @@ def test_plan_answers_with_its_contract(brand: Path, styletune: Command, tmp_pat
 
 
 def test_help_is_quick() -> None:
-    """``styletune --help`` answers in well under half a second once files are cached."""
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", "styletune", "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        times.append(time.perf_counter() - start)
-    assert "generate" in done.stdout
-    # A ratio, so that a busy machine does not fail it: bare Python with click alone.
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import click"], check=True)
-    bare = time.perf_counter() - start
-    assert min(times) < max(0.5, 4 * bare)
+    """``styletune --help`` takes at most half a second more than bare Python."""
+
+    def best_of_five_s(*arguments: str) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    bare = best_of_five_s("-c", "pass")
+    assert best_of_five_s("-m", "styletune", "--help") - bare < 0.5
 
 
 def test_schema_is_json(styletune: Command) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from styletune import __version__
-from styletune.errors import BadInput, NotFound, StyletuneError
+from styletune.errors import BadInput, CheckFailed, NotFound, StyletuneError
 
 if TYPE_CHECKING:
     from styletune.job import Job
@@ -45,6 +45,12 @@ def _recipe_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def _json_option(command: Command) -> Command:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(
+        command
+    )
 
 
 def _registry_option(command: Command) -> Command:
@@ -138,7 +144,7 @@ def score_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
                   as_json: bool) -> None:  # fmt: skip
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import refuse_unless_passed, score
+    from styletune.job import score
 
     summary, _ = score(job)
     if as_json:
@@ -146,7 +152,7 @@ def score_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
     else:
         _print_scores(summary)
         click.echo(f"\nreport   {job.run.report_file}\nnext: styletune publish {recipe}")
-    refuse_unless_passed(summary, job.run.report_file)
+    _exit_by_gate(summary, job.run.report_file)
 
 
 @cli.command("publish")
@@ -173,8 +179,10 @@ def run_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: t
                 registry: str, publishes: bool, as_json: bool) -> None:  # fmt: skip
     """The whole job: check, train, score, choose, gate, and publish if asked."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import refuse_unless_passed, run_job
+    from styletune.job import check_publishable, run_job
 
+    if publishes:
+        check_publishable(job, registry)
     done = run_job(job, registry=registry if publishes else None, who=_who())
     summary = done.pop("summary")
     if as_json:
@@ -188,10 +196,21 @@ def run_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: t
             click.echo(f"report   {job.run.report_file}\npicture  {job.run.picture_file}")
         if done["published"]:
             _print_published(done["published"], registry)
-        elif summary:
+        elif summary and done["gate"] == "pass":
             click.echo(f"next: open the report; then styletune publish {recipe}")
     if summary:
-        refuse_unless_passed(summary, job.run.report_file)
+        _exit_by_gate(summary, job.run.report_file)
+
+
+def _exit_by_gate(summary: dict[str, Any], report: Path) -> None:
+    """Exit 1 on a refusal; the document or table has been printed, so the reason is for stderr."""
+    from styletune.job import refuse_unless_passed
+
+    try:
+        refuse_unless_passed(summary, report)
+    except CheckFailed as error:
+        _say(f"error: {error}")
+        sys.exit(error.exit_code)
 
 
 def _who() -> str:
@@ -220,7 +239,7 @@ METRIC_COLUMNS = (
 
 
 def _print_scores(summary: dict[str, Any]) -> None:
-    """The short table: base and every checkpoint, 95 % intervals for what gates look at."""
+    """The short table: base, every checkpoint, the references themselves; then the gates."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -231,12 +250,13 @@ def _print_scores(summary: dict[str, Any]) -> None:
         table.add_column(label, justify="right", no_wrap=True)
     table.add_column("gate")
     chosen = summary["chosen"]["checkpoint"]
-    for entry in summary["checkpoints"]:
-        metrics = entry["metrics"]
-        cells = [format(metrics[key]["value"], form) for key, _, form in METRIC_COLUMNS]
-        mark = " ← chosen" if entry["checkpoint"] == chosen else ""
-        verdict = "pass" if entry["passed"] else "refused"
-        table.add_row(entry["checkpoint"] + mark, *cells, verdict)
+    anchors = summary["anchors"]
+    rows = [("base model", anchors["base"], summary["base"]["passed"])]
+    rows += [(e["checkpoint"], e["metrics"], e["passed"]) for e in summary["checkpoints"]]
+    for label, metrics, passed in rows:
+        mark = " ← chosen" if label == chosen else ""
+        table.add_row(label + mark, *_cells(metrics), "pass" if passed else "refused")
+    table.add_row("held-out images", *_cells(anchors["real"]), "")
     console = Console(width=110 if not sys.stdout.isatty() else None)
     console.print(table)
     console.print(f"chosen   {chosen}: {summary['chosen']['reason']}", markup=False)
@@ -244,6 +264,14 @@ def _print_scores(summary: dict[str, Any]) -> None:
         console.print(
             f"gate     {gate['name']}: {gate['verdict']}: {gate['explanation']}", markup=False
         )
+
+
+def _cells(metrics: dict[str, Any]) -> list[str]:
+    values = [metrics.get(key, {}).get("value") for key, _, _ in METRIC_COLUMNS]
+    return [
+        "–" if value is None else format(value, form)
+        for value, (_, _, form) in zip(values, METRIC_COLUMNS, strict=True)
+    ]
 
 
 @cli.command("pull")
@@ -279,6 +307,8 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
 @click.option("--seeds", default="1", show_default=True, help="Such as 7, 101-110 or 1,5,9.")
 @click.option("--strength", type=click.FloatRange(-2, 2), help="The published one if left out.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
+@click.option("--base", "base_model", help="The base model, if it lies elsewhere here.")
+@click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
 @click.option("--guidance-scale", type=click.FloatRange(1, 50), default=5.0, show_default=True)
 @_registry_option
 @click.option("--pulled", type=click.Path(path_type=Path), default=Path("pulled"),
@@ -288,8 +318,8 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def generate_command(
     spec: str, prompts: tuple[str, ...], prompts_file: Path | None, seeds: str,
-    strength: float | None, steps: int, guidance_scale: float, registry: str, pulled: Path,
-    out: Path, as_json: bool,
+    strength: float | None, steps: int, guidance_scale: float, base_model: str | None,
+    batch_size: int, registry: str, pulled: Path, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Draw images with a published version; each names its adapter, version and digest."""
     words = [*prompts, *_read_prompts(prompts_file)]
@@ -301,6 +331,7 @@ def generate_command(
     files = generate(
         registry=registry, spec_text=spec, pulled_dir=pulled, out_dir=out, prompts=words,
         seeds=numbers, strength=strength, steps=steps, guidance_scale=guidance_scale,
+        base_model=base_model, batch_size=batch_size,
     )  # fmt: skip
     if as_json:
         _print_json({"images": [str(f) for f in files]})
@@ -360,7 +391,8 @@ def registry_list_command(registry: str, as_json: bool) -> None:
 @registry_group.command("show")
 @click.argument("spec")
 @_registry_option
-def registry_show_command(spec: str, registry: str) -> None:
+@_json_option
+def registry_show_command(spec: str, registry: str, as_json: bool) -> None:  # noqa: ARG001
     """The manifest of a version, as JSON."""
     from styletune.registry.resolve import parse_spec, resolve
     from styletune.registry.store import open_store
@@ -375,7 +407,8 @@ def recipe_group() -> None:
 
 
 @recipe_group.command("schema")
-def recipe_schema_command() -> None:
+@_json_option
+def recipe_schema_command(as_json: bool) -> None:  # noqa: ARG001
     """JSON Schema of a recipe, for editors."""
     from styletune.recipe import recipe_schema
 
@@ -405,9 +438,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error.show()
         sys.exit(2)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        _say("\nstopped; the same command goes on from the last checkpoint")
+        _say("\nstopped; nothing is half-written. Give the same command again to go on.")
         sys.exit(130)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(0)
+    except RuntimeError as error:
+        # By name, because torch is not to be imported for it.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        short = BadInput(
+            f"the device has too little memory: {str(error).splitlines()[0]}",
+            fix="lower train.batch_size, score.batch_size or data.resolution, or set "
+            'train.mixed_precision = "bf16"',
+        )
+        if wants_json:
+            _print_json(short.as_json())
+        else:
+            _say(f"error: {short}")
+        sys.exit(short.exit_code)

@@ -20,9 +20,9 @@ import tomli_w
 from styletune import __version__
 from styletune.data.load import LoadedData, Row, holdout_rows, load_data, read_square, train_rows
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound
-from styletune.recipe import LoadedRecipe, PublishSection, Recipe, recipe_hash
+from styletune.recipe import LoadedRecipe, PublishSection, Recipe, recipe_hash, training_hash
 from styletune.runs import Run, file_sha256, make_dir, read_json, write_json, write_text
-from styletune.scoring.suite import Suite, load_suite, prompt_id, suite_hash
+from styletune.scoring.suite import MIN_REFERENCES, Suite, load_suite, prompt_id, suite_hash
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class Job:
     def identity(self) -> Identity:
         from styletune.training.checkpoint import Identity
 
-        return Identity(recipe_hash(self.recipe), self.data.fingerprint, self.base.hash)
+        return Identity(training_hash(self.recipe), self.data.fingerprint, self.base.hash)
 
     @property
     def trigger(self) -> str:
@@ -88,18 +88,54 @@ def prepare(loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None) -> Jo
     )
     if not train_rows(data):
         raise BadInput("no image is left to train on", where="[data] holdout", fix="lower it")
-    if suite and not holdout_rows(data):
+    held_out = len(holdout_rows(data))
+    if suite and held_out < MIN_REFERENCES:
         raise BadInput(
-            "scoring compares with held-out images, and none is held out",
+            f"scoring compares with at least {MIN_REFERENCES} held-out images, {held_out} are held "
+            "out",
             where="[data] holdout",
-            fix="hold some out (holdout = 0.2), or remove [score]",
+            fix="hold out more (holdout = 0.2), add images, or remove [score]",
         )
     # The folder is named by what decides the result, so a changed recipe or image starts anew.
-    run_id = _short(recipe_hash(recipe), data.fingerprint, base.hash)
+    run_id = _short(training_hash(recipe), data.fingerprint, base.hash)
     run = Run(run_dir or runs_dir / loaded.name / run_id)
     job = Job(loaded, base, data, suite, run, resolution)
     _check_run_folder(job)
+    _check_texts(job)
+    if suite:
+        from styletune.encoders.find import find_clip
+
+        find_clip(suite.encoder.name, _suite_folder(job))
     return job
+
+
+def _suite_folder(job: Job) -> Path:
+    assert job.recipe.score is not None
+    return job.loaded.path(job.recipe.score.suite).parent
+
+
+def _check_texts(job: Job) -> None:
+    """Refuse every caption and prompt of which CLIP would not see the end."""
+    from transformers import CLIPTokenizer
+
+    from styletune.sdxl.conditioning import MAX_TOKENS
+
+    tokenizer = CLIPTokenizer.from_pretrained(job.base.folder / "tokenizer")
+    texts = {f"caption of {r.file_name}": r.text for r in train_rows(job.data)}
+    texts |= {f"preview prompt {i + 1}": p for i, p in enumerate(job.recipe.preview.prompts)}
+    if job.suite:
+        prompts = [prompt_with_trigger(p, job.trigger) for p in job.suite.prompts]
+        texts |= {f"suite prompt {i + 1}": p for i, p in enumerate(prompts)}
+        texts["suite negative_prompt"] = job.suite.sampler.negative_prompt
+    counts = {k: len(tokenizer(t).input_ids) for k, t in texts.items()}
+    long = [f"{k} ({n} tokens)" for k, n in counts.items() if n > MAX_TOKENS]
+    if long:
+        more = f" and {len(long) - 5} more" if len(long) > 5 else ""
+        raise BadInput(
+            f"longer than CLIP's {MAX_TOKENS} tokens: {', '.join(long[:5])}{more}",
+            where=str(job.loaded.file),
+            fix="shorten them; what comes after would be cut off",
+        )
 
 
 def _short(*parts: str) -> str:
@@ -113,12 +149,13 @@ def _check_run_folder(job: Job) -> None:
     if run.dir.exists() and not run.dir.is_dir():
         raise Conflict("is a file, not a folder", where=str(run.dir), fix=FIX_RUN_DIR)
     if not run.facts_file.is_file():
-        if run.dir.is_dir() and any(run.dir.iterdir()):
+        # A dot file may be what a kill left of the first write.
+        if run.dir.is_dir() and any(not p.name.startswith(".") for p in run.dir.iterdir()):
             raise Conflict("is not empty and not a run", where=str(run.dir), fix=FIX_RUN_DIR)
         return
     facts, identity = read_json(run.facts_file), job.identity
     for found, wanted, label in (
-        (facts.get("recipe_hash"), identity.recipe_hash, "recipe"),
+        (facts.get("training_hash"), identity.recipe_hash, "recipe"),
         (facts.get("data", {}).get("fingerprint"), identity.data_fingerprint, "data set"),
         (facts.get("base", {}).get("hash"), identity.base_hash, "base model"),
     ):
@@ -154,7 +191,7 @@ def plan(job: Job) -> dict[str, Any]:
         outputs.append(run.previews_dir)
     if job.suite:
         outputs += [run.samples_dir(suite_hash(job.suite), ""), run.scores_file, run.summary_file]
-        outputs.append(run.report_file)
+        outputs += [run.report_file, run.picture_file]
     alpha = recipe.adapter.alpha or float(recipe.adapter.rank)
     return {
         "recipe": recipe.model_dump(mode="json"),
@@ -224,11 +261,20 @@ def train(job: Job) -> bool:
         pipe, _examples(rows, job.resolution, job.data.background), len(rows), device
     )
     previews = _preview_drawer(job, pipe)
+    _offload(pipe)
     if recipe.train.tracker != "none":
-        accelerator.init_trackers(
-            recipe.train.tracker_project, config=recipe.model_dump(mode="json"),
-            init_kwargs={"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}},
-        )  # fmt: skip
+        try:
+            accelerator.init_trackers(
+                recipe.train.tracker_project,
+                config=recipe.model_dump(mode="json"),
+                init_kwargs={"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}},
+            )
+        except Exception as error:
+            raise BadInput(
+                f"{recipe.train.tracker} does not start: {error}",
+                where="[train] tracker",
+                fix="wandb login, or WANDB_MODE=offline",
+            ) from error
     train_adapter(
         unet=pipe.unet,
         alphas_cumprod=pipe.scheduler.alphas_cumprod.to(torch.float32),
@@ -262,34 +308,45 @@ def train(job: Job) -> bool:
 
 
 def begin_run(job: Job) -> None:
-    """Write the resolved recipe and the facts; the first files of a run folder."""
-    run, card = job.run, job.data.card
+    """Write the facts and the resolved recipe, the first files of a run folder; once."""
+    run = job.run
+    if run.facts_file.is_file() and run.recipe_file.is_file():
+        return
     make_dir(run.dir)
-    write_text(
-        run.recipe_file, tomli_w.dumps(job.recipe.model_dump(mode="json", exclude_none=True))
-    )
     facts = {
         "recipe": job.loaded.name,
-        "recipe_hash": job.identity.recipe_hash,
+        "recipe_hash": recipe_hash(job.recipe),
+        "training_hash": job.identity.recipe_hash,
         "seed": job.recipe.train.seed,
         "base": {"model": job.base.model, "hash": job.base.hash, "resolution": job.resolution},
-        "data": {
-            "fingerprint": job.data.fingerprint,
-            "train": [r.file_name for r in train_rows(job.data)],
-            "holdout": [r.file_name for r in holdout_rows(job.data)],
-            "trigger": job.trigger,
-            "holder": card.holder if card else None,
-            "license": card.license if card else None,
-            "source": card.source if card else None,
-            "consent": card.consent if card else None,
-            "palette": list(card.palette) if card else [],
-            "warnings": [asdict(w) for w in job.data.warnings],
-        },
+        "data": _data_facts(job),
         "versions": _versions(),
         "platform": platform.platform(),
         "device": _device(),
     }
+    # The facts come first: a folder that has them is a run, whatever is missing from it.
     write_json(run.facts_file, facts)
+    write_text(run.recipe_file, _recipe_text(job.recipe))
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _data_facts(job: Job) -> dict[str, Any]:
+    card = job.data.card
+    return {
+        "fingerprint": job.data.fingerprint,
+        "train": [r.file_name for r in train_rows(job.data)],
+        "holdout": [r.file_name for r in holdout_rows(job.data)],
+        "trigger": job.trigger,
+        "holder": card.holder if card else None,
+        "license": card.license if card else None,
+        "source": card.source if card else None,
+        "consent": card.consent if card else None,
+        "palette": list(card.palette) if card else [],
+        "warnings": [asdict(w) for w in job.data.warnings],
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -320,6 +377,12 @@ def _examples(rows: Sequence[Row], resolution: int, background: str | None) -> I
         )  # fmt: skip
 
 
+def _offload(pipe: StableDiffusionXLPipeline) -> None:
+    """What the loop does not need leaves the card; a step needs the memory more."""
+    for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
+        module.to("cpu")
+
+
 def _preview_drawer(job: Job, pipe: StableDiffusionXLPipeline) -> Callable[[int], None]:
     from styletune.sampling.sample import Sampler, Shot, draw_shots
 
@@ -329,22 +392,27 @@ def _preview_drawer(job: Job, pipe: StableDiffusionXLPipeline) -> Callable[[int]
     def draw(step: int) -> None:
         if not preview.prompts:
             return
+        device = pipe.unet.device
         pipe.unet.eval()
+        pipe.to(device)
         shots = [
             Shot(prompt, preview.seed + i, job.run.previews_dir / f"step-{step:06d}-{i:02d}.png")
             for i, prompt in enumerate(preview.prompts)
         ]
         origin = {**_origin(job), "adapter": job.loaded.name, "step": step, "strength": 1.0}
         draw_shots(pipe, shots, sampler, origin, batch_size=4, title=f"preview {step}")
+        _offload(pipe)
 
     return draw
 
 
 def _origin(job: Job) -> dict[str, object]:
+    from styletune.registry.card import public_base
+
     return {
-        "base_model": job.base.model,
+        "base_model": public_base(job.base.model),
         "base_hash": job.base.hash,
-        "recipe_hash": job.identity.recipe_hash,
+        "training_hash": job.identity.recipe_hash,
         "styletune": __version__,
     }
 
@@ -365,14 +433,13 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
     steps = run.checkpoint_steps()
     if not steps:
         raise NotFound("no checkpoint to score", where=str(run.dir), fix="styletune train first")
-    inputs = {
-        "suite": suite.model_dump(mode="json"),
-        "base": job.base.hash,
-        "data": job.data.fingerprint,
-        "adapters": {str(s): file_sha256(run.adapter_file(s)) for s in steps},
-        "styletune": __version__,
-    }
-    if run.summary_file.is_file() and run.report_file.is_file():
+    from styletune.training.checkpoint import check_receipt
+
+    for done in steps:
+        check_receipt(run, done, job.identity)
+    inputs = _score_inputs(job)
+    outputs = (run.summary_file, run.scores_file, run.report_file, run.picture_file)
+    if all(f.is_file() for f in outputs):
         summary: dict[str, Any] = read_json(run.summary_file)
         if summary.get("inputs") == inputs:
             return summary, False
@@ -380,7 +447,7 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
     from styletune.scoring.report import write_report
     from styletune.scoring.score import Column, score_columns, write_scores
 
-    encoder = load_clip(suite.encoder.name, _device())
+    encoder = load_clip(suite.encoder.name, _suite_folder(job), _device())
     references = _write_references(job, run.samples_dir(suite_hash(suite), "references"))
     columns = []
     for name, step, files in _sample_columns(job, suite, steps, section.batch_size):
@@ -396,8 +463,7 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
         encoder_id=encoder.id,
     )
     scores.summary["inputs"] = inputs
-    write_scores(scores, run.scores_file, run.summary_file)
-    facts = read_json(run.facts_file)
+    facts = {**read_json(run.facts_file), "data": _data_facts(job)}
     write_report(
         run.report_file,
         title=job.loaded.name,
@@ -409,7 +475,24 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
         facts=_report_facts(facts),
     )
     _draw_picture(job, suite, columns, references, scores.summary["chosen"]["checkpoint"])
+    # Last, because a summary says that the report beside it is of the same scores.
+    write_scores(scores, run.scores_file, run.summary_file)
     return scores.summary, True
+
+
+def _score_inputs(job: Job) -> dict[str, Any]:
+    """Everything that a score depends on; another value of it makes a summary stale."""
+    assert job.suite is not None
+    run = job.run
+    return {
+        "suite": job.suite.model_dump(mode="json"),
+        "base": job.base.hash,
+        "data": job.data.fingerprint,
+        "trigger": job.trigger,
+        "palette": _data_facts(job)["palette"],
+        "adapters": {str(s): file_sha256(run.adapter_file(s)) for s in run.checkpoint_steps()},
+        "styletune": __version__,
+    }
 
 
 def _report_facts(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -526,6 +609,12 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
     if not run.summary_file.is_file():
         raise NotFound("not scored yet", where=str(run.dir), fix="styletune score first")
     summary = read_json(run.summary_file)
+    if job.suite is None or summary.get("inputs") != _score_inputs(job):
+        raise CheckFailed(
+            "the scores are of another suite, trigger or set of checkpoints",
+            where=str(run.summary_file),
+            fix="styletune score first",
+        )
     refuse_unless_passed(summary, run.report_file)
     from styletune.registry.card import public_base
     from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
@@ -541,11 +630,16 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         description=section.description,
         license=section.license,
-        base=BaseEntry(model=public_base(job.base.model), hash=job.base.hash),
+        base=BaseEntry(
+            model=public_base(job.base.model),
+            hash=job.base.hash,
+            revision=job.base.revision,
+            resolution=job.resolution,
+        ),
         adapter=AdapterEntry(
             strength=summary["chosen"]["strength"], rank=rank, alpha=alpha, trigger=job.trigger
         ),
-        recipe_hash=job.identity.recipe_hash,
+        recipe_hash=recipe_hash(job.recipe),
         data_fingerprint=job.data.fingerprint,
         gates=[GateEntry(**{k: g[k] for k in GateEntry.model_fields}) for g in summary["gates"]],
         files=files,
@@ -568,6 +662,7 @@ def refuse_unless_passed(summary: Mapping[str, Any], report: Path) -> None:
 def _package(
     job: Job, section: PublishSection, summary: Mapping[str, Any], step: int
 ) -> tuple[dict[str, bytes], int, float]:
+    from styletune.registry.card import public_base
     from styletune.registry.package import DIFFUSERS_WEIGHTS, package_files, webui_stem
     from styletune.sampling.sample import read_settings
     from styletune.sdxl.adapter import load_adapter
@@ -579,8 +674,8 @@ def _package(
     stem = webui_stem(section.name, section.version)
     header = kohya_header(
         title=f"{section.name} {section.version}", output_name=stem, spec=spec,
-        base_model=job.base.model, resolution=job.resolution, license_id=section.license,
-        description=section.description, trigger=job.trigger,
+        base_model=public_base(job.base.model), resolution=job.resolution,
+        license_id=section.license, description=section.description, trigger=job.trigger,
         strength=summary["chosen"]["strength"],
     )  # fmt: skip
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
@@ -590,7 +685,8 @@ def _package(
         folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
     ]
     prompts = [{"file": f.name, **(read_settings(f) or {})} for f in shown]
-    facts = read_json(run.facts_file)
+    facts = {**read_json(run.facts_file), "data": _data_facts(job)}
+    facts["recipe_hash"] = recipe_hash(job.recipe)
     files = package_files(
         name=section.name,
         version=section.version,
@@ -602,20 +698,30 @@ def _package(
         summary={k: v for k, v in summary.items() if k != "inputs"},
         report_html=run.report_file.read_bytes(),
         run_facts=facts,
-        recipe_text=run.recipe_file.read_text(encoding="utf-8"),
+        recipe_text=_public_recipe(job.recipe),
         previews={f.name: f.read_bytes() for f in shown},
         prompts=prompts,
     )
     return files, spec.rank, spec.alpha
 
 
+def _public_recipe(recipe: Recipe) -> str:
+    """The recipe as others may see it: folders are reduced to their names."""
+    from styletune.registry.card import public_base
+
+    data = recipe.data.model_copy(update={"path": Path(recipe.data.path).name})
+    base = recipe.base.model_copy(update={"model": public_base(recipe.base.model)})
+    return _recipe_text(recipe.model_copy(update={"data": data, "base": base}))
+
+
 # -- the whole job, and what follows it -----------------------------------------------------------
 
 
 def run_job(job: Job, *, registry: str | None, who: str) -> dict[str, Any]:
-    """Plan is done: train, score, and publish when a registry is given.
+    """Plan is done: train, score, and publish when a registry is given and the gate passes.
 
-    Returns the ``run --json`` document: run_dir, chosen, gate, published, seconds.
+    Returns the ``run --json`` document: run_dir, chosen, gate, published, seconds; and the
+    summary.
     """
     seconds: dict[str, float] = {}
 
@@ -631,7 +737,7 @@ def run_job(job: Job, *, registry: str | None, who: str) -> dict[str, Any]:
         summary, _ = score(job)
         timed("score", started)
     published = None
-    if registry is not None:
+    if registry is not None and (summary is None or gate_passed(summary)):
         started = time.monotonic()
         published = publish(job, registry, who)
         timed("publish", started)
@@ -645,14 +751,44 @@ def run_job(job: Job, *, registry: str | None, who: str) -> dict[str, Any]:
     }
 
 
+def check_publishable(job: Job, registry: str) -> None:
+    """Refuse before training what could not be published after it.
+
+    Raises:
+        BadInput: the recipe has no [publish] or no [score].
+        Conflict: that version is published already, and this run is not finished.
+    """
+    for name, section in (("publish", job.recipe.publish), ("score", job.recipe.score)):
+        if section is None:
+            raise BadInput(f"the recipe has no [{name}]", where=str(job.loaded.file), fix="add one")
+    from styletune.registry.store import open_store
+    from styletune.registry.versions import list_versions
+
+    section = job.recipe.publish
+    finished = max(job.run.checkpoint_steps(), default=0) >= job.recipe.train.steps
+    try:
+        store = open_store(registry, create=False)
+    except NotFound:
+        return  # it is made when something is published
+    if not finished and section and section.version in list_versions(store, section.name):
+        raise Conflict(
+            f"{section.name} {section.version} is published already",
+            where="[publish] version",
+            fix="raise it, or leave out --publish",
+        )
+
+
 def generate(
     *, registry: str, spec_text: str, pulled_dir: Path, out_dir: Path, prompts: Sequence[str],
     seeds: Sequence[int], strength: float | None, steps: int, guidance_scale: float,
+    base_model: str | None, batch_size: int,
 ) -> list[Path]:  # fmt: skip
     """Pull a version, load its published file as any consumer would, and draw images with it.
 
+    A file's name holds a hash of its settings, so other settings never overwrite it.
+
     Raises:
-        NotFound, IntegrityError: of the registry.
+        NotFound, IntegrityError: of the registry, or of the base model.
         Conflict: the base model on this machine is not the one it was trained on.
     """
     from styletune.registry.package import DIFFUSERS_WEIGHTS
@@ -665,29 +801,30 @@ def generate(
     from styletune.sampling.sample import Sampler, Shot, draw_shots
     from styletune.sdxl.load import find_base, load_pipeline
 
-    base = find_base(manifest.base.model, None, Path.cwd())
+    base = find_base(base_model or manifest.base.model, manifest.base.revision, Path.cwd())
     if base.hash != manifest.base.hash:
         raise Conflict(
-            f"was trained on other weights of {base.model} ({manifest.base.hash[:12]}, "
+            f"was trained on other weights than {base.model} ({manifest.base.hash[:12]}, "
             f"here are {base.hash[:12]})",
             where=f"{manifest.name}@{manifest.version}",
-            fix="fetch the base model it names",
+            fix="give the right base model with --base",
         )
-    pipe = load_pipeline(base, _dtype("no"), _device())
+    pipe = load_pipeline(base, _dtype("bf16" if _device() == "cuda" else "no"), _device())
     weights = pulled.dir / DIFFUSERS_WEIGHTS
     pipe.load_lora_weights(str(weights.parent), weight_name=weights.name, adapter_name="style")
     value = manifest.adapter.strength if strength is None else strength
     pipe.set_adapters("style", value)
     origin = {
-        "base_model": base.model, "base_hash": base.hash, "adapter": manifest.name,
+        "base_model": manifest.base.model, "base_hash": base.hash, "adapter": manifest.name,
         "version": manifest.version, "digest": pulled.digest, "strength": value,
         "license": manifest.license, "styletune": __version__,
     }  # fmt: skip
-    shots = [
-        Shot(prompt_with_trigger(p, manifest.adapter.trigger), s, out_dir / f"{i:03d}-{s}.png")
-        for i, p in enumerate(prompts)
-        for s in seeds
-    ]
-    sampler = Sampler(steps, guidance_scale, "", base.resolution)
-    draw_shots(pipe, shots, sampler, origin, batch_size=8, title="generate")
+    sampler = Sampler(steps, guidance_scale, "", manifest.base.resolution or base.resolution)
+    stem = f"{manifest.name}-{manifest.version}"
+    shots = []
+    for prompt in prompts:
+        words = prompt_with_trigger(prompt, manifest.adapter.trigger)
+        mark = _short(pulled.digest, words, f"{value:g}", str(sampler))[:8]
+        shots += [Shot(words, s, out_dir / f"{stem}-{mark}-{s}.png") for s in seeds]
+    draw_shots(pipe, shots, sampler, origin, batch_size=batch_size, title="generate")
     return [s.file for s in shots]

@@ -24,6 +24,9 @@ LINE_EVERY_S = 10.0
 
 Advance = Callable[[int, str], None]
 
+# One console: a preview's bar inside the training bar must know about it.
+_CONSOLE = Console(stderr=True)
+
 
 @contextlib.contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
@@ -31,8 +34,7 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 
     Yields ``advance(units, note)``; the note is a short text such as "loss 0.12".
     """
-    console = Console(file=sys.stderr)
-    if not console.is_terminal:
+    if not _CONSOLE.is_terminal:
         yield _plain_lines(title, total, done)
         return
     columns = (
@@ -44,9 +46,15 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=_CONSOLE) as bar:
         task = bar.add_task(title, total=total, completed=done, note="")
-        yield lambda units, note: bar.update(task, advance=units, note=note)
+
+        def advance(units: int, note: str) -> None:
+            bar.advance(task, units)
+            if note:
+                bar.update(task, note=note)
+
+        yield advance
 
 
 def _plain_lines(title: str, total: int, done: int) -> Advance:

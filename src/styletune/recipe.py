@@ -25,7 +25,7 @@ from styletune.errors import NotFound, RecipeError
 class Section(BaseModel):
     """Frozen, strict settings: no unknown keys, no silent conversion."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class BaseSection(Section):
@@ -71,6 +71,8 @@ class AdapterSection(Section):
     @field_validator("target", mode="before")
     @classmethod
     def _patterns(cls, value: object) -> object:
+        if value == []:
+            raise ValueError("name at least one pattern")
         return tuple(value) if isinstance(value, list) else value
 
 
@@ -95,8 +97,8 @@ class TrainSection(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         "no", description="Precision of the base model's arithmetic; the adapter stays fp32."
     )
-    snr_gamma: float | None = Field(
-        5.0, gt=0, description="Min-SNR weighting (arXiv 2303.09556); TOML cannot say none: 1e9."
+    snr_gamma: float = Field(
+        5.0, ge=0, description="Min-SNR weighting (arXiv 2303.09556); 0 weighs all alike."
     )
     caption_dropout: float = Field(
         0.1, ge=0, le=1, description="Share of samples trained without their caption."
@@ -171,6 +173,21 @@ class LoadedRecipe:
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of the resolved recipe's canonical JSON; comments and order do not count."""
     canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def training_hash(recipe: Recipe) -> str:
+    """SHA-256 (hex) of what decides the adapter; a new version number needs no new training."""
+    kept = recipe.model_dump(
+        mode="json",
+        exclude={
+            "preview": True,
+            "score": True,
+            "publish": True,
+            "train": {"log_every", "tracker", "tracker_project"},
+        },
+    )
+    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -98,15 +97,6 @@ def test_brand_palette_is_what_the_look_draws() -> None:
     assert set(HORIZON_PALETTE) == own
 
 
-def test_rendering_is_quick() -> None:
-    """Thousands of images in seconds: tests and training draw what they need."""
-    rng = np.random.default_rng(2)
-    start = time.perf_counter()
-    for _ in range(50):
-        render(random_view(rng))
-    assert (time.perf_counter() - start) / 50 < 0.1
-
-
 def test_plain_diffusers_loads_and_draws() -> None:
     """StableDiffusionXLPipeline.from_pretrained(folder) needs nothing of ours."""
     from diffusers import StableDiffusionXLPipeline
@@ -146,7 +136,7 @@ def test_open_clip_tells_captions_apart() -> None:
 
     from styletune.encoders.clip import encode_images, encode_texts, load_clip
 
-    encoder = load_clip("mini", "cpu")
+    encoder = load_clip("mini", Path(), "cpu")
     views = [View(s, t, (), 70 + i) for i, s in enumerate(SCENES) for t in ("noon", "night")]
     images = encode_images(encoder, [Image.fromarray(render(v)) for v in views])
     texts = encode_texts(encoder, [caption(v, template=0) for v in views])
@@ -160,7 +150,7 @@ def test_open_clip_notices_style() -> None:
 
     from styletune.encoders.clip import encode_images, load_clip
 
-    encoder = load_clip("mini", "cpu")
+    encoder = load_clip("mini", Path(), "cpu")
     rng = np.random.default_rng(3)
     views = [random_view(rng) for _ in range(24)]
     parts = ((views[:12], HORIZON), (views[12:], HORIZON), (views[:12], NATURAL))

@@ -171,7 +171,7 @@ def test_update_is_alpha_over_rank_times_b_a(pipe: StableDiffusionXLPipeline) ->
 def test_exports_hold_the_trained_updates(pipe: StableDiffusionXLPipeline) -> None:
     """ΔW read from either file by its own layout's rules equals the trained one (alpha ≠ rank)."""
     tensors = random_adapter(pipe.unet)
-    trained = weight_updates(tensors, SPEC)
+    trained = dict(weight_updates(tensors, SPEC))
     diffusers = load(diffusers_file(tensors, SPEC))
     kohya = load(kohya_file(tensors, SPEC, {}))
     assert sum(k.endswith(".alpha") for k in kohya) == len(trained)

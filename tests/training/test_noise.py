@@ -79,7 +79,7 @@ def test_min_snr_matches_diffusers() -> None:
     wanted = torch.minimum(snr, torch.full_like(snr, 5.0)) / snr
     ours = min_snr_weights(scheduler.alphas_cumprod, 5.0)
     assert torch.allclose(ours, wanted, rtol=1e-4)
-    assert torch.equal(min_snr_weights(scheduler.alphas_cumprod, None), torch.ones(1000))
+    assert torch.equal(min_snr_weights(scheduler.alphas_cumprod, 0), torch.ones(1000))
 
 
 def test_loss_is_a_weighted_mean_in_float32() -> None:

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 from PIL import Image
 
+from styletune.encoders.find import find_clip
 from styletune.errors import BaseModelError, NotFound
-from styletune.mini import OPEN_CLIP_DIR
 from styletune.progress import progress
 
 Features = NDArray[np.float64]
@@ -33,33 +34,28 @@ class ClipEncoder:
     device: str
 
 
-def load_clip(name: str, device: str) -> ClipEncoder:
-    """Load "mini", ``local-dir:FOLDER``, or ``ARCHITECTURE/PRETRAINED`` such as
-    ``ViT-L-14-quickgelu/openai``, whose weights must be in the local cache.
+def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
+    """Load what ``find_clip`` finds; named weights must be in the local cache.
 
     Raises:
         NotFound: the folder or the weights are not on this machine.
         BaseModelError: open_clip cannot load them.
     """
     where = f"[encoder] name = {name!r}"
-    source = f"local-dir:{OPEN_CLIP_DIR}" if name == "mini" else name
-    architecture, _, pretrained = source.partition("/")
-    if source.startswith("local-dir:"):
-        folder = Path(source.removeprefix("local-dir:"))
-        if not folder.is_dir():
-            raise NotFound(f"no folder {folder}", where=where)
-        architecture, pretrained = source, ""
-    elif not pretrained:
-        raise NotFound(
-            "not an encoder", where=where,
-            fix='choices: "mini", "local-dir:FOLDER", "ARCHITECTURE/PRETRAINED"',
-        )  # fmt: skip
+    architecture, pretrained = find_clip(name, relative_to)
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(
             architecture, pretrained=pretrained or None, device=device
         )
         tokenize = open_clip.get_tokenizer(architecture)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise NotFound(
+            "its weights are not on this machine",
+            where=where,
+            fix="load it once in Python with a network: open_clip.create_model_and_transforms"
+            f"({architecture!r}, pretrained={pretrained!r})",
+        ) from None
     except Exception as error:
         raise BaseModelError(f"open_clip cannot load it: {error}", where=where) from error
     digest = hashlib.sha256()

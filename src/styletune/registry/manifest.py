@@ -80,6 +80,8 @@ class BaseEntry(Section):
 
     model: str
     hash: str
+    revision: str | None = None
+    resolution: int | None = Field(default=None, description="Side in pixels trained at.")
 
 
 class AdapterEntry(Section):

@@ -64,13 +64,14 @@ def draw_shots(
         DataError: a prompt is too long.
         OutputError: the images cannot be written.
     """
-    settings = [_settings(shot, sampler, origin) for shot in shots]
+    scheduler = type(pipe.scheduler).__name__
+    settings = [_settings(shot, sampler, {**origin, "scheduler": scheduler}) for shot in shots]
     batches = [range(i, min(i + batch_size, len(shots))) for i in range(0, len(shots), batch_size)]
     todo = [b for b in batches if any(read_settings(shots[i].file) != settings[i] for i in b)]
     if not todo:
         return 0
-    # Text first, in one go: on a small card the encoders need not stay beside the UNet.
-    texts = list(dict.fromkeys(shots[i].prompt for b in todo for i in b))
+    # All texts, drawn already or not: a resumed batch must see the same last bits.
+    texts = list(dict.fromkeys(shot.prompt for shot in shots))
     encoded = encode_prompts(pipe, texts)
     negative = (
         encode_prompts(pipe, [sampler.negative_prompt])
@@ -133,7 +134,7 @@ def infotext(settings: Mapping[str, object]) -> str:
     resolution = settings["resolution"]
     facts = {
         "Steps": settings["steps"],
-        "Sampler": "Euler",
+        "Sampler": settings.get("scheduler", ""),
         "CFG scale": settings["guidance_scale"],
         "Seed": settings["seed"],
         "Size": f"{resolution}x{resolution}",

@@ -37,10 +37,9 @@ from styletune.scoring.statistics import (
     relative_loss,
     spread_interval,
 )
-from styletune.scoring.suite import Suite, prompt_id, suite_hash
+from styletune.scoring.suite import MIN_REFERENCES, Suite, prompt_id, suite_hash
 
 Array = NDArray[np.float64]
-MIN_REFERENCES = 4
 HALF_SPLITS = 20
 COLOR_SPACE = "cielab-64px"
 
@@ -306,6 +305,8 @@ def _summary(
             for m, p_value in zip(rest, adjusted, strict=True)
         ],
         "anchors": {"base": _json(base.metrics), "real": _json(real)},
+        # The base is a candidate at strength 0: a gate that lets it pass is no gate.
+        "base": {"gates": [g.as_json() for g in base.gates], "passed": passed(base.gates)},
         "anchors_how": REAL_HOW,
         "gates": [g.as_json() for g in pick.gates],
         "fid_note": FID_NOTE,

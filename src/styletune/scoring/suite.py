@@ -11,6 +11,8 @@ from pydantic import Field, field_validator
 
 from styletune.recipe import Section, load_toml
 
+MIN_REFERENCES = 4
+
 
 class SuiteSampler(Section):
     """How every column's images are sampled."""

@@ -75,7 +75,7 @@ def target_modules(unet: nn.Module, target: str | tuple[str, ...]) -> list[str]:
 
 
 def inject_adapter(unet: nn.Module, modules: list[str], rank: int, alpha: float, seed: int) -> None:
-    """Add an untrained LoRA (B = 0) in float32; its A depends on ``seed`` alone."""
+    """Add an untrained LoRA (B = 0) in float32; its A depends on ``seed`` and the base's dtype."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -128,15 +128,18 @@ def load_into(unet: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         parameter.data.copy_(tensors[name])
 
 
-def weight_updates(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, Tensor]:
-    """ΔW of every adapted module by its name in the UNet: (out, in) float32."""
-    updates: dict[str, Tensor] = {}
+def weight_updates(
+    tensors: Mapping[str, Tensor], spec: AdapterSpec
+) -> Iterator[tuple[str, Tensor]]:
+    """(module name in the UNet, its ΔW of shape (out, in), float32), one after the other.
+
+    On SDXL they are gigabytes together, so nobody should hold them all.
+    """
     for key, down in tensors.items():
         if key.endswith(".lora_A.weight"):
             module = key.removesuffix(".lora_A.weight")
             up = tensors[f"{module}.lora_B.weight"]
-            updates[module.removeprefix("unet.")] = spec.scale * (up.float() @ down.float())
-    return updates
+            yield module.removeprefix("unet."), spec.scale * (up.float() @ down.float())
 
 
 @contextlib.contextmanager
@@ -149,10 +152,11 @@ def merged(
     """
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        for name, update in weight_updates(tensors, spec).items():
+        for name, update in weight_updates(tensors, spec):
             weight = unet.get_submodule(name).weight
             assert isinstance(weight, nn.Parameter)
-            kept.append((weight, weight.detach().clone()))
+            # On the CPU: the copies would not fit beside the model on a small card.
+            kept.append((weight, weight.detach().to("cpu", copy=True)))
             weight.data += (strength * update).to(weight.device, weight.dtype)
         yield
     finally:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from styletune.errors import DataError
 
+MAX_TOKENS = 77
+
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
@@ -32,7 +34,7 @@ def encode_prompts(
     Raises:
         DataError: a text has more than 77 tokens, of which the rest would be dropped.
     """
-    too_long = [t for t in texts if len(pipe.tokenizer(t).input_ids) > 77]
+    too_long = [t for t in texts if len(pipe.tokenizer(t).input_ids) > MAX_TOKENS]
     if too_long:
         raise DataError(
             f"{len(too_long)} captions have more than 77 tokens, the first: {too_long[0][:120]!r}",

@@ -112,23 +112,20 @@ def check_exports(
     Raises:
         IntegrityError: a module is missing, extra, or its update differs by more than 1e-6.
     """
-    trained = weight_updates(tensors, spec)
-    plain = AdapterSpec(rank=1, alpha=1.0)
-    from_diffusers = weight_updates(load(diffusers), plain)
-    raw = load(kohya)
-    from_kohya = {}
-    for key, down in raw.items():
-        if key.endswith(".lora_down.weight"):
-            name = key.removesuffix(".lora_down.weight")
-            scale = raw[f"{name}.alpha"].item() / down.shape[0]
-            from_kohya[name] = scale * (raw[f"{name}.lora_up.weight"] @ down)
-    by_sgm = {"lora_unet_" + sgm_module_name(m): u for m, u in trained.items()}
-    for label, wanted, found in (
-        ("diffusers", trained, from_diffusers),
+    from_diffusers, from_kohya = load(diffusers), load(kohya)
+    modules = {k.removeprefix("unet.").rpartition(".lora_")[0] for k in tensors}
+    by_sgm = {"lora_unet_" + sgm_module_name(m) for m in modules}
+    for label, names, keys in (
+        ("diffusers", {f"unet.{m}" for m in modules}, from_diffusers),
         ("kohya", by_sgm, from_kohya),
     ):
-        if wanted.keys() != found.keys():
+        if names != {re.sub(r"\.(lora_\w+\.weight|alpha)$", "", k) for k in keys}:
             raise IntegrityError(f"the {label} file holds other modules than were trained")
-        for name, update in wanted.items():
-            if not torch.allclose(update, found[name], rtol=1e-5, atol=1e-6):
-                raise IntegrityError(f"the {label} file changes the update of {name}")
+    for module, update in weight_updates(tensors, spec):
+        a, b = (from_diffusers[f"unet.{module}.lora_{side}.weight"] for side in "AB")
+        name = "lora_unet_" + sgm_module_name(module)
+        down, up = (from_kohya[f"{name}.lora_{side}.weight"] for side in ("down", "up"))
+        scale = from_kohya[f"{name}.alpha"].item() / down.shape[0]
+        for label, found in (("diffusers", b @ a), ("kohya", scale * (up @ down))):
+            if not torch.allclose(update, found, rtol=1e-5, atol=1e-6):
+                raise IntegrityError(f"the {label} file changes the update of {module}")

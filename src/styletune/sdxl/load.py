@@ -7,18 +7,18 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import StableDiffusionXLPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
+from typing import TYPE_CHECKING, Any
 
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
 from styletune.runs import file_sha256
 
+if TYPE_CHECKING:
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+_CONFIGS = tuple(f"{p}/config.json" for p in ("unet", "vae", "text_encoder", "text_encoder_2"))
 _WEIGHTS = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")
 
 
@@ -26,14 +26,17 @@ _WEIGHTS = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")
 class BaseFiles:
     """Where a base model lies, checked to be whole, before anything heavy is loaded.
 
-    ``hash`` is the SHA-256 over the names and SHA-256 sums of its weight files;
-    ``resolution`` the side in pixels that its UNet was made for.
+    ``hash`` is the SHA-256 over its weight files and the settings that change an image
+    (configurations and scheduler); ``resolution`` the side in pixels that its UNet was made for;
+    ``variant`` is "fp16" when only such weights are there.
     """
 
     model: str
     folder: Path
+    revision: str | None
     hash: str
     resolution: int
+    variant: str | None
 
 
 def find_base(model: str, revision: str | None, relative_to: Path) -> BaseFiles:
@@ -56,7 +59,7 @@ def find_base(model: str, revision: str | None, relative_to: Path) -> BaseFiles:
     pipeline = _read_json(index, where).get("_class_name")
     if pipeline != "StableDiffusionXLPipeline":
         raise BaseModelError(f"is a {pipeline}, not a StableDiffusionXLPipeline", where=where)
-    weights: list[Path] = []
+    weights: dict[str, list[Path]] = {}
     for part in PARTS:
         directory = folder / part
         if not directory.is_dir():
@@ -65,13 +68,21 @@ def find_base(model: str, revision: str | None, relative_to: Path) -> BaseFiles:
             files = sorted({f for pattern in _WEIGHTS for f in directory.glob(pattern)})
             if not files:
                 raise BaseModelError(f"{part}/ has no .safetensors weights", where=where)
-            weights += files
+            weights[part] = [f for f in files if "non_ema" not in f.name]
     config = _read_json(folder / "unet" / "config.json", where)
     if config.get("addition_embed_type") != "text_time":
         raise BaseModelError("its UNet is not SDXL's (addition_embed_type)", where=where)
     vae_config = _read_json(folder / "vae" / "config.json", where)
-    factor = 2 ** (len(vae_config.get("block_out_channels", [0] * 4)) - 1)
-    return BaseFiles(model, folder, _hash(folder, weights, where), config["sample_size"] * factor)
+    side, channels = config.get("sample_size"), vae_config.get("block_out_channels")
+    if not isinstance(side, int) or not isinstance(channels, list):
+        raise BaseModelError("its configuration lacks sample_size or channels", where=where)
+    plain = {p: [f for f in fs if ".fp16." not in f.name] for p, fs in weights.items()}
+    variant = None if all(plain.values()) else "fp16"
+    chosen = plain if variant is None else weights
+    files = [f for part in chosen.values() for f in part]
+    digest = _hash(folder, files, where)
+    resolution = side * 2 ** (len(channels) - 1)
+    return BaseFiles(model, folder, revision, digest, resolution, variant)
 
 
 def _folder(model: str, revision: str | None, relative_to: Path) -> Path:
@@ -127,6 +138,11 @@ def _hash(folder: Path, weights: list[Path], where: str) -> str:
         except OSError as error:
             raise BaseModelError(f"{file} cannot be read: {error}", where=where) from None
         digest.update(line.encode())
+    for name in ("model_index.json", "scheduler/scheduler_config.json", *_CONFIGS):
+        settings = _read_json(folder / name, where)
+        # Underscored keys tell where a copy came from, not what it does.
+        kept = {k: v for k, v in settings.items() if not k.startswith("_")}
+        digest.update(f"{name} {json.dumps(kept, sort_keys=True)}\n".encode())
     return digest.hexdigest()
 
 
@@ -136,14 +152,19 @@ def load_pipeline(base: BaseFiles, dtype: torch.dtype, device: str) -> StableDif
     Raises:
         BaseModelError: a part cannot be loaded, or did not come out as asked.
     """
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         pipe = StableDiffusionXLPipeline.from_pretrained(
-            base.folder, dtype=dtype, use_safetensors=True, add_watermarker=False,
-            local_files_only=True,
+            base.folder, dtype=dtype, variant=base.variant, use_safetensors=True,
+            add_watermarker=False, local_files_only=True,
         )  # fmt: skip
     except Exception as error:
         raise BaseModelError(

@@ -63,6 +63,8 @@ def build_cache(
         DataError: NaN latents (names the image) or a caption over 77 tokens.
     """
     means, logvars, time_ids, captions = [], [], [], []
+    # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
+    pipe.vae.to(torch.float32)
     with progress("cache", num_images) as advance:
         for batch in _batches(examples, batch_size):
             pixels = torch.from_numpy(np.stack([e.pixels for e in batch])).permute(0, 3, 1, 2)
@@ -75,6 +77,7 @@ def build_cache(
             ]
             captions += [e.caption for e in batch]
             advance(len(batch), "")
+    pipe.vae.to(pipe.unet.dtype)
     distinct = list(dict.fromkeys(captions))
     encoded, empty = encode_prompts(pipe, distinct), empty_prompt(pipe)
     rows = {caption: i for i, caption in enumerate(distinct)}

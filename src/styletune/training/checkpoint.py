@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from styletune.errors import Conflict, IntegrityError
+from styletune.errors import CheckFailed, Conflict, IntegrityError
 from styletune.runs import Run, file_sha256, read_json, write_bytes, write_json
 from styletune.sdxl.adapter import (
     AdapterSpec,
@@ -25,10 +25,12 @@ from styletune.sdxl.adapter import (
     save_adapter,
 )
 
+FIX_DIVERGED = 'lower optimizer.learning_rate, or set train.mixed_precision = "no"'
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a checkpoint belongs to: SHA-256 sums (hex)."""
+    """What a checkpoint belongs to: SHA-256 sums (hex); the recipe's is its ``training_hash``."""
 
     recipe_hash: str
     data_fingerprint: str
@@ -39,8 +41,17 @@ def save_checkpoint(
     run: Run, step: int, unet: nn.Module, optimizer: torch.optim.Optimizer, spec: AdapterSpec,
     identity: Identity,
 ) -> None:  # fmt: skip
-    """Write the checkpoint after ``step`` optimizer steps. Raises OutputError."""
-    save_adapter(run.adapter_file(step), adapter_tensors(unet), spec)
+    """Write the checkpoint after ``step`` optimizer steps.
+
+    Raises:
+        CheckFailed: a weight is NaN or infinite; the checkpoint before stays the last one.
+        OutputError: it cannot be written.
+    """
+    tensors = adapter_tensors(unet)
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckFailed(f"{name} is not finite after step {step}", fix=FIX_DIVERGED)
+    save_adapter(run.adapter_file(step), tensors, spec)
     state: dict[str, Tensor] = {}
     for name, parameter in adapter_parameters(unet).items():
         for key, value in optimizer.state[parameter].items():
@@ -85,23 +96,20 @@ def restore_checkpoint(
     check_receipt(run, step, identity)
     tensors, _ = load_adapter(run.adapter_file(step))
     load_into(unet, tensors)
-    state = load_file(run.state_file(step))
+    by_owner: dict[str, dict[str, Tensor]] = {}
+    for full, value in load_file(run.state_file(step)).items():
+        key, _, owner = full.partition(":")
+        by_owner.setdefault(owner, {})[key] = value
     for name, parameter in adapter_parameters(unet).items():
-        restored: dict[str, Tensor] = {}
-        for full, value in state.items():
-            key, _, owner = full.partition(":")
-            if owner == name:
-                # A fused AdamW keeps its step count beside the parameter.
-                restored[key] = value.to(parameter.device)
-        if not restored:
+        if name not in by_owner:
             raise IntegrityError(f"no optimizer state for {name}", where=str(run.state_file(step)))
-        optimizer.state[parameter] = restored
+        # A fused AdamW keeps its step count beside the parameter.
+        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in by_owner[name].items()}
 
 
 def assert_finite(loss: float, step: int, file_names: list[str]) -> None:
     """Stop on NaN or infinity and name the step and its images."""
     if not math.isfinite(loss):
-        raise IntegrityError(
-            f"the loss is {loss} at step {step}, images: {', '.join(file_names)}",
-            fix="lower optimizer.learning_rate, or train with train.mixed_precision = \"no\"",
-        )  # fmt: skip
+        raise CheckFailed(
+            f"the loss is {loss} at step {step}, images: {', '.join(file_names)}", fix=FIX_DIVERGED
+        )

@@ -6,6 +6,7 @@ Shapes: b batch, h/w latent height and width.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from styletune.errors import BadInput
 from styletune.progress import progress
 from styletune.runs import Run, output_errors, write_text
 from styletune.sdxl.adapter import AdapterSpec, adapter_parameters, inject_adapter
+from styletune.sdxl.latents import sample_latents
 from styletune.training.cache import Cache
 from styletune.training.checkpoint import (
     Identity,
@@ -38,7 +40,7 @@ class LoopSettings:
     steps: int
     batch_size: int
     seed: int
-    snr_gamma: float | None
+    snr_gamma: float
     caption_dropout: float
     learning_rate: float
     weight_decay: float
@@ -126,7 +128,13 @@ def train_adapter(
     inner = make_optimizer(parameters, settings.weight_decay)
     done = max(run.checkpoint_steps(), default=0)
     if done:
+        if accelerator.scaler is not None:
+            # The loss scale is not in the checkpoint; going on would not be the same run.
+            raise BadInput("a run in fp16 cannot be resumed", where="[train] mixed_precision",
+                           fix='use "bf16", or start over with another --run-dir')  # fmt: skip
         restore_checkpoint(run, done, unet, inner, identity)
+        on_checkpoint(done)
+        unet.train()
     optimizer = accelerator.prepare(inner)
     alphas_cumprod = alphas_cumprod.to(device)
     dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
@@ -141,10 +149,12 @@ def train_adapter(
             draw = draw_batch(
                 settings.seed, step, positions, shape, len(alphas_cumprod), settings.caption_dropout
             )
-            latents = (
-                cache.mean[rows]
-                + torch.exp(0.5 * cache.logvar[rows]) * draw.posterior_noise.to(device)
-            ) * scaling_factor
+            latents = sample_latents(
+                cache.mean[rows],
+                cache.logvar[rows],
+                draw.posterior_noise.to(device),
+                scaling_factor,
+            )
             noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
             a = alphas_cumprod[timesteps]
             noisy_latents = add_noise(latents, noise, a)
@@ -176,16 +186,19 @@ def train_adapter(
             is_last = now == settings.steps
             is_checkpoint = now % settings.checkpoint_every == 0 or is_last
             if now % settings.log_every == 0 or is_checkpoint:
-                # The only moments at which the device is waited for.
+                # The loss is fetched only here: every fetch waits for the device.
                 value = loss.item()
                 assert_finite(value, now, [file_names[r] for r in rows])
                 speed = images / (time.monotonic() - started)
                 line = {
                     "step": now, "loss": value, "learning_rate": rate,
-                    "grad_norm": float(grad_norm), "images_per_s": round(speed, 3),
+                    # An overflow under fp16 scaling is skipped by the scaler; JSON has no infinity.
+                    "grad_norm": float(grad_norm) if math.isfinite(grad_norm) else None,
+                    "images_per_s": round(speed, 3),
                 }  # fmt: skip
                 log(line)
-                accelerator.log({k: v for k, v in line.items() if k != "step"}, step=now)
+                logged = {k: v for k, v in line.items() if k != "step" and v is not None}
+                accelerator.log(logged, step=now)
                 note = f"loss {value:.4f}, {speed:.1f} images/s"
             advance(1, note)
             if is_checkpoint:

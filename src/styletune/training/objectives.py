@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 
-def min_snr_weights(alphas_cumprod: Tensor, snr_gamma: float | None) -> Tensor:
+def min_snr_weights(alphas_cumprod: Tensor, snr_gamma: float) -> Tensor:
     """Min-SNR weights for noise prediction: min(SNR, γ) / SNR (arXiv 2303.09556, section 3.4).
 
     Args:
         alphas_cumprod: (b,), ᾱ at each sample's timestep, in (0, 1).
-        snr_gamma: γ; None weighs all timesteps alike.
+        snr_gamma: γ; 0 weighs all timesteps alike.
 
     Returns:
         (b,) in (0, 1].
     """
-    if snr_gamma is None:
+    if snr_gamma == 0:
         return torch.ones_like(alphas_cumprod)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     return snr.clamp(max=snr_gamma) / snr
