@@ -144,14 +144,16 @@ def score_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
                   as_json: bool) -> None:  # fmt: skip
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import score
+    from styletune.job import gate_passed, score
 
     summary, _ = score(job)
     if as_json:
         _print_json(summary)
     else:
         _print_scores(summary)
-        click.echo(f"\nreport   {job.run.report_file}\nnext: styletune publish {recipe}")
+        click.echo(f"\nreport   {job.run.report_file}")
+        if gate_passed(summary):
+            click.echo(f"next: open the report; then styletune publish {recipe}")
     _exit_by_gate(summary, job.run.report_file)
 
 
