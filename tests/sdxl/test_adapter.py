@@ -70,10 +70,10 @@ def random_adapter(unet: torch.nn.Module, target: str = "all") -> dict[str, Tens
     tensors = {}
     for name in target_modules(unet, target):
         out_features, in_features = unet.get_submodule(name).weight.shape
-        tensors[f"unet.{name}.lora_A.weight"] = 0.2 * torch.randn(
+        tensors[f"unet.{name}.lora_A.weight"] = 0.06 * torch.randn(
             SPEC.rank, in_features, generator=generator
         )
-        tensors[f"unet.{name}.lora_B.weight"] = 0.2 * torch.randn(
+        tensors[f"unet.{name}.lora_B.weight"] = 0.06 * torch.randn(
             out_features, SPEC.rank, generator=generator
         )
     return tensors
@@ -111,7 +111,15 @@ def test_sgm_names_are_distinct_and_known_to_diffusers(sdxl_unet: UNet2DConditio
     assert len(names) == 722
     tree = {f"{name}.lora_down.weight": torch.tensor(i) for i, name in enumerate(names)}
     mapped = _maybe_map_sgm_blocks_to_diffusers(dict(tree), sdxl_unet.config)
-    back = {int(v): k for k, v in mapped.items()}
+    places = {
+        "input_blocks": "down_blocks",
+        "middle_block": "mid_block",
+        "output_blocks": "up_blocks",
+    }
+    back = {}
+    for key, value in mapped.items():
+        found = next(place for place in places if place in key)
+        back[int(value)] = key.replace(found, places[found])
     for i, module in enumerate(names.values()):
         assert back[i] == f"lora_unet_{module.replace('.', '_')}.lora_down.weight"
 

@@ -102,7 +102,20 @@ def adapter_tensors(unet: nn.Module) -> dict[str, Tensor]:
 def save_adapter(file: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec) -> None:
     """Write an adapter; equal tensors and spec give equal bytes."""
     header = {"format": "pt", "styletune.adapter": json.dumps(asdict(spec), sort_keys=True)}
-    write_bytes(file, save({k: tensors[k].contiguous() for k in sorted(tensors)}, header))
+    write_bytes(file, pack_tensors(tensors, header))
+
+
+def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """A safetensors file in memory; equal content gives equal bytes.
+
+    The library writes the header's keys in random order, so the header is written again, sorted.
+    """
+    raw: bytes = save({k: tensors[k].contiguous() for k in sorted(tensors)}, dict(header))
+    size = int.from_bytes(raw[:8], "little")
+    tree = json.loads(raw[8 : 8 + size])
+    ordered = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ordered += b" " * (-len(ordered) % 8)  # the format asks for aligned tensors
+    return len(ordered).to_bytes(8, "little") + ordered + raw[8 + size :]
 
 
 def load_adapter(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:

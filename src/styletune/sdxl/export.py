@@ -13,11 +13,11 @@ import re
 from collections.abc import Mapping
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 
 from styletune.errors import IntegrityError
-from styletune.sdxl.adapter import AdapterSpec, weight_updates
+from styletune.sdxl.adapter import AdapterSpec, pack_tensors, weight_updates
 
 LAYERS_PER_BLOCK = 2  # SDXL's, on which the sgm numbering rests
 
@@ -42,11 +42,8 @@ def sgm_module_name(module: str) -> str:
 
 def diffusers_file(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> bytes:
     """``pytorch_lora_weights.safetensors`` for ``pipe.load_lora_weights``."""
-    folded = {
-        k: (v * spec.scale if k.endswith(".lora_B.weight") else v).contiguous()
-        for k, v in sorted(tensors.items())
-    }
-    return bytes(save(folded, {"format": "pt"}))
+    folded = {k: v * spec.scale if k.endswith(".lora_B.weight") else v for k, v in tensors.items()}
+    return pack_tensors(folded, {"format": "pt"})
 
 
 def kohya_file(
@@ -60,13 +57,13 @@ def kohya_file(
         side = "lora_down" if part.startswith("A") else "lora_up"
         if f"{name}.{side}.weight" in renamed:
             raise IntegrityError(f"two modules would be called {name}")
-        renamed[f"{name}.{side}.weight"] = value.contiguous()
+        renamed[f"{name}.{side}.weight"] = value
         renamed[f"{name}.alpha"] = torch.tensor(float(spec.alpha))
     # The hash covers the bytes after the header, so it does not depend on the header itself.
-    plain = save(renamed)
+    plain = pack_tensors(renamed, {})
     digest = hashlib.sha256(plain[8 + int.from_bytes(plain[:8], "little") :]).hexdigest()
     full = {**header, "modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    return bytes(save(renamed, full))
+    return pack_tensors(renamed, full)
 
 
 def kohya_header(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from styletune.errors import CheckFailed, Conflict, IntegrityError
@@ -22,6 +22,7 @@ from styletune.sdxl.adapter import (
     adapter_tensors,
     load_adapter,
     load_into,
+    pack_tensors,
     save_adapter,
 )
 
@@ -56,7 +57,7 @@ def save_checkpoint(
     for name, parameter in adapter_parameters(unet).items():
         for key, value in optimizer.state[parameter].items():
             state[f"{key}:{name}"] = value.detach().cpu().contiguous()
-    write_bytes(run.state_file(step), save({k: state[k] for k in sorted(state)}))
+    write_bytes(run.state_file(step), pack_tensors(state, {}))
     receipt = {
         "step": step,
         "recipe_hash": identity.recipe_hash,
