@@ -41,8 +41,11 @@ description = "A small style."
 """
 SUITE = """
 name = "small"
-prompts = ["the sea at noon", "desert dunes at night", "a green meadow at sunset"]
-seeds = [1, 2]
+prompts = [
+  "the sea at noon", "desert dunes at night", "a green meadow at sunset", "mountains at noon",
+  "a city skyline at night", "the sea at sunset", "desert dunes at noon", "mountains at dawn",
+]
+seeds = [1]
 [sampler]
 steps = 8
 [gates]

@@ -64,13 +64,13 @@ def test_scores_are_long_form(finished: Finished) -> None:
     columns = {"checkpoint", "strength", "prompt_id", "seed", "metric", "value", "encoder"}
     assert set(table) == columns
     assert set(table["checkpoint"]) == set(SCORED)
-    assert len(table["value"]) == 3 * 6 * len(set(table["metric"]))
+    assert len(table["value"]) == 3 * 8 * len(set(table["metric"]))
 
 
 def test_images_carry_their_settings(finished: Finished) -> None:
     """Prompt, seed, step, adapter and strength are read back from every sample."""
     files = sorted((finished.run_dir / "samples").rglob("step-000040/*.png"))
-    assert len(files) == 6
+    assert len(files) == 8
     for file in files:
         settings = read_settings(file)
         assert settings is not None
