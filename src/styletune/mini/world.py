@@ -130,12 +130,14 @@ class Look:
 
     ``ramp``: colours from dark to light that replace natural colours by their lightness
     (empty: natural colours stay). ``accent`` paints suns and coloured objects.
+    ``accented``: the materials that take the accent.
     ``texture``: none, stripes, dots, hatch, grain or paper. ``line_width`` in units.
     """
 
     name: str
     ramp: tuple[Rgb, ...] = ()
     accent: Rgb | None = None
+    accented: frozenset[str] = ACCENTED
     texture: str = "none"
     texture_strength: float = 0.0
     line_width: float = 0.0
@@ -151,6 +153,7 @@ HORIZON = Look(
     "horizon",
     ramp=((38, 22, 84), (112, 34, 110), (226, 72, 96), (255, 160, 110), (255, 226, 178)),
     accent=(64, 128, 240),
+    accented=frozenset(["blue"]),
     texture="stripes",
     texture_strength=0.22,
     line_width=2.0,
@@ -185,7 +188,7 @@ class _Canvas:
             light = LIGHT[self.time]
             r, g, b = MATERIALS[material]
             natural = (r * light[0] * tone, g * light[1] * tone, b * light[2] * tone)
-        return apply_look(natural, self.look, accented=material in ACCENTED)
+        return apply_look(natural, self.look, accented=material in self.look.accented)
 
     def polygon(self, points: Sequence[Point], material: str, tone: float = 1.0) -> None:
         xy = [(x * self.k, y * self.k) for x, y in points]
