@@ -278,7 +278,7 @@ def test_demo_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     summary = json.loads(Run(Path(a["run_dir"])).summary_file.read_text())
     metrics = {c["checkpoint"]: c["metrics"] for c in summary["checkpoints"]}
     base, chosen = summary["anchors"]["base"], metrics[a["chosen"]["checkpoint"]]
-    assert chosen["clip_image_gain"]["low"] > 0.1
+    assert chosen["clip_image_gain"]["low"] > 0.05
     assert chosen["palette"]["value"] <= 0.5 * base["palette"]["value"]
     assert chosen["clip_text"]["value"] >= 0.9 * base["clip_text"]["value"]
     assert summary["base"]["passed"] is False

@@ -66,7 +66,10 @@ def _prepare(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: Sequ
     loaded = load_recipe(recipe, overrides)  # before the heavy imports
     from styletune.job import prepare
 
-    return prepare(loaded, runs_dir=runs_dir, run_dir=run_dir)
+    job = prepare(loaded, runs_dir=runs_dir, run_dir=run_dir)
+    for warning in job.data.warnings:
+        _say(f"warning: {warning.code}: {_clip(warning.message, 160)}")
+    return job
 
 
 def _say(text: str = "") -> None:
