@@ -656,7 +656,7 @@ cores with no download. Made by `scripts/build_mini.py` from nothing but `world.
 world of {len(SCENES)} scenes, {len(TIMES)} times of day and {len(EXTRAS)} extras at
 {SIDE_PX}×{SIDE_PX} pixels. Licence: Apache-2.0, like the rest of the package.
 
-| part | what | trained on | steps × batch | two CPU cores |
+| part | what | trained on | steps × batch | two idle CPU cores, estimated from s/step |
 |---|---|---|---|---|
 | `base/vae` | AutoencoderKL, factor 8, 4 channels, latents of unit variance | {VAE_IMAGES:,} renders, half of them in random looks, 64-px crops | {VAE_STEPS:,} × {VAE_BATCH}, then the decoder alone {DECODER_STEPS:,} × {VAE_BATCH} | 36 min |
 | `base/unet`, `base/text_encoder`, `base/text_encoder_2` | SDXL's block layout at widths 64, 96, 128; CLIP text encoders 64 and 96 wide | {UNET_IMAGES:,} renders in the natural look only | {UNET_STEPS:,} × {UNET_BATCH} | 27 min |

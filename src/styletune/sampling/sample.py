@@ -78,17 +78,15 @@ def draw_shots(
         if sampler.negative_prompt
         else empty_prompt(pipe)
     )
-    drawn = 0
-    total = sum(len(b) for b in batches)
-    with progress(title, total, done=total - sum(len(b) for b in todo)) as advance:
+    missing = sum(len(batch) for batch in todo)
+    with progress(title, len(shots), done=len(shots) - missing) as advance:
         for batch in todo:
             rows = [texts.index(shots[i].prompt) for i in batch]
             images = _draw(pipe, encoded, rows, negative, [shots[i].seed for i in batch], sampler)
             for i, image in zip(batch, images, strict=True):
                 save_png(shots[i].file, image, settings[i])
-            drawn += len(batch)
             advance(len(batch), "")
-    return drawn
+    return missing
 
 
 @torch.no_grad()
