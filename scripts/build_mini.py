@@ -36,7 +36,7 @@ from styletune.mini.world import (
 SIDE_PX = 128
 VAE_IMAGES, VAE_STEPS, VAE_BATCH, DECODER_STEPS = 8000, 3600, 16, 500
 UNET_IMAGES, UNET_STEPS, UNET_BATCH = 12000, 2000, 24
-CLIP_STEPS, CLIP_BATCH, CLIP_BLUR_STEPS = 1100, 64, 300
+CLIP_IMAGES, CLIP_STEPS, CLIP_BATCH = 12000, 2600, 64
 
 
 def is_held_out(view: View) -> bool:
@@ -483,35 +483,38 @@ def write_open_clip_config(out: Path, folder: Path) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def train_open_clip(out: Path, blur: bool = False) -> None:
-    """An image and a text tower of their own, on the same world in many looks.
+def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shrink and enlarge a random half of a batch: what a small VAE softens must be recognised."""
+    half = torch.from_numpy(rng.random(len(pixels)) < 0.5)
+    size = int(rng.integers(SIDE_PX // 3, SIDE_PX))
+    small = F.interpolate(pixels[half], size=(size, size), mode="bilinear", antialias=True)
+    pixels[half] = F.interpolate(small, size=pixels.shape[-2:], mode="bicubic").clamp(-1, 1)
+    return pixels
 
-    With ``blur`` the trained model goes on, with half of the images blurred: what a small VAE
-    softens must still be recognised.
-    """
+
+def train_open_clip(out: Path) -> None:
+    """An image and a text tower of their own, on the same world in many looks."""
     import open_clip
     from open_clip.factory import create_model
     from safetensors.torch import save_file
 
     folder = out / "open_clip"
     model_file = folder / "open_clip_model.safetensors"
-    if not blur:
-        write_open_clip_config(out, folder)
+    write_open_clip_config(out, folder)
     torch.manual_seed(40)
-    steps, lr = (CLIP_BLUR_STEPS, 5e-4) if blur else (CLIP_STEPS, 1.2e-3)
-    model = create_model(f"local-dir:{folder}", load_weights=blur)
+    model = create_model(f"local-dir:{folder}", load_weights=False)
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.05, fused=True)
-    schedule = one_cycle(optimizer, lr, steps)
-    views, rng = draw_views(8000, seed=43 if blur else 41), np.random.default_rng(42 + blur)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.2e-3, weight_decay=0.05, fused=True)
+    schedule = one_cycle(optimizer, 1.2e-3, CLIP_STEPS)
+    views, rng = draw_views(CLIP_IMAGES, seed=41), np.random.default_rng(42)
     images = np.empty((len(views), SIDE_PX, SIDE_PX, 3), np.uint8)
     looks: list[Look] = []
     for i, view in enumerate(views):
         looks.append(random_look(rng) if rng.random() < 0.65 else jittered_natural(rng))
         images[i] = render(view, looks[-1])
-    ema, progress = Ema(model, 0.99 if blur else 0.995), Progress("open_clip", steps)
-    for step in range(1, steps + 1):
+    ema, progress = Ema(model, 0.995), Progress("open_clip", CLIP_STEPS)
+    for step in range(1, CLIP_STEPS + 1):
         pick = rng.choice(len(views), size=CLIP_BATCH, replace=False)
         texts = []
         for i in pick:
@@ -520,9 +523,8 @@ def train_open_clip(out: Path, blur: bool = False) -> None:
                 text += ", " + " ".join(looks[i].words) + " look"
             texts.append(text)
         with torch.autocast("cpu", torch.bfloat16):
-            image_features, text_features, scale = model(to_float(images[pick]), tokenize(texts))[
-                :3
-            ]
+            pixels = soften(to_float(images[pick]), rng)
+            image_features, text_features, scale = model(pixels, tokenize(texts))[:3]
             logits = (scale * image_features @ text_features.T).float()
         target = torch.arange(CLIP_BATCH)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
@@ -584,13 +586,16 @@ def generate(out: Path, texts: list[str], seed: int = 0) -> np.ndarray:
 
 
 def distinct_captions(count: int) -> tuple[list[View], list[str]]:
-    """Held-out compositions, each once, in plain words."""
-    found: dict[str, View] = {}
-    for view in draw_views(count * 4, seed=51, held_out=True):
+    """Held-out compositions, each once, in plain words.
+
+    Extras in another order are the same composition: its caption would be right as well.
+    """
+    found: dict[tuple[str, str, frozenset[str]], View] = {}
+    for view in draw_views(count * 8, seed=51, held_out=True):
         if len(view.extras) <= 2:
-            found.setdefault(caption(view, template=0), view)
-    texts = list(found)[:count]
-    return [found[t] for t in texts], texts
+            found.setdefault((view.scene, view.time, frozenset(view.extras)), view)
+    views = list(found.values())[:count]
+    return views, [caption(v, template=0) for v in views]
 
 
 def evaluate(out: Path) -> dict[str, float]:
@@ -660,7 +665,7 @@ world of {len(SCENES)} scenes, {len(TIMES)} times of day and {len(EXTRAS)} extra
 |---|---|---|---|---|
 | `base/vae` | AutoencoderKL, factor 8, 4 channels, latents of unit variance | {VAE_IMAGES:,} renders, half of them in random looks, 64-px crops | {VAE_STEPS:,} × {VAE_BATCH}, then the decoder alone {DECODER_STEPS:,} × {VAE_BATCH} | 36 min |
 | `base/unet`, `base/text_encoder`, `base/text_encoder_2` | SDXL's block layout at widths 64, 96, 128; CLIP text encoders 64 and 96 wide | {UNET_IMAGES:,} renders in the natural look only | {UNET_STEPS:,} × {UNET_BATCH} | 27 min |
-| `open_clip` | ResNet image tower and text tower, independent of the generator | 8,000 renders, two thirds in random looks | {CLIP_STEPS:,} × {CLIP_BATCH}, then half of the images blurred {CLIP_BLUR_STEPS} × {CLIP_BATCH} | 16 min |
+| `open_clip` | ResNet image tower and text tower, independent of the generator | {CLIP_IMAGES:,} renders, two thirds in random looks, half of every batch softened | {CLIP_STEPS:,} × {CLIP_BATCH} | 29 min |
 
 The demo's brand look is drawn nowhere in this training: what an adapter shows of it, it learned.
 One composition (scene, time, extras) in ten is held out of all of it; the scores below are on
@@ -682,7 +687,7 @@ Held-out captions: real renders (odd rows) above what the base makes of the same
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    stages = ("vae", "decoder", "unet", "open_clip", "blur", "evaluate", "install", "all")
+    stages = ("vae", "decoder", "unet", "open_clip", "evaluate", "install", "all")
     parser.add_argument("stage", choices=stages)
     parser.add_argument("--out", type=Path, default=Path("build/mini"))
     args = parser.parse_args()
@@ -701,10 +706,6 @@ def main() -> None:
     clip_file = args.out / "open_clip" / "open_clip_model.safetensors"
     if args.stage == "open_clip" or (args.stage == "all" and not clip_file.is_file()):
         train_open_clip(args.out)
-        if args.stage == "all":
-            train_open_clip(args.out, blur=True)
-    if args.stage == "blur":
-        train_open_clip(args.out, blur=True)
     if args.stage in ("evaluate", "all"):
         evaluate(args.out)
     if args.stage in ("install", "all"):

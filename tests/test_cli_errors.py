@@ -176,7 +176,8 @@ def test_full_disk(brand: Path, styletune: Command, tmp_path: Path) -> None:
 
 def test_run_folder_of_another_recipe(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """A run folder belongs to one recipe and one data set; others are refused with exit 5."""
-    from styletune.job import begin_run, prepare
+    from styletune.job.facts import begin_run
+    from styletune.job.prepare import prepare
     from styletune.recipe import load_recipe
 
     run_dir = tmp_path / "run"

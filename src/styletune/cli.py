@@ -18,7 +18,7 @@ from styletune import __version__
 from styletune.errors import BadInput, CheckFailed, NotFound, StyletuneError
 
 if TYPE_CHECKING:
-    from styletune.job import Job
+    from styletune.job.prepare import Job
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 check or gate failed, 2 bad input, 3 not found, 4 integrity, 5 conflict."
@@ -64,7 +64,7 @@ def _prepare(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: Sequ
     from styletune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before the heavy imports
-    from styletune.job import prepare
+    from styletune.job.prepare import prepare
 
     job = prepare(loaded, runs_dir=runs_dir, run_dir=run_dir)
     for warning in job.data.warnings:
@@ -86,7 +86,7 @@ def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: 
                  as_json: bool) -> None:  # fmt: skip
     """Check a recipe and print what would happen; writes nothing."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import plan
+    from styletune.job.prepare import plan
 
     document = plan(job)
     if as_json:
@@ -130,7 +130,7 @@ def train_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
                   as_json: bool) -> None:  # fmt: skip
     """Train the adapter, or go on where it was interrupted."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import train
+    from styletune.job.train import train
 
     trained = train(job)
     steps = job.run.checkpoint_steps()
@@ -147,7 +147,7 @@ def score_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
                   as_json: bool) -> None:  # fmt: skip
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import gate_passed, score
+    from styletune.job.score import gate_passed, score
 
     summary, _ = score(job)
     if as_json:
@@ -167,7 +167,7 @@ def publish_command(recipe: Path, runs_dir: Path, run_dir: Path | None,
                     overrides: tuple[str, ...], registry: str, as_json: bool) -> None:  # fmt: skip
     """Publish the chosen checkpoint as an immutable version."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import publish
+    from styletune.job.publish import publish
 
     published = publish(job, registry, _who())
     if as_json:
@@ -184,7 +184,8 @@ def run_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: t
                 registry: str, publishes: bool, as_json: bool) -> None:  # fmt: skip
     """The whole job: check, train, score, choose, gate, and publish if asked."""
     job = _prepare(recipe, runs_dir, run_dir, overrides)
-    from styletune.job import check_publishable, run_job
+    from styletune.job.publish import check_publishable
+    from styletune.job.run import run_job
 
     if publishes:
         check_publishable(job, registry)
@@ -209,7 +210,7 @@ def run_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: t
 
 def _exit_by_gate(summary: dict[str, Any], report: Path) -> None:
     """Exit 1 on a refusal; the document or table has been printed, so the reason is for stderr."""
-    from styletune.job import refuse_unless_passed
+    from styletune.job.score import refuse_unless_passed
 
     try:
         refuse_unless_passed(summary, report)
@@ -331,7 +332,7 @@ def generate_command(
     if not words:
         raise BadInput("no prompt", fix='--prompt "a city at sunset" or --prompts FILE')
     numbers = parse_seeds(seeds)
-    from styletune.job import generate
+    from styletune.job.generate import generate
 
     files = generate(
         registry=registry, spec_text=spec, pulled_dir=pulled, out_dir=out, prompts=words,

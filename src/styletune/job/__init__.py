@@ -1,0 +1,1 @@
+"""The main job: plan -> train -> score -> choose -> gate -> publish."""

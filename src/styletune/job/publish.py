@@ -1,0 +1,153 @@
+"""The publishing stage: from a scored run that passed to an immutable version."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from styletune.errors import BadInput, CheckFailed, Conflict, NotFound
+from styletune.job.facts import data_facts, recipe_text
+from styletune.job.prepare import Job
+from styletune.job.score import refuse_unless_passed, score_inputs
+from styletune.recipe import PublishSection, Recipe, recipe_hash
+from styletune.runs import read_json
+from styletune.scoring.suite import prompt_id, suite_hash
+
+
+def check_publishable(job: Job, registry: str) -> None:
+    """Refuse before training what could not be published after it.
+
+    Raises:
+        BadInput: the recipe has no [publish] or no [score].
+        Conflict: that version is published already, and this run is not finished.
+    """
+    for name, section in (("publish", job.recipe.publish), ("score", job.recipe.score)):
+        if section is None:
+            raise BadInput(f"the recipe has no [{name}]", where=str(job.loaded.file), fix="add one")
+    from styletune.registry.store import open_store
+    from styletune.registry.versions import list_versions
+
+    section = job.recipe.publish
+    finished = max(job.run.checkpoint_steps(), default=0) >= job.recipe.train.steps
+    try:
+        store = open_store(registry, create=False)
+    except NotFound:
+        return  # it is made when something is published
+    if not finished and section and section.version in list_versions(store, section.name):
+        raise Conflict(
+            f"{section.name} {section.version} is published already",
+            where="[publish] version",
+            fix="raise it, or leave out --publish",
+        )
+
+
+def publish(job: Job, registry: str, who: str) -> dict[str, str]:
+    """Publish the chosen checkpoint; (name, version, digest).
+
+    Raises:
+        BadInput: the recipe has no [publish].
+        NotFound: it has not been scored.
+        CheckFailed: it did not pass its gates.
+        Conflict: that version exists.
+    """
+    section, run = job.recipe.publish, job.run
+    if section is None:
+        raise BadInput("the recipe has no [publish]", where=str(job.loaded.file), fix="add one")
+    if not run.summary_file.is_file():
+        raise NotFound("not scored yet", where=str(run.dir), fix="styletune score first")
+    summary = read_json(run.summary_file)
+    if job.suite is None or summary.get("inputs") != score_inputs(job):
+        raise CheckFailed(
+            "the scores are of another suite, trigger or set of checkpoints",
+            where=str(run.summary_file),
+            fix="styletune score first",
+        )
+    refuse_unless_passed(summary, run.report_file)
+    from styletune.registry.card import public_base
+    from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
+    from styletune.registry.store import open_store
+    from styletune.registry.versions import publish_version
+
+    step = int(summary["chosen"]["checkpoint"].removeprefix("step-"))
+    files, rank, alpha = _package(job, section, summary, step)
+    published = publish_version(
+        open_store(registry, create=True),
+        name=section.name,
+        version=section.version,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        description=section.description,
+        license=section.license,
+        base=BaseEntry(
+            model=public_base(job.base.model),
+            hash=job.base.hash,
+            revision=job.base.revision,
+            resolution=job.resolution,
+        ),
+        adapter=AdapterEntry(
+            strength=summary["chosen"]["strength"], rank=rank, alpha=alpha, trigger=job.trigger
+        ),
+        recipe_hash=recipe_hash(job.recipe),
+        data_fingerprint=job.data.fingerprint,
+        gates=[GateEntry(**{k: g[k] for k in GateEntry.model_fields}) for g in summary["gates"]],
+        files=files,
+        who=who,
+        why=f"chosen by {job.loaded.name}: {summary['chosen']['reason']}",
+    )
+    return {"name": published.name, "version": published.version, "digest": published.digest}
+
+
+def _package(
+    job: Job, section: PublishSection, summary: Mapping[str, Any], step: int
+) -> tuple[dict[str, bytes], int, float]:
+    from styletune.registry.card import public_base
+    from styletune.registry.package import DIFFUSERS_WEIGHTS, package_files, webui_stem
+    from styletune.sampling.sample import read_settings
+    from styletune.sdxl.adapter import load_adapter
+    from styletune.sdxl.export import check_exports, diffusers_file, kohya_file, kohya_header
+
+    run, suite = job.run, job.suite
+    assert suite is not None
+    tensors, spec = load_adapter(run.adapter_file(step))
+    stem = webui_stem(section.name, section.version)
+    header = kohya_header(
+        title=f"{section.name} {section.version}", output_name=stem, spec=spec,
+        base_model=public_base(job.base.model), resolution=job.resolution,
+        license_id=section.license, description=section.description, trigger=job.trigger,
+        strength=summary["chosen"]["strength"],
+    )  # fmt: skip
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
+    check_exports(tensors, spec, diffusers, kohya)
+    folder = run.samples_dir(suite_hash(suite), summary["chosen"]["checkpoint"])
+    shown = [
+        folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
+    ]
+    prompts = [{"file": f.name, **(read_settings(f) or {})} for f in shown]
+    facts = {**read_json(run.facts_file), "data": data_facts(job)}
+    facts["recipe_hash"] = recipe_hash(job.recipe)
+    files = package_files(
+        name=section.name,
+        version=section.version,
+        description=section.description,
+        license=section.license,
+        holder=facts["data"]["holder"] or "not stated",
+        trigger=job.trigger,
+        weights={DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya},
+        summary={k: v for k, v in summary.items() if k != "inputs"},
+        report_html=run.report_file.read_bytes(),
+        run_facts=facts,
+        recipe_text=_public_recipe(job.recipe),
+        previews={f.name: f.read_bytes() for f in shown},
+        prompts=prompts,
+    )
+    return files, spec.rank, spec.alpha
+
+
+def _public_recipe(recipe: Recipe) -> str:
+    """The recipe as others may see it: folders are reduced to their names."""
+    from styletune.registry.card import public_base
+
+    data = recipe.data.model_copy(update={"path": Path(recipe.data.path).name})
+    base = recipe.base.model_copy(update={"model": public_base(recipe.base.model)})
+    return recipe_text(recipe.model_copy(update={"data": data, "base": base}))
