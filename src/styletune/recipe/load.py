@@ -15,147 +15,12 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from styletune.errors import NotFound, RecipeError
-
-
-class Section(BaseModel):
-    """Frozen, strict settings: no unknown keys, no silent conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class BaseSection(Section):
-    """The model that is adapted."""
-
-    model: str = Field("mini", description='"mini", a local diffusers folder, or a Hub id.')
-    revision: str | None = Field(None, description="Commit of the Hub repository to pin.")
-
-
-class DataSection(Section):
-    """The curated images."""
-
-    path: str = Field(description="Image folder, relative to the recipe.")
-    default_caption: str | None = Field(
-        None, description="Caption of every image that has none; without it they are an error."
-    )
-    background: str | None = Field(
-        None,
-        pattern="^#[0-9a-fA-F]{6}$",
-        description="Colour under transparent pixels, instead of the data set card's.",
-    )
-    holdout: float = Field(
-        0.2, ge=0, lt=1, description="Share of images kept from training, for scoring."
-    )
-    resolution: int | None = Field(
-        None, ge=64, le=4096, multiple_of=8,
-        description="Side in pixels to train at; the base model's own if left out.",
-    )  # fmt: skip
-
-
-class AdapterSection(Section):
-    """The LoRA."""
-
-    rank: int = Field(16, ge=1, le=1024, description="Rank of the low-rank update.")
-    alpha: float | None = Field(
-        None, gt=0, description="Scale is alpha / rank; equal to rank if left out."
-    )
-    target: Literal["attention", "attention-ff", "all"] | tuple[str, ...] = Field(
-        "attention",
-        description='"attention", "attention-ff", "all", or patterns of UNet module names.',
-    )
-
-    @field_validator("target", mode="before")
-    @classmethod
-    def _patterns(cls, value: object) -> object:
-        if value == []:
-            raise ValueError("name at least one pattern")
-        return tuple(value) if isinstance(value, list) else value
-
-
-class OptimizerSection(Section):
-    """AdamW and its schedule."""
-
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate.")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
-    schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="What the learning rate does after the warm-up."
-    )
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient norm is clipped to this.")
-
-
-class TrainSection(Section):
-    """The loop."""
-
-    steps: int = Field(1000, ge=1, description="Optimizer steps.")
-    batch_size: int = Field(1, ge=1, le=4096, description="Images a step and process.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seeds noise, timesteps, dropout and order.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        "no", description="Precision of the base model's arithmetic; the adapter stays fp32."
-    )
-    snr_gamma: float = Field(
-        5.0, ge=0, description="Min-SNR weighting (arXiv 2303.09556); 0 weighs all alike."
-    )
-    caption_dropout: float = Field(
-        0.1, ge=0, le=1, description="Share of samples trained without their caption."
-    )
-    checkpoint_every: int = Field(250, ge=1, description="Steps between checkpoints.")
-    log_every: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
-    tracker: Literal["none", "wandb"] = Field(
-        "none", description="Also log to Weights & Biases (needs the wandb extra)."
-    )
-    tracker_project: str = Field("styletune", description="Project name there.")
-
-
-class PreviewSection(Section):
-    """Images drawn during training, to watch it."""
-
-    prompts: tuple[str, ...] = Field((), description="Prompts; none, no previews.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the preview noise.")
-    steps: int = Field(20, ge=1, le=1000, description="Sampler steps.")
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
-
-class ScoreSection(Section):
-    """How checkpoints are compared."""
-
-    suite: str = Field(description="Evaluation suite (TOML), relative to the recipe.")
-    batch_size: int = Field(16, ge=1, le=1024, description="Images generated at a time.")
-
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"
-
-
-class PublishSection(Section):
-    """The published version."""
-
-    name: str = Field(pattern=NAME_PATTERN, description="Adapter name in the registry.")
-    version: str = Field(
-        "1.0.0", pattern=r"^\d+\.\d+\.\d+$", description="Version, major.minor.patch."
-    )
-    license: str = Field(description="SPDX id or LicenseRef-… of the adapter.")
-    description: str = Field("", description="One sentence for the model card.")
-
-
-class Recipe(Section):
-    """One whole run. Only ``cli`` and ``job`` see it; functions take the values they use."""
-
-    base: BaseSection = BaseSection()
-    data: DataSection
-    adapter: AdapterSection = AdapterSection()
-    optimizer: OptimizerSection = OptimizerSection()
-    train: TrainSection = TrainSection()
-    preview: PreviewSection = PreviewSection()
-    score: ScoreSection | None = None
-    publish: PublishSection | None = None
+from styletune.recipe.sections import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +49,7 @@ def training_hash(recipe: Recipe) -> str:
             "preview": True,
             "score": True,
             "publish": True,
-            "train": {"log_every", "tracker", "tracker_project"},
+            "train": {"log_every", "keep_last", "tracker", "tracker_project"},
         },
     )
     canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
@@ -341,14 +206,19 @@ def _unknown_key(
     for name, section in sections.items():
         if key in section.model_fields and name != here:
             return f'key "{key}" is in the wrong section', f"it belongs in [{name}]"
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if near:
-        return f'unknown key "{key}"', f'did you mean "{near[0]}"? Known keys: {", ".join(known)}'
     everywhere = {k: name for name, s in sections.items() for k in s.model_fields}
-    far = difflib.get_close_matches(key, list(everywhere), n=1, cutoff=0.6)
-    if far:
-        return f'unknown key "{key}"', f'did you mean "{far[0]}" in [{everywhere[far[0]]}]?'
-    return f'unknown key "{key}"', f"known keys: {', '.join(known)}"
+    everywhere |= dict.fromkeys(known, here)
+    # The nearest key of all sections; this section's own when two are alike.
+    near = max(everywhere, key=lambda k: _likeness(key, k) + 0.05 * (k in known), default="")
+    if _likeness(key, near) < 0.6:
+        return f'unknown key "{key}"', f"known keys: {', '.join(known)}"
+    if near in known:
+        return f'unknown key "{key}"', f'did you mean "{near}"? Known keys: {", ".join(known)}'
+    return f'unknown key "{key}"', f'did you mean "{near}" in [{everywhere[near]}]?'
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def recipe_schema() -> dict[str, Any]:
