@@ -25,7 +25,7 @@ target = "attention-ff"
 learning_rate = 3e-3
 [train]
 steps = 40
-batch_size = 4
+batch_size = 8
 checkpoint_every = 20
 seed = 3
 [preview]

@@ -56,7 +56,7 @@ def test_key_in_the_wrong_section(brand: Path, styletune: Command, tmp_path: Pat
 
 def test_wrong_type(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """A string where a number belongs is refused, not converted."""
-    edit(brand, "batch_size = 4", 'batch_size = "4"')
+    edit(brand, "batch_size = 8", 'batch_size = "8"')
     assert refuse(styletune, brand, tmp_path).code == 2
 
 

@@ -7,10 +7,8 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,7 @@ import pytest
 from job_parts import Answer, Finished
 from PIL import Image
 
-from styletune.runs import Run, file_sha256
+from styletune.runs import Run
 from styletune.sampling.sample import read_settings
 
 Command = Callable[..., Answer]
@@ -207,39 +205,6 @@ def test_untrained_adapter_is_refused(brand: Path, styletune: Command, tmp_path:
     assert published.code == 1
     assert published.json["error"]["kind"] == "check_failed"
     assert not (tmp_path / "registry").exists()
-
-
-def child(*arguments: str | Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "styletune", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def test_killed_training_resumes_to_the_same_bytes(brand: Path, tmp_path: Path) -> None:
-    """Kill -9 after the first checkpoint, then the same command: byte-identical adapter."""
-    options = ["--set", "train.steps=12", "--set", "train.checkpoint_every=4",
-               "--set", "preview.prompts=[]"]  # fmt: skip
-    straight, broken = Run(tmp_path / "straight"), Run(tmp_path / "broken")
-    whole = child("train", brand, "--run-dir", straight.dir, *options)
-    assert whole.wait(300) == 0, whole.communicate()[1].decode()
-    process = child("train", brand, "--run-dir", broken.dir, *options)
-    deadline = time.monotonic() + 300
-    while not broken.checkpoint_steps() and time.monotonic() < deadline:
-        time.sleep(0.01)
-        assert process.poll() is None, "it ended before it could be killed"
-    assert broken.checkpoint_steps(), "no checkpoint came in time"
-    first = broken.checkpoint_steps()[0]
-    written_ns = broken.adapter_file(first).stat().st_mtime_ns
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 12 not in broken.checkpoint_steps()
-    again = child("train", brand, "--run-dir", broken.dir, *options)
-    assert again.wait(300) == 0, again.communicate()[1].decode()
-    # It went on from the checkpoint; starting over would have written that again.
-    assert broken.adapter_file(first).stat().st_mtime_ns == written_ns
-    assert file_sha256(straight.adapter_file(12)) == file_sha256(broken.adapter_file(12))
-    assert file_sha256(straight.state_file(12)) == file_sha256(broken.state_file(12))
-    steps = [json.loads(line)["step"] for line in broken.log_file.read_text().splitlines()]
-    assert steps == sorted(set(steps))
 
 
 def test_wandb_offline_logs_losses(brand: Path, tmp_path: Path) -> None:

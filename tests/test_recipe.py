@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,10 @@ def test_every_key_is_explained() -> None:
     for section in recipe_schema()["$defs"].values():
         for key, info in section["properties"].items():
             assert info.get("description"), key
+
+
+def test_recipe_reference_is_current() -> None:
+    """``docs/recipe.md`` says what the schema says; ``scripts/make_docs.py`` writes it."""
+    root = Path(__file__).parent.parent
+    script = runpy.run_path(str(root / "scripts" / "make_docs.py"))
+    assert (root / "docs" / "recipe.md").read_text(encoding="utf-8") == script["recipe_reference"]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import re
 import signal
@@ -60,14 +61,28 @@ def _registry_option(command: Command) -> Command:
     )(command)  # fmt: skip
 
 
-def _prepare(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: Sequence[str]) -> Job:
+def _first_process() -> bool:
+    """Whether this is the only process, or the first that ``accelerate launch`` started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _prepare(
+    recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: Sequence[str],
+    many_processes: bool = False, planning: bool = False,
+) -> Job:  # fmt: skip
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not many_processes:
+        raise BadInput(
+            "only training runs in several processes",
+            where="accelerate launch",
+            fix=f"accelerate launch -m styletune train {recipe}; then styletune run {recipe}",
+        )
     from styletune.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides)  # before the heavy imports
     from styletune.job.prepare import prepare
 
-    job = prepare(loaded, runs_dir=runs_dir, run_dir=run_dir)
-    for warning in job.data.warnings:
+    job = prepare(loaded, runs_dir=runs_dir, run_dir=run_dir, planning=planning)
+    for warning in job.data.warnings if _first_process() else ():
         _say(f"warning: {warning.code}: {_clip(warning.message, 160)}")
     return job
 
@@ -81,17 +96,28 @@ def _print_json(document: Any) -> None:
 
 
 @cli.command("plan")
+@click.option("--gpu", "gpu_name", help='Plan for this card, such as "RTX 3060"; else this one.')
 @_recipe_options
 def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
-                 as_json: bool) -> None:  # fmt: skip
-    """Check a recipe and print what would happen; writes nothing."""
-    job = _prepare(recipe, runs_dir, run_dir, overrides)
+                 gpu_name: str | None, as_json: bool) -> None:  # fmt: skip
+    """Check a recipe and print what would happen; writes nothing. Exit 1 if it could not run."""
+    from styletune.training.flops import find_gpu
+
+    gpu = find_gpu(gpu_name) if gpu_name else None
+    job = _prepare(recipe, runs_dir, run_dir, overrides, planning=True)
+    from styletune.job.preflight import present_gpu
     from styletune.job.prepare import plan
 
-    document = plan(job)
+    document = plan(job, gpu or present_gpu())
     if as_json:
         _print_json(document)
-        return
+    else:
+        _print_plan(job, document, recipe)
+    if any(p["severity"] == "error" for p in document["problems"]):
+        raise SystemExit(1)
+
+
+def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
     import tomli_w
 
     data, train = document["data"], document["train"]
@@ -107,6 +133,17 @@ def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: 
         f"{train['epochs']:g} epochs at {job.resolution} px; adapter scale "
         f"{train['adapter_scale']:g}; {len(train['checkpoints'])} checkpoints"
     )
+    memory, compute = document["memory"], document["compute"]
+    parts = sorted(memory["parts"].items(), key=lambda item: -item[1])
+    click.echo(
+        f"memory   {memory['peak_bytes'] / 2**30:.1f} GiB at the peak ({memory['phase']}): "
+        + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts if size > 2**20)
+    )
+    floor = (
+        f"; at least {compute['floor_s'] / 60:.1f} min on {compute['gpu']}, which never does more "
+        f"than {compute['images_per_s']:g} images/s" if compute["gpu"] else ""
+    )  # fmt: skip
+    click.echo(f"compute  {compute['step_flops'] / 1e12:.3g} TFLOP a step{floor}")
     if train["done_steps"]:
         click.echo(f"         {train['done_steps']} steps are done already and will be kept")
     if document["score"]:
@@ -129,10 +166,12 @@ def _clip(text: str, limit: int = 400) -> str:
 def train_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
                   as_json: bool) -> None:  # fmt: skip
     """Train the adapter, or go on where it was interrupted."""
-    job = _prepare(recipe, runs_dir, run_dir, overrides)
+    job = _prepare(recipe, runs_dir, run_dir, overrides, many_processes=True)
     from styletune.job.train import train
 
     trained = train(job)
+    if not _first_process():
+        return
     steps = job.run.checkpoint_steps()
     if as_json:
         _print_json({"run_dir": str(job.run.dir), "checkpoints": steps, "trained": trained})
@@ -427,6 +466,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wants_json = "--json" in given
     # No model is ever fetched behind the user's back; errors name the command that does it.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    # bitsandbytes names an optional kernel package at every start, whether it is used or not.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # A terminated run stops like an interrupted one.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

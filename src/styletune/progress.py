@@ -29,11 +29,15 @@ _CONSOLE = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+def progress(title: str, total: int, done: int = 0, shown: bool = True) -> Iterator[Advance]:
     """Show work of ``total`` units, ``done`` of which were there already.
 
-    Yields ``advance(units, note)``; the note is a short text such as "loss 0.12".
+    ``shown=False`` is for all but the first of several processes. Yields ``advance(units, note)``;
+    the note is a short text such as "loss 0.12".
     """
+    if not shown:
+        yield _nothing
+        return
     if not _CONSOLE.is_terminal:
         yield _plain_lines(title, total, done)
         return
@@ -55,6 +59,10 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
                 bar.update(task, note=note)
 
         yield advance
+
+
+def _nothing(units: int, note: str) -> None:
+    """Progress that nobody sees."""
 
 
 def _plain_lines(title: str, total: int, done: int) -> Advance:

@@ -49,6 +49,11 @@ class Run:
         return self.dir / "previews"
 
     @property
+    def class_images_dir(self) -> Path:
+        """What the base model drew of the class, for prior preservation."""
+        return self.dir / "class_images"
+
+    @property
     def scores_file(self) -> Path:
         """``scores/scores.parquet``, long form."""
         return self.dir / "scores" / "scores.parquet"

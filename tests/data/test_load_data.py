@@ -49,6 +49,7 @@ def test_a_good_folder_is_loaded(tmp_path: Path) -> None:
     data = load(fill(tmp_path))
     assert data.dataset.column_names == [
         "file_name", "path", "text", "width", "height", "pixel_hash", "group", "split",
+        "mask_path", "mask_hash",
     ]  # fmt: skip
     rows = all_rows(data)
     assert [row.file_name for row in rows] == [f"{i:02}.png" for i in range(10)]

@@ -1,4 +1,4 @@
-"""One image file to upright 8-bit sRGB pixels, and those to the square that is trained on."""
+"""One image file to upright 8-bit sRGB pixels, and those to the rectangle that is trained on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from styletune.data.buckets import CropPlan, Size, plan_crop, refuse_upscale
 from styletune.data.card import color_bytes
 from styletune.errors import DataError
 
 MAX_PIXELS = 178_000_000
-MAX_UPSCALE = 1.25
 
 # We cap pixels ourselves; Pillow's own warning starts at half of that and names no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -66,6 +66,13 @@ def decode_image(
         DataError: not an image, damaged, too large, animated, an unusable colour profile or
             colour space, or transparent without a declared background.
     """
+    return decode_with_alpha(source, name=name, background=background, max_pixels=max_pixels)[0]
+
+
+def decode_with_alpha(
+    source: Path | bytes, *, name: str, background: str | None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, Image.Image | None]:
+    """As ``decode_image``, with the upright alpha (mode ``L``); None if all is opaque."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             _refuse_size(image.size, name, max_pixels)
@@ -92,8 +99,9 @@ def decode_image(
         rgb = _flatten(rgb, alpha, background, name)
     if turn is not None:
         rgb = rgb.transpose(turn)
+        alpha = alpha.transpose(turn) if alpha is not None else None
     rgb.info = {}
-    return rgb
+    return rgb, alpha
 
 
 def _orientation(image: Image.Image, name: str) -> Image.Transpose | None:
@@ -251,74 +259,63 @@ def _flatten(
 
 
 @dataclass(frozen=True, slots=True)
-class SquareCrop:
-    """A square of training pixels with SDXL's micro-conditioning (arXiv 2307.01952, §2.2).
+class Crop:
+    """Training pixels with SDXL's micro-conditioning (arXiv 2307.01952, §2.2).
 
-    ``pixels``: (r, r, 3) uint8 sRGB. Sizes and the corner are (height, width), (top, left):
+    ``pixels``: (h, w, 3) uint8 sRGB; ``mask``: (h, w) float32, where the loss counts, 0 to 1,
+    or None for everywhere. Sizes and the corner are (height, width), (top, left):
     ``original_size`` before resizing, ``crops_coords_top_left`` in pixels of the resized image.
     """
 
     pixels: NDArray[np.uint8]
-    original_size: tuple[int, int]
-    crops_coords_top_left: tuple[int, int]
-    target_size: tuple[int, int]
+    mask: NDArray[np.float32] | None
+    original_size: Size
+    crops_coords_top_left: Size
+    target_size: Size
 
 
-@dataclass(frozen=True, slots=True)
-class SquarePlan:
-    """How an image of some size becomes a square: resized size, corner, and what it costs."""
+def crop_corner(plan: CropPlan, flip: bool) -> Size:
+    """(top, left) of the crop in the resized image, mirrored or not.
 
-    resized_size: tuple[int, int]
-    top_left: tuple[int, int]
-    scale: float
-    lost_share: float
-
-
-def plan_square(width: int, height: int, resolution: int, *, name: str) -> SquarePlan:
-    """Plan the short side to ``resolution`` and the centre crop, without any pixels.
-
-    Returns:
-        ``resized_size`` and ``top_left`` as (height, width) and (top, left); ``scale`` > 1 is
-        an upscale; ``lost_share`` of the area is cropped away, 0 to 1.
-
-    Raises:
-        DataError: the image would be enlarged more than ``MAX_UPSCALE`` times.
+    A mirrored image is the picture that a mirrored original would have given, and there the
+    left margin is what used to be the right one. The trim is centred, so they differ by the
+    odd pixel only; but the model is told the truth.
     """
-    short = min(width, height)
-    scale = resolution / short
-    if scale > MAX_UPSCALE:
-        fitting = int(short * MAX_UPSCALE) // 8 * 8
-        raise DataError(
-            f"{width}×{height} pixels would be enlarged {scale:.2f} times to reach {resolution}; "
-            f"the limit is {MAX_UPSCALE}",
-            where=name,
-            fix=f"choose data.resolution {fitting} or lower, or find a larger original",
-        )
-    resized_h, resized_w = (max(resolution, round(side * scale)) for side in (height, width))
-    top, left = (resized_h - resolution) // 2, (resized_w - resolution) // 2
-    lost = 1 - resolution**2 / (resized_h * resized_w)
-    return SquarePlan((resized_h, resized_w), (top, left), scale, lost)
+    left = plan.resized[1] - plan.bucket[1] - plan.left if flip else plan.left
+    return plan.top, left
 
 
-def square_pixels(image: Image.Image, resolution: int, *, name: str = "image") -> SquareCrop:
-    """Resize the short side to ``resolution`` (antialiased Lanczos) and crop the centre.
+def crop_image(
+    image: Image.Image, plan: CropPlan, *, flip: bool, resample: Image.Resampling
+) -> Image.Image:
+    """Resize, cut and mirror as planned."""
+    (rows, columns), (height, width) = plan.bucket, plan.resized
+    resized = image.resize((width, height), resample)
+    box = (plan.left, plan.top, plan.left + columns, plan.top + rows)
+    cut = resized.crop(box)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cut
 
-    Args:
-        image: upright RGB, as ``decode_image`` returns it.
-        resolution: side of the square in pixels.
-        name: what errors call the image.
+
+def crop_pixels(
+    image: Image.Image, plan: CropPlan, *, flip: bool = False, mask: NDArray[np.float32] | None
+) -> Crop:
+    """Cut a bucket out of upright RGB (antialiased Lanczos); ``mask`` is cut already."""
+    cut = crop_image(image, plan, flip=flip, resample=Image.Resampling.LANCZOS)
+    return Crop(np.array(cut, np.uint8), mask, plan.original, crop_corner(plan, flip), plan.bucket)
+
+
+def plan_square(width: int, height: int, resolution: int, *, name: str) -> CropPlan:
+    """Plan the square bucket. Raises DataError on too large an upscale."""
+    plan = plan_crop(height, width, (resolution, resolution))
+    refuse_upscale(plan, name)
+    return plan
+
+
+def square_pixels(image: Image.Image, resolution: int, *, name: str = "image") -> Crop:
+    """Resize the short side to ``resolution`` and crop the centre of upright RGB.
 
     Raises:
-        DataError: the image would be enlarged more than ``MAX_UPSCALE`` times.
+        DataError: the image would be enlarged more than 1.25 times.
     """
     plan = plan_square(image.width, image.height, resolution, name=name)
-    height, width = plan.resized_size
-    top, left = plan.top_left
-    resized = image.resize((width, height), Image.Resampling.LANCZOS)
-    square = resized.crop((left, top, left + resolution, top + resolution))
-    return SquareCrop(
-        pixels=np.array(square, np.uint8),
-        original_size=(image.height, image.width),
-        crops_coords_top_left=plan.top_left,
-        target_size=(resolution, resolution),
-    )
+    return crop_pixels(image, plan, mask=None)

@@ -24,17 +24,23 @@ def generate(
         NotFound, IntegrityError: of the registry, or of the base model.
         Conflict: the base model on this machine is not the one it was trained on.
     """
-    from styletune.registry.package import DIFFUSERS_WEIGHTS
+    from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
     from styletune.registry.pull import pull
     from styletune.registry.resolve import parse_spec
     from styletune.registry.store import open_store
 
     pulled = pull(open_store(registry, create=False), parse_spec(spec_text), pulled_dir)
     manifest = pulled.manifest
+    from safetensors.torch import load_file
+
     from styletune.sampling.sample import Sampler, Shot, draw_shots
     from styletune.sdxl.load import find_base, load_pipeline
+    from styletune.sdxl.schedule import set_sampling_schedule
+    from styletune.sdxl.tokens import add_tokens, load_token_rows
 
-    base = find_base(base_model or manifest.base.model, manifest.base.revision, Path.cwd())
+    base = find_base(
+        base_model or manifest.base.model, manifest.base.revision, Path.cwd(), manifest.base.vae
+    )
     if base.hash != manifest.base.hash:
         raise Conflict(
             f"was trained on other weights than {base.model} ({manifest.base.hash[:12]}, "
@@ -45,6 +51,12 @@ def generate(
     pipe = load_pipeline(
         base, torch_dtype("bf16" if device_name() == "cuda" else "no"), device_name()
     )
+    adapter = manifest.adapter
+    set_sampling_schedule(pipe, adapter.prediction_type, adapter.zero_terminal_snr)
+    if adapter.tokens:
+        # Any known word to start from: its rows are replaced by the trained ones.
+        add_tokens(pipe, adapter.tokens, "a")
+        load_token_rows(pipe, load_file(pulled.dir / DIFFUSERS_EMBEDDINGS))
     weights = pulled.dir / DIFFUSERS_WEIGHTS
     pipe.load_lora_weights(str(weights.parent), weight_name=weights.name, adapter_name="style")
     value = manifest.adapter.strength if strength is None else strength

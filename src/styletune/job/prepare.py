@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from styletune.data.entries import bucket_report, entries
 from styletune.data.load import LoadedData, holdout_rows, load_data, train_rows
-from styletune.errors import BadInput, Conflict
-from styletune.recipe import LoadedRecipe, Recipe, recipe_hash, training_hash
-from styletune.runs import Run, read_json
+from styletune.errors import BadInput, Conflict, NotFound
+from styletune.job.preflight import configs_of, preflight, setup_of
+from styletune.recipe import (
+    LoadedRecipe,
+    Recipe,
+    read_toml,
+    recipe_hash,
+    training_hash,
+    training_keys,
+)
+from styletune.runs import Run, file_sha256, read_json
 from styletune.scoring.suite import MIN_REFERENCES, Suite, load_suite, suite_hash
 
 if TYPE_CHECKING:
     from styletune.sdxl.load import BaseFiles
     from styletune.training.checkpoint import Identity
+    from styletune.training.flops import Gpu
+    from styletune.training.memory import Setup
 
+# Encoded images and captions, shared by all runs; a name that no recipe can have.
+CACHE_FOLDER = ".cache"
 FIX_RUN_DIR = "use another --run-dir, or leave it out"
 
 
@@ -30,24 +44,44 @@ class Job:
     suite: Suite | None
     run: Run
     resolution: int
+    cache_dir: Path
+    missing_base: NotFound | None = None
 
     @property
     def recipe(self) -> Recipe:
         return self.loaded.recipe
 
     @property
+    def training_hash(self) -> str:
+        """The recipe's, and the content of the adapter it goes on from, if there is one."""
+        start = self.start_from
+        own = training_hash(self.recipe)
+        return own if start is None else _sha256(own, file_sha256(start))
+
+    @property
+    def start_from(self) -> Path | None:
+        """The adapter file that training goes on from."""
+        given = self.recipe.adapter.start_from
+        return self.loaded.path(given) if given else None
+
+    @property
     def identity(self) -> Identity:
         from styletune.training.checkpoint import Identity
 
-        return Identity(training_hash(self.recipe), self.data.fingerprint, self.base.hash)
+        return Identity(self.training_hash, self.data.fingerprint, self.base.hash)
 
     @property
     def trigger(self) -> str:
         return (self.data.card.trigger or "") if self.data.card else ""
 
 
-def prepare(loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None) -> Job:
+def prepare(
+    loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None, planning: bool = False
+) -> Job:
     """Check recipe, base, data, suite and run folder against each other.
+
+    With ``planning`` a Hub model that is not on this machine is taken for SDXL's base and only
+    noted, so that a plan can be made before gigabytes are fetched.
 
     Raises:
         BadInput, NotFound: something cannot be used; nothing has been written.
@@ -56,14 +90,35 @@ def prepare(loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None) -> Jo
     from styletune.sdxl.load import find_base
 
     recipe = loaded.recipe
+    start_from = recipe.adapter.start_from
+    if start_from and not loaded.path(start_from).is_file():
+        raise NotFound(
+            f"no file {loaded.path(start_from)}", where="[adapter] start_from",
+            fix="give an adapter's .safetensors file, relative to the recipe",
+        )  # fmt: skip
     suite = load_suite(loaded.path(recipe.score.suite)) if recipe.score else None
-    base = find_base(recipe.base.model, recipe.base.revision, loaded.file.parent)
+    missing = None
+    try:
+        base = find_base(
+            recipe.base.model, recipe.base.revision, loaded.file.parent, recipe.base.vae
+        )
+    except NotFound as error:
+        if not planning or recipe.base.model.count("/") != 1:
+            raise
+        missing, base = error, _unseen_base(recipe)
     resolution = recipe.data.resolution or base.resolution
     data = load_data(
         loaded.path(recipe.data.path),
         default_caption=recipe.data.default_caption,
         holdout=recipe.data.holdout,
         resolution=resolution,
+        extra_resolutions=recipe.data.extra_resolutions,
+        buckets=recipe.data.buckets,
+        bucket_step=recipe.data.bucket_step,
+        max_aspect=recipe.data.max_aspect,
+        flip=recipe.data.flip,
+        mask=recipe.data.mask,
+        mask_path=loaded.path(recipe.data.mask_path) if recipe.data.mask_path else None,
         background=recipe.data.background,
         show_progress=True,
     )
@@ -78,16 +133,30 @@ def prepare(loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None) -> Jo
             fix="hold out more (holdout = 0.2), add images, or remove [score]",
         )
     # The folder is named by what decides the result, so a changed recipe or image starts anew.
-    run_id = short_hash(training_hash(recipe), data.fingerprint, base.hash)
-    run = Run(run_dir or runs_dir / loaded.name / run_id)
-    job = Job(loaded, base, data, suite, run, resolution)
+    unnamed = Job(
+        loaded, base, data, suite, Run(runs_dir), resolution, runs_dir / CACHE_FOLDER, missing
+    )
+    run_id = short_hash(unnamed.training_hash, data.fingerprint, base.hash)
+    job = replace(unnamed, run=Run(run_dir or runs_dir / loaded.name / run_id))
     _check_run_folder(job)
-    _check_texts(job)
+    if missing is None:
+        _check_texts(job)
     if suite:
         from styletune.encoders.find import find_clip
 
         find_clip(suite.encoder.name, suite_folder(job))
     return job
+
+
+def _unseen_base(recipe: Recipe) -> BaseFiles:
+    """What a plan takes a model for that is not on this machine."""
+    from styletune.sdxl.load import BaseFiles
+
+    nowhere = Path()
+    return BaseFiles(
+        model=recipe.base.model, folder=nowhere, revision=recipe.base.revision, hash="",
+        resolution=1024, variant=None, tokenizers=(nowhere, nowhere),
+    )  # fmt: skip
 
 
 def suite_folder(job: Job) -> Path:
@@ -101,7 +170,7 @@ def _check_texts(job: Job) -> None:
 
     from styletune.sdxl.conditioning import MAX_TOKENS
 
-    tokenizer = CLIPTokenizer.from_pretrained(job.base.folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(job.base.tokenizers[0])
     texts = {f"caption of {r.file_name}": r.text for r in train_rows(job.data)}
     texts |= {f"preview prompt {i + 1}": p for i, p in enumerate(job.recipe.preview.prompts)}
     if job.suite:
@@ -124,8 +193,13 @@ def prompt_with_trigger(prompt: str, trigger: str) -> str:
     return f"{trigger}, {prompt}" if trigger and trigger not in prompt else prompt
 
 
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
 def short_hash(*parts: str) -> str:
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:10]
+    """Ten hex digits that stand for all parts."""
+    return _sha256(*parts)[:10]
 
 
 def _check_run_folder(job: Job) -> None:
@@ -144,18 +218,60 @@ def _check_run_folder(job: Job) -> None:
         (facts.get("base", {}).get("hash"), identity.base_hash, "base model"),
     ):
         if found != wanted:
+            details = _recipe_changes(job) if label == "recipe" else ""
             raise Conflict(
-                f"holds a run of another {label} ({str(found)[:12]}, this is {wanted[:12]})",
+                f"holds a run of another {label} ({str(found)[:12]}, this is {wanted[:12]})"
+                + details,
                 where=str(run.dir),
                 fix=FIX_RUN_DIR,
             )
 
 
-def plan(job: Job) -> dict[str, Any]:
-    """What would happen, as the ``plan --json`` document."""
+def _recipe_changes(job: Job) -> str:
+    """Which keys differ from the recipe in the run folder, in words; empty when it is not there."""
+    if not job.run.recipe_file.is_file():
+        return ""
+    there = _flat(read_toml(job.run.recipe_file))
+    here = _flat(job.recipe.model_dump(mode="json", exclude_none=True))
+    decides = set(_flat(training_keys(job.recipe)))
+    changed = [
+        f"{key} was {there.get(key)!r}, is {here.get(key)!r}"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and (key in decides or key not in here)
+    ]
+    return ": " + "; ".join(changed) if changed else ""
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """``section.key`` to value."""
+    return {
+        f"{section}.{key}": value
+        for section, keys in tree.items()
+        if isinstance(keys, dict)
+        for key, value in keys.items()
+    }
+
+
+def job_setup(job: Job) -> Setup:
+    """What the preflight estimates."""
+    seen = entries(job.data)
+    largest = max((entry.bucket for entry in seen), key=lambda size: size[0] * size[1])
+    captions = len({entry.row.text for entry in seen}) * job.recipe.data.caption_variants
+    return setup_of(job.recipe, largest, len(seen), captions)
+
+
+def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
+    """What would happen, on this card if one is given, as the ``plan --json`` document.
+
+    A problem of severity "error" means that training would be refused.
+    """
     recipe, data = job.recipe, job.data
     train, holdout = len(train_rows(data)), len(holdout_rows(data))
     steps, batch = recipe.train.steps, recipe.train.batch_size
+    accumulation = recipe.train.gradient_accumulation_steps
+    seen = entries(data)
+    sizes = [entry.bucket for entry in seen]
+    per_epoch = sum(-(-sizes.count(size) // batch) for size in set(sizes))
     problems = [
         {
             "severity": "warning",
@@ -165,6 +281,19 @@ def plan(job: Job) -> dict[str, Any]:
         }
         for w in data.warnings
     ]
+    if job.missing_base is not None:
+        problems.append(
+            {
+                "severity": "error", "where": job.missing_base.where,
+                "message": f"{job.missing_base.message}; planned as SDXL's base",
+                "fix": job.missing_base.fix,
+            }
+        )  # fmt: skip
+    needs, misfits = preflight(
+        job_setup(job), configs_of(None if job.missing_base else job.base), steps,
+        batch * accumulation, gpu,
+    )  # fmt: skip
+    problems += misfits
     checkpoints = sorted(
         {*range(recipe.train.checkpoint_every, steps, recipe.train.checkpoint_every), steps}
     )
@@ -182,19 +311,21 @@ def plan(job: Job) -> dict[str, Any]:
         "recipe_hash": recipe_hash(recipe),
         "base": {"model": job.base.model, "hash": job.base.hash},
         "problems": problems,
+        **needs,
         "data": {
             "images": train + holdout,
             "train": train,
             "holdout": holdout,
             "groups": len(data.groups),
-            "buckets": [{"width": job.resolution, "height": job.resolution, "images": train}],
+            "buckets": bucket_report(seen),
             "fingerprint": data.fingerprint,
             "trigger": job.trigger,
         },
         "train": {
             "steps": steps,
-            "epochs": round(steps * batch / train, 2),
-            "images_per_step": batch,
+            "epochs": round(steps * accumulation / per_epoch, 2),
+            "images_per_epoch": len(seen),
+            "images_per_step": batch * accumulation,
             "checkpoints": checkpoints,
             "adapter_scale": alpha / recipe.adapter.rank,
             "done_steps": max(run.checkpoint_steps(), default=0),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound
 from styletune.job.facts import data_facts, recipe_text
@@ -14,6 +15,11 @@ from styletune.job.score import refuse_unless_passed, score_inputs
 from styletune.recipe import PublishSection, Recipe, recipe_hash
 from styletune.runs import read_json
 from styletune.scoring.suite import prompt_id, suite_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from styletune.sdxl.adapter import AdapterSpec
 
 
 def check_publishable(job: Job, registry: str) -> None:
@@ -71,7 +77,7 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
     from styletune.registry.versions import publish_version
 
     step = int(summary["chosen"]["checkpoint"].removeprefix("step-"))
-    files, rank, alpha = _package(job, section, summary, step)
+    package = _package(job, section, summary, step)
     published = publish_version(
         open_store(registry, create=True),
         name=section.name,
@@ -84,41 +90,73 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
             hash=job.base.hash,
             revision=job.base.revision,
             resolution=job.resolution,
+            vae=job.recipe.base.vae,
         ),
         adapter=AdapterEntry(
-            strength=summary["chosen"]["strength"], rank=rank, alpha=alpha, trigger=job.trigger
+            strength=summary["chosen"]["strength"],
+            rank=package.spec.rank,
+            alpha=package.spec.alpha,
+            trigger=job.trigger,
+            tokens=package.spec.tokens,
+            prediction_type=package.prediction_type,
+            zero_terminal_snr=job.recipe.train.zero_terminal_snr,
         ),
         recipe_hash=recipe_hash(job.recipe),
         data_fingerprint=job.data.fingerprint,
         gates=[GateEntry(**{k: g[k] for k in GateEntry.model_fields}) for g in summary["gates"]],
-        files=files,
+        files=package.files,
         who=who,
         why=f"chosen by {job.loaded.name}: {summary['chosen']['reason']}",
     )
     return {"name": published.name, "version": published.version, "digest": published.digest}
 
 
-def _package(
-    job: Job, section: PublishSection, summary: Mapping[str, Any], step: int
-) -> tuple[dict[str, bytes], int, float]:
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A version's files, and what its weights mean."""
+
+    files: dict[str, bytes]
+    spec: AdapterSpec
+    prediction_type: Literal["epsilon", "v_prediction"]
+
+
+def _package(job: Job, section: PublishSection, summary: Mapping[str, Any], step: int) -> Package:
     from styletune.registry.card import public_base
-    from styletune.registry.package import DIFFUSERS_WEIGHTS, package_files, webui_stem
+    from styletune.registry.package import (
+        DIFFUSERS_EMBEDDINGS,
+        DIFFUSERS_WEIGHTS,
+        package_files,
+        webui_stem,
+    )
     from styletune.sampling.sample import read_settings
     from styletune.sdxl.adapter import load_adapter
-    from styletune.sdxl.export import check_exports, diffusers_file, kohya_file, kohya_header
+    from styletune.sdxl.export import (
+        check_exports,
+        diffusers_file,
+        embeddings_file,
+        kohya_file,
+        kohya_header,
+    )
 
     run, suite = job.run, job.suite
     assert suite is not None
     tensors, spec = load_adapter(run.adapter_file(step))
+    if section.plain_lora_rank is not None:
+        tensors, spec = _plain(job, tensors, spec, section.plain_lora_rank)
+    prediction = _prediction_type(job)
     stem = webui_stem(section.name, section.version)
     header = kohya_header(
         title=f"{section.name} {section.version}", output_name=stem, spec=spec,
         base_model=public_base(job.base.model), resolution=job.resolution,
         license_id=section.license, description=section.description, trigger=job.trigger,
-        strength=summary["chosen"]["strength"],
+        strength=summary["chosen"]["strength"], prediction_type=prediction,
+        author=(job.data.card.holder if job.data.card else "") or "",
     )  # fmt: skip
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
     check_exports(tensors, spec, diffusers, kohya)
+    weights = {DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya}
+    if spec.tokens:
+        weights[DIFFUSERS_EMBEDDINGS] = embeddings_file(tensors)
     folder = run.samples_dir(suite_hash(suite), summary["chosen"]["checkpoint"])
     shown = [
         folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
@@ -133,7 +171,7 @@ def _package(
         license=section.license,
         holder=facts["data"]["holder"] or "not stated",
         trigger=job.trigger,
-        weights={DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya},
+        weights=weights,
         summary={k: v for k, v in summary.items() if k != "inputs"},
         report_html=run.report_file.read_bytes(),
         run_facts=facts,
@@ -141,7 +179,51 @@ def _package(
         previews={f.name: f.read_bytes() for f in shown},
         prompts=prompts,
     )
-    return files, spec.rank, spec.alpha
+    return Package(files, spec, prediction)
+
+
+# More than this share of an update lost in the conversion is another adapter than was scored.
+MAX_PLAIN_ERROR = 0.05
+
+
+def _plain(
+    job: Job, tensors: dict[str, Tensor], spec: AdapterSpec, rank: int
+) -> tuple[dict[str, Tensor], AdapterSpec]:
+    """The nearest plain LoRA. Raises CheckFailed when it is not near."""
+    import torch
+
+    from styletune.sdxl.adapter import find_module
+    from styletune.sdxl.export import to_plain_lora
+    from styletune.sdxl.load import load_pipeline
+
+    pipe = load_pipeline(job.base, torch.float32, "cpu")
+    models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
+
+    def weight_of(name: str) -> Tensor:
+        weight = find_module(models, name).weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    plain, plain_spec, error = to_plain_lora(tensors, spec, rank, weight_of)
+    if error > MAX_PLAIN_ERROR:
+        raise CheckFailed(
+            f"a plain LoRA of rank {rank} misses {error:.0%} of the {spec.kind} update; "
+            f"{MAX_PLAIN_ERROR:.0%} is the most",
+            where="[publish] plain_lora_rank",
+            fix="raise it",
+        )
+    return plain, plain_spec
+
+
+def _prediction_type(job: Job) -> Literal["epsilon", "v_prediction"]:
+    """What the adapted UNet predicts, from the recipe or the base's scheduler."""
+    from styletune.sdxl.load import scheduler_config
+    from styletune.sdxl.schedule import resolve_prediction_type
+
+    train = job.recipe.train
+    base = str(scheduler_config(job.base).get("prediction_type", "epsilon"))
+    found = resolve_prediction_type(train.prediction_type, base, train.zero_terminal_snr)
+    return "v_prediction" if found == "v_prediction" else "epsilon"
 
 
 def _public_recipe(recipe: Recipe) -> str:

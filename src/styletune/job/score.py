@@ -130,6 +130,8 @@ def _sample_columns(
     from styletune.sampling.sample import Sampler, Shot, draw_shots
     from styletune.sdxl.adapter import load_adapter, merged
     from styletune.sdxl.load import load_pipeline
+    from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
+    from styletune.sdxl.tokens import add_tokens, load_token_rows
 
     pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
     sampler = Sampler(
@@ -148,6 +150,14 @@ def _sample_columns(
     base_origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
     draw_shots(pipe, shots("base"), sampler, base_origin, batch_size=batch_size, title="base")
     yield "base", None, [s.file for s in shots("base")]
+    train, tokens = job.recipe.train, job.recipe.adapter.new_tokens
+    if tokens:
+        add_tokens(pipe, tokens, job.recipe.adapter.new_tokens_init)
+    prediction = resolve_prediction_type(
+        train.prediction_type, pipe.scheduler.config.prediction_type, train.zero_terminal_snr
+    )
+    set_sampling_schedule(pipe, prediction, train.zero_terminal_snr)
+    models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
     for step in steps:
         name = f"step-{step:06d}"
         tensors, spec = load_adapter(job.run.adapter_file(step))
@@ -155,7 +165,8 @@ def _sample_columns(
             **origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0,
             "adapter_sha256": file_sha256(job.run.adapter_file(step)),
         }  # fmt: skip
-        with merged(pipe.unet, tensors, spec, 1.0):
+        load_token_rows(pipe, tensors)
+        with merged(models, tensors, spec, 1.0):
             draw_shots(pipe, shots(name), sampler, origin, batch_size=batch_size, title=name)
         yield name, step, [s.file for s in shots(name)]
 

@@ -2,136 +2,438 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from styletune.data.load import Row, read_square, train_rows
+from styletune.data.buckets import plan_crop
+from styletune.data.entries import Entry, entries, read_entry
+from styletune.data.load import Row
 from styletune.errors import BadInput
+from styletune.job.adapt import Models, adapt, parameter_groups
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
-from styletune.job.prepare import Job
+from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, preflight, present_gpu, require_fit
+from styletune.job.prepare import Job, job_setup
+from styletune.recipe import Recipe
+from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from diffusers import StableDiffusionXLPipeline
+    from torch import Tensor
 
-    from styletune.training.cache import Example
+    from styletune.sdxl.adapter import AdapterSpec
+    from styletune.sdxl.conditioning import PromptEmbeds
+    from styletune.training.cache import Cache
+    from styletune.training.denoise import Denoiser, NoiseSettings, Texts
+    from styletune.training.loop import LoopSettings, Material, Prior
+    from styletune.training.optimizer import OptimizerSettings
+
+CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
 
 
 def train(job: Job) -> bool:
     """Train to the last step; False when that had been done already.
 
-    Raises as ``train_adapter`` and ``build_cache``.
+    Raises as ``train_adapter``, ``build_cache``, ``adapt`` and ``load_pipeline``.
     """
     recipe = job.recipe
     if max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
         return False
     import torch
 
-    from styletune.sdxl.adapter import target_modules
+    gpu = present_gpu()
+    if gpu is not None:
+        _, misfits = preflight(job_setup(job), configs_of(job.base), 1, 1, gpu)
+        require_fit(misfits)
+    from styletune.sdxl.checkpointing import set_checkpointing
     from styletune.sdxl.load import load_pipeline
-    from styletune.training.cache import build_cache
-    from styletune.training.loop import (
-        AdapterSettings,
-        LoopSettings,
-        make_accelerator,
-        train_adapter,
-    )
+    from styletune.training.loop import make_accelerator, train_adapter
 
     accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
-    device = str(accelerator.device)
-    pipe = load_pipeline(job.base, torch_dtype(recipe.train.mixed_precision), device)
-    if pipe.scheduler.config.prediction_type != "epsilon":
-        raise BadInput(
-            f"the base predicts {pipe.scheduler.config.prediction_type}, only epsilon is supported",
-            where="[base] model",
-        )
-    modules = target_modules(pipe.unet, recipe.adapter.target)
-    begin_run(job)
-    rows = train_rows(job.data)
-    cache = build_cache(
-        pipe, _examples(rows, job.resolution, job.data.background), len(rows), device
+    device, dtype = str(accelerator.device), torch_dtype(recipe.train.mixed_precision)
+    # On the host first: encoding and a step are never on the card together.
+    pipe = load_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32)
+    prediction = resolve_prediction_type(
+        recipe.train.prediction_type,
+        pipe.scheduler.config.prediction_type,
+        recipe.train.zero_terminal_snr,
     )
-    previews = _preview_drawer(job, pipe)
-    _offload(pipe)
-    if recipe.train.tracker != "none":
-        try:
-            accelerator.init_trackers(
-                recipe.train.tracker_project,
-                config=recipe.model_dump(mode="json"),
-                init_kwargs={"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}},
-            )
-        except Exception as error:
-            raise BadInput(
-                f"{recipe.train.tracker} does not start: {error}",
-                where="[train] tracker",
-                fix="wandb login, or WANDB_MODE=offline",
-            ) from error
+    alphas = pipe.scheduler.alphas_cumprod
+    # The first process draws and encodes; the others then find its files.
+    with _first_process_first(accelerator):
+        if accelerator.is_main_process:
+            begin_run(job)
+        seen = _encode(job, pipe, device, draws=accelerator.is_main_process)
+    _start_tracker(job, accelerator)
+    _place(job, pipe, device)
+    if recipe.adapter.new_tokens:
+        from styletune.sdxl.tokens import add_tokens
+
+        add_tokens(pipe, recipe.adapter.new_tokens, recipe.adapter.new_tokens_init)
+    models = adapt(recipe, pipe, job.start_from)
+    groups = parameter_groups(recipe, models.parameters)
+    set_checkpointing(pipe.unet, recipe.train.gradient_checkpointing)
+    set_sampling_schedule(pipe, prediction, recipe.train.zero_terminal_snr)
+    denoiser = _denoiser(job, pipe, alphas, prediction, dtype, device)
+    held_out = _material(models, seen.held_out) if seen.held_out else None
     train_adapter(
-        unet=pipe.unet,
-        alphas_cumprod=pipe.scheduler.alphas_cumprod.to(torch.float32),
-        scaling_factor=pipe.vae.config.scaling_factor,
-        cache=cache,
-        file_names=[r.file_name for r in rows],
-        adapter=AdapterSettings(
-            modules, recipe.adapter.rank, recipe.adapter.alpha or float(recipe.adapter.rank)
-        ),
-        settings=LoopSettings(
-            steps=recipe.train.steps,
-            batch_size=recipe.train.batch_size,
-            seed=recipe.train.seed,
-            snr_gamma=recipe.train.snr_gamma,
-            caption_dropout=recipe.train.caption_dropout,
-            learning_rate=recipe.optimizer.learning_rate,
-            weight_decay=recipe.optimizer.weight_decay,
-            schedule=recipe.optimizer.schedule,
-            warmup_steps=recipe.optimizer.warmup_steps,
-            max_grad_norm=recipe.optimizer.max_grad_norm,
-            checkpoint_every=recipe.train.checkpoint_every,
-            log_every=recipe.train.log_every,
-        ),
+        denoiser=denoiser,
+        parameters=models.parameters,
+        groups=groups,
+        optimizer_settings=_optimizer_settings(recipe),
+        noise=_noise_settings(recipe),
+        material=_material(models, seen.images),
+        held_out=held_out,
+        prior=_prior(job, models, seen),
+        settings=_loop_settings(recipe),
+        spec_at=lambda step: _spec_at(job, models.spec, step),
         identity=job.identity,
         run=job.run,
         accelerator=accelerator,
-        on_checkpoint=previews,
+        on_checkpoint=_preview_drawer(job, models),
+        set_training=models.set_training,
     )
     accelerator.end_training()
     return True
 
 
-def _examples(rows: Sequence[Row], resolution: int, background: str | None) -> Iterator[Example]:
-    from styletune.training.cache import Example
-
-    for row in rows:
-        crop = read_square(row, resolution, background)
-        yield Example(
-            row.file_name, row.text, crop.pixels, crop.original_size, crop.crops_coords_top_left,
-            crop.target_size,
-        )  # fmt: skip
-
-
-def _offload(pipe: StableDiffusionXLPipeline) -> None:
-    """What the loop does not need leaves the card; a step needs the memory more."""
-    for module in (pipe.vae, pipe.text_encoder, pipe.text_encoder_2):
-        module.to("cpu")
+@contextlib.contextmanager
+def _first_process_first(accelerator: Accelerator) -> Iterator[None]:
+    """Let the first process write what the others then read."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    yield
+    if accelerator.is_main_process:
+        accelerator.wait_for_everyone()
 
 
-def _preview_drawer(job: Job, pipe: StableDiffusionXLPipeline) -> Callable[[int], None]:
+def _start_tracker(job: Job, accelerator: Accelerator) -> None:
+    train = job.recipe.train
+    if train.tracker == "none":
+        return
+    try:
+        accelerator.init_trackers(
+            train.tracker_project,
+            config=job.recipe.model_dump(mode="json"),
+            init_kwargs={"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}},
+        )
+    except Exception as error:
+        raise BadInput(
+            f"{train.tracker} does not start: {error}",
+            where="[train] tracker",
+            fix="wandb login, or WANDB_MODE=offline",
+        ) from error
+
+
+def _denoiser(
+    job: Job, pipe: StableDiffusionXLPipeline, alphas: Tensor, prediction: str,
+    dtype: object, device: str,
+) -> Denoiser:  # fmt: skip
+    import torch
+
+    from styletune.training.denoise import Denoiser, Objective
+    from styletune.training.noise import zero_terminal_snr
+
+    train = job.recipe.train
+    assert isinstance(dtype, torch.dtype)
+    alphas = alphas.to(torch.float32)
+    if train.max_timestep >= len(alphas):
+        raise BadInput(
+            f"max_timestep = {train.max_timestep}, the base model has {len(alphas)} timesteps",
+            where="[train] max_timestep",
+        )
+    return Denoiser(
+        unet=pipe.unet,
+        dtype=dtype,
+        alphas_cumprod=(zero_terminal_snr(alphas) if train.zero_terminal_snr else alphas).to(
+            device
+        ),
+        scaling_factor=pipe.vae.config.scaling_factor,
+        objective=Objective(
+            prediction_type=prediction,
+            weighting=train.weighting,
+            snr_gamma=train.snr_gamma,
+            loss=train.loss,
+            huber_delta=train.huber_delta,
+        ),
+    )
+
+
+# -- what is seen ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A cache and the file name of each of its entries."""
+
+    cache: Cache
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everything the loop sees, encoded by the bare base model."""
+
+    images: Encoded
+    held_out: Encoded | None
+    class_images: Encoded | None
+    class_prompt: PromptEmbeds | None
+
+
+def trains_text(recipe: Recipe) -> bool:
+    """Whether captions must be encoded anew at every step."""
+    return recipe.adapter.text_encoders != "none" or bool(recipe.adapter.new_tokens)
+
+
+def _encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> Seen:
+    """Fill the caches while the models are as the base has them."""
+    from styletune.sdxl.conditioning import encode_prompts
+
+    section = job.recipe.dreambooth
+    class_images = None
+    if section.prior == "images":
+        square = (job.resolution, job.resolution)
+        rows = _class_rows(job, pipe, device, draws)
+        plan = plan_crop(*square, square)
+        shown = [Entry(row, job.resolution, plan, flip=False) for row in rows]
+        class_images = _cached(job, pipe, shown, device, "cache class", variants=1)
+    held = entries(job.data, "holdout") if job.recipe.train.validation_every else []
+    prompt = section.class_prompt
+    return Seen(
+        images=_cached(job, pipe, entries(job.data), device, "cache"),
+        held_out=_cached(job, pipe, held, device, "cache held-out", variants=1) if held else None,
+        class_images=class_images,
+        class_prompt=encode_prompts(pipe, [prompt]) if prompt is not None else None,
+    )
+
+
+def _cached(
+    job: Job, pipe: StableDiffusionXLPipeline, shown: Sequence[Entry], device: str, title: str,
+    variants: int | None = None,
+) -> Encoded:  # fmt: skip
+    from styletune.training.cache import build_cache
+    from styletune.training.captions import caption_variants
+
+    data = job.recipe.data
+    captions = [
+        caption_variants(
+            entry.row.text,
+            variants or data.caption_variants,
+            shuffle=data.caption_shuffle,
+            keep_first=data.caption_keep_first,
+            tag_dropout=data.caption_tag_dropout,
+            seed=job.recipe.train.seed,
+        )
+        for entry in shown
+    ]
+    cache = build_cache(
+        pipe,
+        shown,
+        captions,
+        lambda entry: read_entry(entry, job.data.background),
+        device=device,
+        cache_dir=job.cache_dir,
+        mask_floor=data.mask_floor,
+        with_text=not trains_text(job.recipe),
+        title=title,
+    )
+    return Encoded(cache, [e.row.file_name for e in shown])
+
+
+def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> list[Row]:
+    """Images the bare base model draws of the class; drawn once, by the first process."""
+    from PIL import Image
+
+    from styletune.data.fingerprint import pixel_hash
     from styletune.sampling.sample import Sampler, Shot, draw_shots
 
-    preview = job.recipe.preview
+    section, side = job.recipe.dreambooth, job.resolution
+    prompt = section.class_prompt or ""
+    shots = [
+        Shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png")
+        for seed in range(section.num_class_images)
+    ]
+    if draws:
+        sampler = Sampler(CLASS_STEPS, CLASS_GUIDANCE, "", side)
+        with _ready_to_draw(pipe, device):
+            draw_shots(
+                pipe, shots, sampler, origin_facts(job), batch_size=DRAWN_AT_ONCE,
+                title="class images",
+            )  # fmt: skip
+    rows = []
+    for shot in shots:
+        with Image.open(shot.file) as image:
+            pixels = pixel_hash(image.convert("RGB"))
+        rows.append(
+            Row(
+                file_name=shot.file.name, path=str(shot.file), text=prompt, width=side,
+                height=side, pixel_hash=pixels, group=0, split="train", mask_path="", mask_hash="",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _place(job: Job, pipe: StableDiffusionXLPipeline, device: str) -> None:
+    """What a step needs goes to the device, quantised where the recipe says so; the rest stays."""
+    from styletune.sdxl.quantize import check_quantized, quantize_unet
+
+    quantize_unet(pipe.unet, job.recipe.base.quantization, device)
+    check_quantized(pipe.unet, job.recipe.base.quantization)
+    pipe.unet.to(device)
+    if trains_text(job.recipe):
+        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
+            encoder.to(device)
+
+
+@contextlib.contextmanager
+def _ready_to_draw(pipe: StableDiffusionXLPipeline, device: str) -> Iterator[None]:
+    """The whole pipeline on the device, its VAE in the UNet's dtype; then back where it was."""
+    modules = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    homes = [m.device for m in modules]
+    dtype = pipe.vae.dtype
+    for module in modules:
+        module.to(device)
+    pipe.vae.to(pipe.text_encoder.dtype)
+    try:
+        yield
+    finally:
+        pipe.vae.to(dtype)
+        for module, home in zip(modules, homes, strict=True):
+            module.to(home)
+
+
+def _material(models: Models, encoded: Encoded) -> Material:
+    """A cache with a way to turn its captions into inputs."""
+    from styletune.training.denoise import cached_texts
+    from styletune.training.loop import Material
+
+    cache = encoded.cache
+    texts = _live(models, cache.captions) if models.trains_text else cached_texts(cache)
+    return Material(cache, texts, encoded.names)
+
+
+def _live(models: Models, captions: Sequence[str]) -> Texts:
+    from styletune.sdxl.conditioning import token_ids
+    from styletune.training.denoise import live_texts
+
+    pipe = models.pipe
+    first, second = token_ids(pipe, [*captions, ""])
+    device = pipe.text_encoder.device
+    return live_texts(
+        pipe.text_encoder,
+        pipe.text_encoder_2,
+        (first.to(device), second.to(device)),
+        empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
+    )
+
+
+def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
+    from styletune.sdxl.adapter import adapter_off
+    from styletune.training.loop import Prior
+
+    section = job.recipe.dreambooth
+    if seen.class_prompt is None:
+        return None
+    plain = _one_prompt(seen.class_prompt, str(models.pipe.unet.device))
+    adapted = _live(models, [section.class_prompt or ""]) if models.trains_text else plain
+    return Prior(
+        weight=section.prior_loss_weight,
+        images=_material(models, seen.class_images) if seen.class_images else None,
+        prompt=adapted,
+        base_prompt=plain,
+        adapter_off=lambda: adapter_off(models.adapted),
+    )
+
+
+def _one_prompt(encoded: PromptEmbeds, device: str) -> Texts:
+    """The same words for every row."""
+    from styletune.sdxl.conditioning import PromptEmbeds
+
+    embeds, pooled = encoded.embeds.to(device), encoded.pooled.to(device)
+    return lambda rows: PromptEmbeds(embeds.expand(len(rows), -1, -1), pooled.expand(len(rows), -1))
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def _optimizer_settings(recipe: Recipe) -> OptimizerSettings:
+    from styletune.training.optimizer import OptimizerSettings
+
+    section = recipe.optimizer
+    return OptimizerSettings(
+        name=section.name,
+        learning_rate=section.learning_rate,
+        weight_decay=section.weight_decay,
+        beta1=section.beta1,
+        beta2=section.beta2,
+        schedule=section.schedule,
+        schedule_power=section.schedule_power,
+        warmup_steps=section.warmup_steps,
+        steps=recipe.train.steps,
+        lora_plus_ratio=section.lora_plus_ratio,
+        max_grad_norm=section.max_grad_norm,
+    )
+
+
+def _noise_settings(recipe: Recipe) -> NoiseSettings:
+    from styletune.training.denoise import NoiseSettings
+
+    section = recipe.train
+    return NoiseSettings(
+        caption_dropout=section.caption_dropout,
+        timestep_sampling=section.timestep_sampling,
+        min_timestep=section.min_timestep,
+        max_timestep=section.max_timestep,
+        noise_offset=section.noise_offset,
+        pyramid_noise=section.pyramid_noise,
+        input_perturbation=section.input_perturbation,
+    )
+
+
+def _loop_settings(recipe: Recipe) -> LoopSettings:
+    from styletune.training.loop import LoopSettings
+
+    section = recipe.train
+    return LoopSettings(
+        steps=section.steps,
+        batch_size=section.batch_size,
+        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        seed=section.seed,
+        ema_decay=recipe.optimizer.ema_decay,
+        checkpoint_every=section.checkpoint_every,
+        keep_last=section.keep_last,
+        validation_every=section.validation_every,
+        log_every=section.log_every,
+    )
+
+
+def _spec_at(job: Job, spec: AdapterSpec, step: int) -> AdapterSpec:
+    identity = job.identity
+    return replace(spec, base_hash=identity.base_hash, recipe_hash=identity.recipe_hash, step=step)
+
+
+# -- previews -------------------------------------------------------------------------------------
+
+
+def _preview_drawer(job: Job, models: Models) -> Callable[[int], None]:
+    from styletune.sampling.sample import Sampler, Shot, draw_shots
+
+    preview, pipe = job.recipe.preview, models.pipe
     sampler = Sampler(preview.steps, 5.0, "", job.resolution)
 
     def draw(step: int) -> None:
         if not preview.prompts:
             return
-        device = pipe.unet.device
-        pipe.unet.eval()
-        pipe.to(device)
         shots = [
             Shot(prompt, preview.seed + i, job.run.previews_dir / f"step-{step:06d}-{i:02d}.png")
             for i, prompt in enumerate(preview.prompts)
         ]
         origin = {**origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0}
-        draw_shots(pipe, shots, sampler, origin, batch_size=4, title=f"preview {step}")
-        _offload(pipe)
+        with _ready_to_draw(pipe, str(pipe.unet.device)):
+            draw_shots(
+                pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}"
+            )
 
     return draw

@@ -8,6 +8,7 @@ from styletune.recipe.load import (
     recipe_hash,
     recipe_schema,
     training_hash,
+    training_keys,
     validate,
 )
 from styletune.recipe.sections import NAME_PATTERN, PublishSection, Recipe, Section
@@ -24,5 +25,6 @@ __all__ = [
     "recipe_hash",
     "recipe_schema",
     "training_hash",
+    "training_keys",
     "validate",
 ]

@@ -41,18 +41,22 @@ def recipe_hash(recipe: Recipe) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def training_hash(recipe: Recipe) -> str:
-    """SHA-256 (hex) of what decides the adapter; a new version number needs no new training."""
-    kept = recipe.model_dump(
+def training_keys(recipe: Recipe) -> dict[str, Any]:
+    """What decides the adapter; a new version number needs no new training."""
+    return recipe.model_dump(
         mode="json",
         exclude={
             "preview": True,
             "score": True,
             "publish": True,
-            "train": {"log_every", "keep_last", "tracker", "tracker_project"},
+            "train": {"log_every", "keep_last", "validation_every", "tracker", "tracker_project"},
         },
     )
-    canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+
+
+def training_hash(recipe: Recipe) -> str:
+    """SHA-256 (hex) of ``training_keys``."""
+    canonical = json.dumps(training_keys(recipe), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

@@ -339,6 +339,10 @@ class PublishSection(Section):
     )
     license: str = Field(description="SPDX id or LicenseRef-… of the adapter.")
     description: str = Field("", description="One sentence for the model card.")
+    plain_lora_rank: int | None = Field(
+        None, ge=1, le=1024,
+        description="Publish loha, lokr and oft as the nearest plain LoRA of this rank (SVD).",
+    )  # fmt: skip
 
 
 class Recipe(Section):
@@ -353,3 +357,15 @@ class Recipe(Section):
     preview: PreviewSection = PreviewSection()
     score: ScoreSection | None = None
     publish: PublishSection | None = None
+
+    @model_validator(mode="after")
+    def _publishable(self) -> Self:
+        if self.publish and self.adapter.kind not in ("lora", "dora"):
+            if self.publish.plain_lora_rank is None:
+                raise ValueError(
+                    f"no file of kind {self.adapter.kind} is read by every tool; set "
+                    "publish.plain_lora_rank to publish the nearest plain LoRA, or remove [publish]"
+                )
+        elif self.publish and self.publish.plain_lora_rank is not None:
+            raise ValueError(f"publish.plain_lora_rank is not for kind {self.adapter.kind}")
+        return self

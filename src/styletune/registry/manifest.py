@@ -82,6 +82,7 @@ class BaseEntry(Section):
     hash: str
     revision: str | None = None
     resolution: int | None = Field(default=None, description="Side in pixels trained at.")
+    vae: str | None = Field(default=None, description="The VAE used instead of the model's own.")
 
 
 class AdapterEntry(Section):
@@ -91,6 +92,11 @@ class AdapterEntry(Section):
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0, allow_inf_nan=False)
     trigger: str = Field("", description="Words of a prompt that call the style; may be empty.")
+    tokens: tuple[str, ...] = Field((), strict=False, description="New words it brings along.")
+    prediction_type: Literal["epsilon", "v_prediction"] = Field(
+        "epsilon", description="What the adapted UNet predicts."
+    )
+    zero_terminal_snr: bool = Field(False, description="Whether its noise ends in pure noise.")
 
 
 class GateEntry(Section):

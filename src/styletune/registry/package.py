@@ -13,6 +13,7 @@ from styletune.registry.manifest import parse_version
 from styletune.registry.versions import check_name
 
 DIFFUSERS_WEIGHTS = "diffusers/pytorch_lora_weights.safetensors"
+DIFFUSERS_EMBEDDINGS = "diffusers/learned_embeds.safetensors"
 _FACTS = (
     ("recipe_hash",), ("seed",), ("versions",), ("base", "model"), ("base", "hash"),
     ("data", "fingerprint"), ("data", "license"), ("data", "source"), ("data", "consent"),
@@ -60,7 +61,8 @@ def package_files(
         holder: who holds the rights in the training images.
         trigger: words that call the style; may be empty.
         weights: exactly ``diffusers/pytorch_lora_weights.safetensors`` (PEFT names) and
-            ``webui/<name>_v<version>.safetensors`` (kohya names).
+            ``webui/<name>_v<version>.safetensors`` (kohya names); with new words also
+            ``diffusers/learned_embeds.safetensors``.
         summary: content of ``scores/summary.json``; its ``chosen`` gives strength and checkpoint.
         report_html: the report, if there is one.
         run_facts: ``recipe_hash``, ``seed``, ``versions``, ``base {model, hash}``,
@@ -122,7 +124,7 @@ def _check(
     check_name(name)
     parse_version(version)
     wanted = {DIFFUSERS_WEIGHTS, f"webui/{webui_stem(name, version)}.safetensors"}
-    if set(weights) != wanted:
+    if set(weights) - {DIFFUSERS_EMBEDDINGS} != wanted:
         raise BadInput(
             f"weights are {sorted(weights)}", where="weights", fix=f"give {sorted(wanted)}"
         )

@@ -1,102 +1,347 @@
-"""The LoRA inside the UNet. The only module that knows peft.
+"""Adapters inside the UNet and the text encoders. The only module that knows peft.
 
-An adapter travels as a flat dictionary: ``unet.<module>.lora_A.weight`` (rank, in) and
-``unet.<module>.lora_B.weight`` (out, rank), float32. The update of a module's weight is
-ΔW = (alpha / rank) · B · A (arXiv 2106.09685, section 4.1).
+An adapter travels as a flat dictionary of float32 tensors named
+``<component>.<module>.<part>``, the component being ``unet``, ``text_encoder`` or
+``text_encoder_2``. The parts of each kind, for a module's weight W of shape (out, in) or
+(out, in, kh, kw), with the factor s = alpha / rank, or alpha / sqrt(rank) for rsLoRA
+(arXiv 2312.03732):
+
+    lora  ``lora_A.weight`` (rank, in[, kh, kw]), ``lora_B.weight`` (out, rank[, 1, 1]):
+          ΔW = s · B · A (arXiv 2106.09685, section 4.1)
+    dora  the same and ``lora_magnitude_vector`` (out) or (1, out, 1, 1):
+          W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms over each output (arXiv 2402.09353, eq. 5)
+    loha  ``hada_w1_a`` … ``hada_w2_b``: ΔW = s · (w1a·w1b) ⊙ (w2a·w2b) (arXiv 2108.06098, 2)
+    lokr  ``lokr_w1``, ``lokr_w2`` or its factors: ΔW = s · w1 ⊗ w2 (arXiv 2309.14859, 3.2)
+    oft   ``oft_R.weight`` (blocks, b(b-1)/2): W' = W · Rᵀ, R = (I - Q)(I + Q)⁻¹ blockwise
+          with Q skew-symmetric (arXiv 2306.07280, section 4)
+
+New words' embeddings lie beside them as ``clip_l`` (n, d1) and ``clip_g`` (n, d2).
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    inject_adapter_in_model,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from styletune.errors import IntegrityError, NotFound, RecipeError
+from styletune.errors import BaseModelError, IntegrityError, NotFound, RecipeError
 from styletune.runs import write_bytes
+
+Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 PROJECTIONS = ("proj_in", "proj_out")
+# Which linear modules, and in which block: style and content as arXiv 2403.14572, section 4.
+PRESETS = {
+    "attention": (ATTENTION, ""),
+    "attention-ff": (ATTENTION + FEED_FORWARD, ""),
+    "all": (ATTENTION + FEED_FORWARD + PROJECTIONS, ""),
+    "style-block": (ATTENTION, "up_blocks.0.attentions.1."),
+    "content-block": (ATTENTION, "up_blocks.0.attentions.0."),
+}
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TOKEN_KEYS = ("clip_l", "clip_g")
 _NAME = "styletune"
+_PART = re.compile(
+    r"\.(lora_[AB]\.weight|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
+    r"|oft_R\.weight)$"
+)
+_START_AT_ZERO = ("lora_B.weight", "hada_w2_b", "lokr_w1", "oft_R.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """What is injected; ``alpha`` belongs to ``rank``, other ranks keep the scale.
+
+    ``rank`` is OFT's block size. ``block_ranks`` gives ranks by pattern over the UNet's module
+    names, linear and convolution alike, first match counts; ``conv_rank`` is the rank of the
+    other convolutions, ``text_encoder_rank`` that of the text encoders.
+    """
+
+    kind: Kind
+    rank: int
+    alpha: float
+    rslora: bool = False
+    conv_rank: int | None = None
+    block_ranks: Mapping[str, int] = field(default_factory=dict)
+    text_encoder_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """What the numbers in an adapter mean, and where it came from."""
+    """What the numbers in an adapter mean, and where it came from.
+
+    ``alphas`` names only the modules whose scale is not that of ``alpha`` and ``rank`` (files
+    of other tools); ``tokens`` are the new words, in the order of the rows in ``clip_l``.
+    """
 
     rank: int
     alpha: float
     base_hash: str = ""
     recipe_hash: str = ""
     step: int = 0
+    kind: Kind = "lora"
+    rslora: bool = False
+    alphas: tuple[tuple[str, float], ...] = ()
+    tokens: tuple[str, ...] = ()
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        """The factor of a module that has ``rank``."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-def target_modules(unet: nn.Module, target: str | tuple[str, ...]) -> list[str]:
-    """Names of the linear modules that a target means, in the UNet's order.
-
-    On SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all". Patterns are shell
-    style over full names: ``up_blocks.0.attentions.1.*to_q``.
-
-    Raises:
-        RecipeError: a pattern matches no linear module.
-    """
-    linear = [
-        n for n, m in unet.named_modules() if isinstance(m, nn.Linear) and ".attentions." in n
-    ]
-    presets = {
-        "attention": ATTENTION,
-        "attention-ff": ATTENTION + FEED_FORWARD,
-        "all": ATTENTION + FEED_FORWARD + PROJECTIONS,
-    }
-    if isinstance(target, str):
-        suffixes = tuple(f".{s}" for s in presets[target])
-        return [n for n in linear if n.endswith(suffixes)]
-    for pattern in target:
-        if not fnmatch.filter(linear, pattern):
-            raise RecipeError(
-                f'target pattern "{pattern}" matches no linear module of the UNet',
-                where="[adapter]",
-                fix=f"names look like {linear[0]}",
-            )
-    return [n for n in linear if any(fnmatch.fnmatchcase(n, p) for p in target)]
-
-
-def inject_adapter(unet: nn.Module, modules: list[str], rank: int, alpha: float, seed: int) -> None:
-    """Add an untrained LoRA (B = 0) in float32; its A depends on ``seed`` and the base's dtype."""
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, init_lora_weights=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, unet, adapter_name=_NAME)
-    for parameter in adapter_parameters(unet).values():
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
-
-
-def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable tensors by their name in a file, in the UNet's order."""
-    found: dict[str, nn.Parameter] = {}
-    for name, parameter in unet.named_parameters():
-        if f".{_NAME}." in name and ".lora_" in name:
-            found["unet." + name.replace(f".{_NAME}", "")] = parameter
+def factors(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, float]:
+    """Each module's factor on its update, by ``component.module``."""
+    own, found = dict(spec.alphas), {}
+    for module, parts in module_parts(tensors).items():
+        rank = parts["lora_A.weight"].shape[0] if "lora_A.weight" in parts else spec.rank
+        root = math.sqrt(rank) if spec.rslora else float(rank)
+        plain = spec.alpha / (math.sqrt(rank) if spec.rslora else spec.rank)
+        found[module] = own[module] / root if module in own else plain
     return found
 
 
-def adapter_tensors(unet: nn.Module) -> dict[str, Tensor]:
+def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = False) -> list[str]:
+    """Names of the UNet's modules that a target means, in the UNet's order.
+
+    On SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all", 80 for "style-block"
+    and "content-block". Patterns are shell style over full names:
+    ``up_blocks.0.attentions.1.*to_q``. With ``conv`` the convolutions of resnets and samplers
+    come too; patterns then choose among them as well.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or ``conv`` and no convolution is chosen.
+    """
+    linear, convolutions = [], []
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear) and ".attentions." in name:
+            linear.append(name)
+        if conv and isinstance(module, nn.Conv2d) and re.search(r"\.(resnets|\w+samplers)\.", name):
+            convolutions.append(name)
+    if not isinstance(target, str):
+        names = [n for n in unet_order(unet) if n in {*linear, *convolutions}]
+        _refuse_unmatched(target, names, "target pattern")
+        chosen = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in target)]
+    else:
+        suffixes, block = PRESETS[target]
+        wanted = tuple(f".{s}" for s in suffixes)
+        picked = {n for n in linear if n.endswith(wanted) and n.startswith(block)}
+        picked |= {n for n in convolutions if n.startswith(block)}
+        chosen = [n for n in unet_order(unet) if n in picked]
+    if conv and not any(n in convolutions for n in chosen):
+        raise RecipeError(
+            "conv_rank is set, but the target has no convolutions",
+            where="[adapter] conv_rank",
+            fix='leave it out, or choose "attention", "attention-ff" or "all"',
+        )
+    return chosen
+
+
+def unet_order(unet: nn.Module) -> list[str]:
+    """All module names, in the order in which the UNet holds them."""
+    return [name for name, _ in unet.named_modules()]
+
+
+def text_encoder_modules(text_encoder: nn.Module) -> list[str]:
+    """Names of the attention's projections: 48 in SDXL's first encoder, 128 in its second."""
+    return [
+        n for n, m in text_encoder.named_modules()
+        if isinstance(m, nn.Linear) and ".self_attn." in n and n.endswith(TEXT_ATTENTION)
+    ]  # fmt: skip
+
+
+def _refuse_unmatched(patterns: tuple[str, ...], names: list[str], what: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
+            raise RecipeError(
+                f'{what} "{pattern}" matches no module that can be adapted',
+                where="[adapter]",
+                fix=f"names look like {names[0]}" if names else "choose a target first",
+            )
+
+
+def inject_adapter(
+    models: Mapping[str, nn.Module],
+    shape: AdapterShape,
+    modules: Mapping[str, list[str]],
+    seed: int,
+) -> None:
+    """Add an untrained adapter in float32 that changes nothing yet.
+
+    Its values depend on the seed, the module's name and its shape alone: not on the base's
+    dtype or device, nor on what else is adapted. Other parameters keep their ``requires_grad``.
+
+    Args:
+        models: by component, "unet", "text_encoder", "text_encoder_2".
+        shape: kind and ranks.
+        modules: names to adapt, by component.
+        seed: of the starting values.
+
+    Raises:
+        RecipeError: settings that the kind does not have, or a block pattern without a match.
+    """
+    _refuse_shape(models, shape, modules)
+    for component, names in modules.items():
+        model = models[component]
+        before = [(p, p.requires_grad) for p in model.parameters()]
+        groups: dict[int, list[str]] = {}
+        for name in names:
+            groups.setdefault(_rank_of(shape, component, model, name), []).append(name)
+        with torch.random.fork_rng(devices=[]):
+            for rank, members in groups.items():
+                inject_adapter_in_model(_config(shape, rank, members), model, adapter_name=_NAME)
+                del model.peft_config  # peft would take the next rank for a second adapter
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
+    for name, parameter in adapter_parameters({c: models[c] for c in modules}).items():
+        parameter.data = _start_value(models, name, parameter, seed)
+        parameter.requires_grad_(True)
+
+
+def _rank_of(shape: AdapterShape, component: str, model: nn.Module, name: str) -> int:
+    if component != "unet":
+        return shape.text_encoder_rank or shape.rank
+    for pattern, rank in shape.block_ranks.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return rank
+    if isinstance(model.get_submodule(name), nn.Conv2d) and shape.conv_rank is not None:
+        return shape.conv_rank
+    return shape.rank
+
+
+def _refuse_shape(
+    models: Mapping[str, nn.Module], shape: AdapterShape, modules: Mapping[str, list[str]]
+) -> None:
+    kind = shape.kind
+    _refuse_unmatched(tuple(shape.block_ranks), modules.get("unet", []), "block_ranks pattern")
+    if shape.rslora and kind not in ("lora", "dora"):
+        raise RecipeError(f"{kind} has no rsLoRA scale", where="[adapter] rslora",
+                          fix='leave rslora out, or kind = "lora"')  # fmt: skip
+    if kind == "oft" and shape.alpha != shape.rank:
+        raise RecipeError("oft has no alpha", where="[adapter] alpha", fix="leave alpha out")
+    for component, names in modules.items():
+        for name in names:
+            module = models[component].get_submodule(name)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            if not weight.is_floating_point() and kind != "lora":
+                raise RecipeError(f"{kind} needs base weights that are not quantised",
+                                  where="[adapter] kind", fix='kind = "lora"')  # fmt: skip
+            if kind != "oft":
+                continue
+            if isinstance(module, nn.Conv2d):
+                raise RecipeError("oft adapts no convolutions", where="[adapter] conv_rank",
+                                  fix="leave conv_rank out")  # fmt: skip
+            rank = _rank_of(shape, component, models[component], name)
+            if rank < 2 or weight.shape[1] % rank:
+                raise RecipeError(
+                    f"oft's block size {rank} does not divide the {weight.shape[1]} inputs of "
+                    f"{name}", where="[adapter] rank", fix="8, 16 and 32 divide all of SDXL's",
+                )  # fmt: skip
+
+
+def _config(shape: AdapterShape, rank: int, names: list[str]) -> PeftConfig:
+    # The scale of the base setting stays the meaning of alpha.
+    alpha = shape.alpha if shape.rslora else shape.alpha * rank / shape.rank
+    if shape.kind == "loha":
+        return LoHaConfig(r=rank, alpha=alpha, target_modules=names)
+    if shape.kind == "lokr":
+        return LoKrConfig(r=rank, alpha=alpha, target_modules=names)
+    if shape.kind == "oft":
+        # The exact Cayley transform: the truncated series is not orthogonal far from zero.
+        return OFTConfig(oft_block_size=rank, use_cayley_neumann=False, target_modules=names)
+    return LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=names, use_rslora=shape.rslora,
+        use_dora=shape.kind == "dora", init_lora_weights=True,
+    )  # fmt: skip
+
+
+def _start_value(
+    models: Mapping[str, nn.Module], name: str, parameter: nn.Parameter, seed: int
+) -> Tensor:
+    if name.endswith(".lora_magnitude_vector"):
+        weight = find_module(models, _PART.sub("", name)).weight
+        assert isinstance(weight, Tensor)
+        # In float32 from the base itself: rounded to bf16 it would already change the image.
+        norms: Tensor = weight.detach().float().flatten(1).norm(dim=1)
+        return norms.reshape(parameter.shape)
+    value = torch.zeros(parameter.shape)
+    if not name.endswith(_START_AT_ZERO):
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+    return value.to(parameter.device)
+
+
+def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The trainable tensors by their name in a file, in the models' order."""
+    found: dict[str, nn.Parameter] = {}
+    for component, model in models.items():
+        for name, parameter in model.named_parameters():
+            if f".{_NAME}" not in name:
+                continue
+            path = name.replace(f".{_NAME}", "")
+            path = path.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+            # transformers has flattened CLIPTextModel; files keep the name all readers know.
+            if component != "unet" and not path.startswith("text_model."):
+                path = f"text_model.{path}"
+            found[f"{component}.{path}"] = parameter
+    return found
+
+
+def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """A copy of the adapter on the CPU, float32, by file name."""
-    return {k: p.detach().float().cpu().clone() for k, p in adapter_parameters(unet).items()}
+    return {k: p.detach().float().cpu().clone() for k, p in adapter_parameters(models).items()}
+
+
+def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """The module that an adapter calls ``component.module``. Raises IntegrityError."""
+    component, _, path = name.partition(".")
+    if component not in models:
+        raise IntegrityError(f"the adapter changes {component}, which is not given")
+    for candidate in (path, path.removeprefix("text_model.")):
+        with contextlib.suppress(AttributeError):
+            return models[component].get_submodule(candidate)
+    raise IntegrityError(f"the adapter changes {name}, which this base model does not have")
+
+
+def module_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """An adapter's tensors by ``component.module`` and part, without new words' embeddings.
+
+    Raises:
+        IntegrityError: a tensor is no part of any kind of adapter.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        part = _PART.search(key)
+        if part:
+            found.setdefault(key[: part.start()], {})[part[1]] = value
+        elif key not in TOKEN_KEYS:
+            raise IntegrityError(f"{key} is no part of an adapter")
+    return found
 
 
 def save_adapter(file: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec) -> None:
@@ -124,54 +369,167 @@ def load_adapter(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
         with safe_open(str(file), framework="pt") as reader:
             header = reader.metadata() or {}
             tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
-        return tensors, AdapterSpec(**json.loads(header["styletune.adapter"]))
+        facts = json.loads(header["styletune.adapter"])
+        facts["alphas"] = tuple((str(m), float(a)) for m, a in facts.get("alphas", ()))
+        facts["tokens"] = tuple(facts.get("tokens", ()))
+        return tensors, AdapterSpec(**facts)
     except FileNotFoundError:
         raise NotFound("no such adapter", where=str(file)) from None
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"not a whole adapter file: {error}", where=str(file)) from None
 
 
-def load_into(unet: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy an adapter's values into the injected LoRA. Raises IntegrityError on other names."""
-    parameters = adapter_parameters(unet)
-    if parameters.keys() != tensors.keys():
-        odd = sorted(parameters.keys() ^ tensors.keys())
+def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Copy an adapter's values into the injected one; new words' rows are not its business.
+
+    Raises:
+        IntegrityError: other names or shapes than were injected.
+    """
+    parameters = adapter_parameters(models)
+    given = tensors.keys() - set(TOKEN_KEYS)
+    if parameters.keys() != given:
+        odd = sorted(parameters.keys() ^ given)
         raise IntegrityError(f"the adapter's modules differ, first: {odd[0]}")
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise IntegrityError(
+                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, wanted is "
+                f"{tuple(parameter.shape)}"
+            )
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 
 
 def weight_updates(
-    tensors: Mapping[str, Tensor], spec: AdapterSpec
+    tensors: Mapping[str, Tensor],
+    spec: AdapterSpec,
+    weight_of: Callable[[str], Tensor] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """(module name in the UNet, its ΔW of shape (out, in), float32), one after the other.
+    """(``component.module``, its W' - W, float32, of the weight's shape), one after the other.
 
-    On SDXL they are gigabytes together, so nobody should hold them all.
+    On SDXL they are gigabytes together, so nobody should hold them all. ``weight_of`` gives the
+    base weight by ``component.module``; DoRA and OFT need it.
+
+    Raises:
+        ValueError: the kind needs base weights and ``weight_of`` is None.
+        IntegrityError: a tensor is missing or is no part of an adapter.
     """
-    for key, down in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            module = key.removesuffix(".lora_A.weight")
-            up = tensors[f"{module}.lora_B.weight"]
-            yield module.removeprefix("unet."), spec.scale * (up.float() @ down.float())
+    factor_of = factors(tensors, spec)
+    for module, parts in module_parts(tensors).items():
+        weight = None
+        if "lora_magnitude_vector" in parts or "oft_R.weight" in parts:
+            if weight_of is None:
+                raise ValueError(f"the update of {module} depends on the base weight")
+            weight = weight_of(module).detach().float()
+        try:
+            flat = _update({k: v.float() for k, v in parts.items()}, factor_of[module], weight)
+        except KeyError as error:
+            raise IntegrityError(f"{module} lacks {error.args[0]}") from None
+        yield module, _with_kernel(module, flat)
+
+
+def _update(parts: dict[str, Tensor], factor: float, weight: Tensor | None) -> Tensor:
+    if "oft_R.weight" in parts:
+        assert weight is not None
+        rotation = cayley(parts["oft_R.weight"])
+        blocks = weight.reshape(weight.shape[0], *rotation.shape[:2])
+        turned = torch.einsum("onc,nkc->onk", blocks, rotation).reshape(weight.shape)
+        return turned - weight
+    if "hada_w1_a" in parts:
+        left = parts["hada_w1_a"] @ parts["hada_w1_b"]
+        return factor * left * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+    if any(k.startswith("lokr") for k in parts):
+        small, big = (
+            parts[w] if w in parts else parts[f"{w}_a"] @ parts[f"{w}_b"]
+            for w in ("lokr_w1", "lokr_w2")
+        )  # fmt: skip
+        return factor * torch.kron(small.contiguous(), big.flatten(1).contiguous())
+    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+    low = factor * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
+    if weight is None:
+        return low
+    whole = weight + low
+    gain = parts["lora_magnitude_vector"].flatten() / whole.flatten(1).norm(dim=1)
+    changed: Tensor = gain.reshape(-1, *[1] * (whole.ndim - 1)) * whole
+    return changed - weight
+
+
+def cayley(skew: Tensor) -> Tensor:
+    """(n, b(b-1)/2) upper triangles -> (n, b, b) rotations (I - Q)(I + Q)⁻¹."""
+    side = (1 + math.isqrt(1 + 8 * skew.shape[1])) // 2
+    rows, columns = torch.triu_indices(side, side, 1, device=skew.device)
+    q = skew.new_zeros(skew.shape[0], side, side)
+    q[:, rows, columns] = skew
+    q = q - q.transpose(1, 2)
+    eye = torch.eye(side, dtype=skew.dtype, device=skew.device)
+    rotation: Tensor = torch.linalg.solve(eye + q, eye - q, left=False)
+    return rotation
+
+
+def _with_kernel(module: str, update: Tensor) -> Tensor:
+    """LoHa and LoKr keep a convolution's update flat; in SDXL the name tells the kernel."""
+    if update.ndim == 4 or not module.startswith("unet."):
+        return update
+    if module.endswith(".conv_shortcut"):
+        return update[:, :, None, None]
+    if module.endswith((".conv1", ".conv2", ".conv")):
+        return update.reshape(update.shape[0], -1, 3, 3)
+    return update
 
 
 @contextlib.contextmanager
 def merged(
-    unet: nn.Module, tensors: Mapping[str, Tensor], spec: AdapterSpec, strength: float
+    models: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    spec: AdapterSpec,
+    strength: float,
 ) -> Iterator[None]:
-    """Add strength · ΔW to the UNet's weights for a while; afterwards they are bit for bit back.
+    """Put W + strength · (W' - W) into the models; afterwards they are bit for bit back.
 
-    Sampling then runs at the bare model's speed.
+    Sampling then runs at the bare models' speed. New words are not added here.
+
+    Raises:
+        BaseModelError: a weight is quantised.
+        IntegrityError: the adapter changes a module that is not there.
     """
+
+    def weight_of(name: str) -> nn.Parameter:
+        weight = find_module(models, name).weight
+        assert isinstance(weight, nn.Parameter)
+        if not weight.is_floating_point():
+            raise BaseModelError(f"{name} is quantised; an adapter cannot be merged into it",
+                                 fix="load the base without quantisation")  # fmt: skip
+        return weight
+
+    devices = {m: weight_of(m).device for m in module_parts(tensors)}
+    placed = {k: v.to(devices[_PART.sub("", k)]) for k, v in tensors.items() if k not in TOKEN_KEYS}
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
-        for name, update in weight_updates(tensors, spec):
-            weight = unet.get_submodule(name).weight
-            assert isinstance(weight, nn.Parameter)
+        for name, update in weight_updates(placed, spec, weight_of):
+            weight = weight_of(name)
             # On the CPU: the copies would not fit beside the model on a small card.
             kept.append((weight, weight.detach().to("cpu", copy=True)))
-            weight.data += (strength * update).to(weight.device, weight.dtype)
+            weight.data.copy_(weight.detach().float() + strength * update)
         yield
     finally:
         for weight, before in kept:
             weight.data.copy_(before)
+
+
+@contextlib.contextmanager
+def adapter_off(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """The base models' own answers for a while, with the adapter left in place."""
+    layers = [
+        m for model in models.values() for m in model.modules()
+        if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+    ]  # fmt: skip
+    trained = [(p, p.requires_grad) for p in adapter_parameters(models).values()]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, before in trained:
+            parameter.requires_grad_(before)

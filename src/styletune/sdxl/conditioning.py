@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from styletune.errors import DataError
 
@@ -43,12 +43,34 @@ def encode_prompts(
     parts = [
         pipe.encode_prompt(
             prompt=list(texts[i : i + batch_size]),
-            device=pipe.unet.device,
+            device=pipe.text_encoder.device,
             do_classifier_free_guidance=False,
         )
         for i in range(0, len(texts), batch_size)
     ]
     return PromptEmbeds(torch.cat([p[0] for p in parts]), torch.cat([p[2] for p in parts]))
+
+
+def token_ids(pipe: StableDiffusionXLPipeline, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Ids of both tokenizers, each (b, 77) int64, padded as the pipeline pads."""
+    first, second = (
+        tokenizer(
+            list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
+    )  # fmt: skip
+    return first, second
+
+
+def encode_ids(
+    text_encoder: nn.Module, text_encoder_2: nn.Module, ids: tuple[Tensor, Tensor]
+) -> PromptEmbeds:
+    """What ``encode_prompts`` gives, from ids and with gradients: for trained text encoders."""
+    first = text_encoder(ids[0], output_hidden_states=True)
+    second = text_encoder_2(ids[1], output_hidden_states=True)
+    hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
+    return PromptEmbeds(hidden, second.text_embeds)
 
 
 def empty_prompt(pipe: StableDiffusionXLPipeline) -> PromptEmbeds:

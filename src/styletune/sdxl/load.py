@@ -1,159 +1,172 @@
-"""A base model on disk or on the Hub -> a checked pipeline with a content hash."""
+"""A base model's files -> a checked pipeline."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from styletune.errors import BaseModelError, NotFound
-from styletune.mini import BASE_DIR
-from styletune.runs import file_sha256
+from styletune.errors import BaseModelError, StyletuneError
+from styletune.sdxl.base_files import BaseFiles, VaeFiles, find_base
+from styletune.sdxl.model_folder import Place, weight_files
+from styletune.sdxl.single_file import (
+    SDXL_CONFIGS,
+    configs_for,
+    load_single_file,
+    load_vae_file,
+)
+from styletune.sdxl.weight_files import FETCH_AGAIN, read_header
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-_CONFIGS = tuple(f"{p}/config.json" for p in ("unet", "vae", "text_encoder", "text_encoder_2"))
-_WEIGHTS = ("diffusion_pytorch_model*.safetensors", "model*.safetensors")
+    from styletune.sdxl.quantize import Quantization
 
-
-@dataclass(frozen=True, slots=True)
-class BaseFiles:
-    """Where a base model lies, checked to be whole, before anything heavy is loaded.
-
-    ``hash`` is the SHA-256 over its weight files and the settings that change an image
-    (configurations and scheduler); ``resolution`` the side in pixels that its UNet was made for;
-    ``variant`` is "fp16" when only such weights are there.
-    """
-
-    model: str
-    folder: Path
-    revision: str | None
-    hash: str
-    resolution: int
-    variant: str | None
+__all__ = [
+    "BaseFiles",
+    "VaeFiles",
+    "base_configs",
+    "find_base",
+    "load_pipeline",
+    "scheduler_config",
+]
 
 
-def find_base(model: str, revision: str | None, relative_to: Path) -> BaseFiles:
-    """Locate a base model: "mini", a local diffusers folder, or a Hub id in the local cache.
-
-    Raises:
-        NotFound: no such folder, or a Hub model that is not on this machine (``fix`` is the
-            command that fetches it).
-        BaseModelError: the folder is not a whole SDXL pipeline; the message names what lacks.
-    """
-    folder = _folder(model, revision, relative_to)
-    where = f"[base] model = {json.dumps(model)}"
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise BaseModelError(
-            f"{folder} holds no model_index.json, so it is not a diffusers model",
-            where=where,
-            fix="give the folder that contains model_index.json, unet/, vae/ …",
-        )
-    pipeline = _read_json(index, where).get("_class_name")
-    if pipeline != "StableDiffusionXLPipeline":
-        raise BaseModelError(f"is a {pipeline}, not a StableDiffusionXLPipeline", where=where)
-    weights: dict[str, list[Path]] = {}
-    for part in PARTS:
-        directory = folder / part
-        if not directory.is_dir():
-            raise BaseModelError(f"the part {part}/ is missing in {folder}", where=where)
-        if part.startswith(("unet", "vae", "text")):
-            files = sorted({f for pattern in _WEIGHTS for f in directory.glob(pattern)})
-            if not files:
-                raise BaseModelError(f"{part}/ has no .safetensors weights", where=where)
-            weights[part] = [f for f in files if "non_ema" not in f.name]
-    config = _read_json(folder / "unet" / "config.json", where)
-    if config.get("addition_embed_type") != "text_time":
-        raise BaseModelError("its UNet is not SDXL's (addition_embed_type)", where=where)
-    vae_config = _read_json(folder / "vae" / "config.json", where)
-    side, channels = config.get("sample_size"), vae_config.get("block_out_channels")
-    if not isinstance(side, int) or not isinstance(channels, list):
-        raise BaseModelError("its configuration lacks sample_size or channels", where=where)
-    plain = {p: [f for f in fs if ".fp16." not in f.name] for p, fs in weights.items()}
-    variant = None if all(plain.values()) else "fp16"
-    chosen = plain if variant is None else weights
-    files = [f for part in chosen.values() for f in part]
-    digest = _hash(folder, files, where)
-    resolution = side * 2 ** (len(channels) - 1)
-    return BaseFiles(model, folder, revision, digest, resolution, variant)
+def base_configs(base: BaseFiles) -> dict[str, Mapping[str, Any]]:
+    """The configuration of "unet", "vae", "text_encoder" and "text_encoder_2", without weights."""
+    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
+    return {part: _config(base, part, "config.json") for part in parts}
 
 
-def _folder(model: str, revision: str | None, relative_to: Path) -> Path:
-    where = f"[base] model = {json.dumps(model)}"
-    if model == "mini":
-        return BASE_DIR
-    local = (relative_to / model).expanduser().resolve()
-    if local.is_dir():
-        return local
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") != 1
-    if looks_local:
-        parent = local.parent
-        names = [p.name for p in parent.iterdir() if p.is_dir()] if parent.is_dir() else []
-        near = difflib.get_close_matches(local.name, names, n=1)
-        raise NotFound(
-            f"no folder {local}",
-            where=where,
-            fix=f"did you mean {parent / near[0]}?" if near
-            else 'choices: "mini", a local diffusers folder, a Hub id such as '
-            '"stabilityai/stable-diffusion-xl-base-1.0"',
-        )  # fmt: skip
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        pin = f" --revision {revision}" if revision else ""
-        raise NotFound(
-            "neither a folder nor a Hub model on this machine",
-            where=where,
-            fix=f"hf download {model}{pin}",
-        ) from None
+def scheduler_config(base: BaseFiles) -> Mapping[str, Any]:
+    """The noise schedule's settings."""
+    return _config(base, "scheduler", "scheduler_config.json")
 
 
-def _read_json(file: Path, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BaseModelError(f"{file} is missing", where=where) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BaseModelError(f"{file} cannot be read: {error}", where=where) from None
-    if not isinstance(content, dict):
-        raise BaseModelError(f"{file} is not a JSON object", where=where)
-    return content
+def _config(base: BaseFiles, part: str, name: str) -> Mapping[str, Any]:
+    if base.file is not None:
+        header = read_header(base.file, str(base.file))
+        return configs_for(header.shapes, header.metadata)[part]
+    folder = base.folder / part
+    if part == "vae" and base.vae is not None and base.vae.file is None:
+        folder = base.vae.folder
+    found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return found
 
 
-def _hash(folder: Path, weights: list[Path], where: str) -> str:
-    digest = hashlib.sha256()
-    for file in weights:
-        try:
-            line = f"{file.relative_to(folder).as_posix()} {file_sha256(file)}\n"
-        except OSError as error:
-            raise BaseModelError(f"{file} cannot be read: {error}", where=where) from None
-        digest.update(line.encode())
-    for name in ("model_index.json", "scheduler/scheduler_config.json", *_CONFIGS):
-        settings = _read_json(folder / name, where)
-        # Underscored keys tell where a copy came from, not what it does.
-        kept = {k: v for k, v in settings.items() if not k.startswith("_")}
-        digest.update(f"{name} {json.dumps(kept, sort_keys=True)}\n".encode())
-    return digest.hexdigest()
-
-
-def load_pipeline(base: BaseFiles, dtype: torch.dtype, device: str) -> StableDiffusionXLPipeline:
+def load_pipeline(
+    base: BaseFiles,
+    dtype: torch.dtype,
+    device: str,
+    quantization: Quantization = "none",
+    vae_dtype: torch.dtype | None = None,
+) -> StableDiffusionXLPipeline:
     """Load a whole pipeline; every module is in ``dtype`` on ``device``, frozen, in eval mode.
+
+    With ``quantization`` the UNet's attention blocks have 8- or 4-bit linear weights instead; it
+    never lies on the device in full. ``vae_dtype`` is the VAE's alone: float32 for encoding a
+    data set, read in float32 rather than rounded on the way.
 
     Raises:
         BaseModelError: a part cannot be loaded, or did not come out as asked.
+        BadInput: quantisation is asked for and bitsandbytes cannot be used.
     """
-    import torch
+    from styletune.sdxl.quantize import quantize_unet
+
+    _quiet()
+    vae_dtype = vae_dtype or dtype
+    try:
+        pipe = _load(base, dtype, vae_dtype)
+    except StyletuneError:
+        raise
+    except Exception as error:
+        raise BaseModelError(
+            f"cannot be loaded: {error}",
+            where=f"base model {base.file or base.folder}",
+            fix=FETCH_AGAIN,
+        ) from error
+    pipe.set_progress_bar_config(disable=True)
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        module: torch.nn.Module = getattr(pipe, name)
+        _check_has_weights(module, name, base)
+        wanted = vae_dtype if name == "vae" else dtype
+        module.to(dtype=wanted).requires_grad_(False).eval()
+        if name == "unet":
+            quantize_unet(pipe.unet, quantization, device)
+        module.to(device=device)
+        _check_loaded(module, name, wanted, device, quantization if name == "unet" else "none")
+    return pipe
+
+
+def _load(base: BaseFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> StableDiffusionXLPipeline:
     from diffusers import StableDiffusionXLPipeline
+
+    vae = _load_vae(base.vae, vae_dtype) if base.vae else None
+    if base.file is not None:
+        header = read_header(base.file, str(base.file))
+        configs = configs_for(header.shapes, header.metadata)
+        vae = vae or load_vae_file(base.file, configs, vae_dtype)
+        return load_single_file(base.file, configs, base.tokenizers, dtype, vae)
+    replaced = {"vae": vae} if vae is not None else {}
+    return StableDiffusionXLPipeline.from_pretrained(
+        base.folder, dtype={"default": dtype, "vae": vae_dtype}, variant=base.variant,
+        use_safetensors=True, add_watermarker=False, local_files_only=True, **replaced,
+    )  # fmt: skip
+
+
+def _load_vae(vae: VaeFiles, dtype: torch.dtype) -> AutoencoderKL:
+    from diffusers import AutoencoderKL
+
+    if vae.file is not None:
+        return load_vae_file(vae.file, SDXL_CONFIGS, dtype)
+    return AutoencoderKL.from_pretrained(
+        vae.folder, dtype=dtype, variant=vae.variant, use_safetensors=True, local_files_only=True
+    )
+
+
+def _check_has_weights(module: torch.nn.Module, name: str, base: BaseFiles) -> None:
+    """Weights that a file lacks: diffusers leaves them empty, transformers draws random ones."""
+    missing = [n for n, p in module.named_parameters() if p.device.type == "meta"]
+    if name.startswith("text_encoder") and base.file is None:
+        place = Place(base.folder, f"base model {base.folder}")
+        files = weight_files(place, name, base.variant) or weight_files(place, name, None)
+        prefix = "text_model."  # depends on the version that saved or loads
+        found = {n.removeprefix(prefix) for f in files for n in read_header(f, place.where).shapes}
+        missing += [n for n, _ in module.named_parameters() if n.removeprefix(prefix) not in found]
+    if missing:
+        raise BaseModelError(
+            f"{len(missing)} weights of {name} are missing, the first: {missing[0]}",
+            where=f"base model {base.file or base.folder}",
+            fix=FETCH_AGAIN,
+        )
+
+
+def _check_loaded(
+    module: torch.nn.Module, name: str, dtype: torch.dtype, device: str, quantization: Quantization
+) -> None:
+    """Never assume what a library loaded: dtype, device and quantisation of every parameter."""
+    import torch
+
+    from styletune.sdxl.quantize import check_quantized, eligible_linears
+
+    if name == "unet":
+        check_quantized(module, quantization)
+    quantized = (
+        {f"{n}.weight" for n in eligible_linears(module)} if quantization != "none" else set()
+    )
+    kind = torch.device(device).type
+    wrong = {
+        (p.dtype, p.device.type)
+        for n, p in module.named_parameters()
+        if p.device.type != kind or (p.dtype != dtype and n not in quantized)
+    }
+    if wrong:
+        raise BaseModelError(f"{name} was loaded as {wrong}, asked was {dtype} on {device}")
+
+
+def _quiet() -> None:
+    """One line of ours says more than the libraries' bars and notes about defaults."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -161,24 +174,3 @@ def load_pipeline(base: BaseFiles, dtype: torch.dtype, device: str) -> StableDif
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        pipe = StableDiffusionXLPipeline.from_pretrained(
-            base.folder, dtype=dtype, variant=base.variant, use_safetensors=True,
-            add_watermarker=False, local_files_only=True,
-        )  # fmt: skip
-    except Exception as error:
-        raise BaseModelError(
-            f"cannot be loaded: {error}",
-            where=f"base model {base.folder}",
-            fix="fetch it again, or check the named file",
-        ) from error
-    pipe.set_progress_bar_config(disable=True)
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        module: torch.nn.Module = getattr(pipe, name)
-        module.to(device=device, dtype=dtype).requires_grad_(False).eval()
-        wrong = {(p.dtype, p.device.type) for p in module.parameters()} - {
-            (dtype, torch.device(device).type)
-        }
-        if wrong:
-            raise BaseModelError(f"{name} was loaded as {wrong}, asked was {dtype} on {device}")
-    return pipe

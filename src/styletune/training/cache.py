@@ -1,102 +1,297 @@
-"""Everything the loop needs of the images and captions, encoded once and kept resident.
-
-The VAE and the text encoders are not needed again until a preview is drawn.
-"""
+"""Everything the loop needs of the images and captions, encoded once and kept resident."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import StableDiffusionXLPipeline
-from numpy.typing import NDArray
 from torch import Tensor
 
+from styletune.data.entries import Entry
+from styletune.data.masks import latent_mask
+from styletune.data.orient import Crop
 from styletune.progress import progress
 from styletune.sdxl.conditioning import empty_prompt, encode_prompts, make_time_ids
 from styletune.sdxl.latents import encode_pixels
+from styletune.training.cache_files import (
+    Tensors,
+    content_key,
+    latent_key,
+    read_stored,
+    tokenizer_hash,
+    weights_hash,
+    write_stored,
+)
 
-Size = tuple[int, int]
+# Of the free memory of the GPU; the training step needs the rest.
+RESIDENT_SHARE = 0.1
+# Images decoded in advance; a 100-megapixel original takes a gigabyte while it is decoded.
+READ_AHEAD = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One training image as the trainer wants it: ``pixels`` (h, w, 3) uint8, sizes in px."""
+class Latents:
+    """The n entries of one bucket: ``mean``, ``logvar`` (n, 4, h, w) float32, unscaled.
 
-    file_name: str
-    caption: str
-    pixels: NDArray[np.uint8]
-    original_size: Size
-    crops_coords_top_left: Size
-    target_size: Size
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """Encoded training set of n images, c distinct captions; float32 unless the base is not.
-
-    ``mean``, ``logvar`` (n, 4, h, w); ``time_ids`` (n, 6); ``embeds`` (c + 1, 77, d) and
-    ``pooled`` (c + 1, p), whose last row is the empty caption; ``caption_rows`` (n,) int64.
+    ``mask`` (n, 1, h, w) float32 is the weight of the loss; None when no entry has a mask.
     """
 
     mean: Tensor
     logvar: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Encoded training set of n entries, each with K variants of its caption, c distinct ones.
+
+    ``bucket_of`` (n) numbers ``buckets``, ``places`` (n) the rows in them; ``time_ids`` (n, 6)
+    float32; ``embeds`` (c + 1, 77, d) and ``pooled`` (c + 1, p), whose last row is the empty
+    caption, in the encoders' dtype; ``captions`` (c) are their texts; ``caption_rows`` (n, K)
+    int64, on the CPU. Latents and embeddings lie on ``device``, or in the host's memory where
+    they would crowd it.
+    """
+
+    buckets: tuple[Latents, ...]
+    bucket_of: tuple[int, ...]
+    places: tuple[int, ...]
     time_ids: Tensor
     embeds: Tensor
     pooled: Tensor
+    captions: tuple[str, ...]
     caption_rows: Tensor
+    device: str
 
     @property
-    def num_images(self) -> int:
-        return self.mean.shape[0]
+    def num_entries(self) -> int:
+        return len(self.bucket_of)
+
+    def latent_shape(self, bucket: int) -> tuple[int, int, int]:
+        """(4, h, w) of a bucket."""
+        _, channels, height, width = self.buckets[bucket].mean.shape
+        return channels, height, width
+
+    def latents(self, entries: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``mean``, ``logvar`` and ``mask`` of b entries of one bucket, on ``device``."""
+        (bucket,) = {self.bucket_of[i] for i in entries}
+        rows = torch.tensor([self.places[i] for i in entries])
+        found = self.buckets[bucket]
+        mask = None if found.mask is None else found.mask[rows].to(self.device)
+        return found.mean[rows].to(self.device), found.logvar[rows].to(self.device), mask
+
+    def texts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``embeds`` (b, 77, d) and ``pooled`` (b, p) of caption rows (b,), on ``device``."""
+        rows = rows.to(self.embeds.device)
+        return self.embeds[rows].to(self.device), self.pooled[rows].to(self.device)
 
 
 def build_cache(
-    pipe: StableDiffusionXLPipeline, examples: Iterator[Example], num_images: int, device: str,
-    batch_size: int = 8,
-) -> Cache:  # fmt: skip
-    """Encode every image and caption; ``examples`` is consumed lazily, a batch at a time.
+    pipe: StableDiffusionXLPipeline,
+    entries: Sequence[Entry],
+    captions: Sequence[Sequence[str]],
+    read: Callable[[Entry], Crop],
+    *,
+    device: str,
+    cache_dir: Path | None = None,
+    mask_floor: float = 0.0,
+    with_text: bool = True,
+    title: str = "cache",
+) -> Cache:
+    """Encode what is not on disk yet; VAE and text encoders run only if something is missing.
+
+    Images are encoded one at a time, and captions too on a CPU: kernels round differently by
+    batch size, and a cache that was added to must equal one that was built at once.
+
+    Args:
+        pipe: the base model; its VAE and text encoders are put back to where they were.
+        entries: (n), at least one.
+        captions: (n) lists of K variants each.
+        read: an entry's pixels; called from threads, for missing entries only.
+        device: where the cache goes and the VAE runs.
+        cache_dir: folder of encoded files, shared by runs; None encodes everything.
+        mask_floor: weight of the loss outside masks, in [0, 1).
+        with_text: False leaves ``embeds`` and ``pooled`` empty, for trained text encoders.
+        title: of the progress bar.
 
     Raises:
-        DataError: NaN latents (names the image) or a caption over 77 tokens.
+        DataError: NaN latents (names the image), a caption over 77 tokens, or as ``read``.
+        OutputError: the folder cannot be written.
     """
-    means, logvars, time_ids, captions = [], [], [], []
-    # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
-    pipe.vae.to(torch.float32)
-    with progress("cache", num_images) as advance:
-        for batch in _batches(examples, batch_size):
-            pixels = torch.from_numpy(np.stack([e.pixels for e in batch])).permute(0, 3, 1, 2)
-            posterior = encode_pixels(pipe.vae, pixels, [e.file_name for e in batch])
-            means.append(posterior.mean)
-            logvars.append(posterior.logvar)
-            time_ids += [
-                make_time_ids(e.original_size, e.crops_coords_top_left, e.target_size)
-                for e in batch
-            ]
-            captions += [e.caption for e in batch]
-            advance(len(batch), "")
-    pipe.vae.to(pipe.unet.dtype)
-    distinct = list(dict.fromkeys(captions))
-    encoded, empty = encode_prompts(pipe, distinct), empty_prompt(pipe)
-    rows = {caption: i for i, caption in enumerate(distinct)}
-    return Cache(
-        mean=torch.cat(means).to(device),
-        logvar=torch.cat(logvars).to(device),
+    assert len(entries) == len(captions) > 0
+    assert len({len(variants) for variants in captions}) == 1, "variants differ in number"
+    encoded = _encoded_images(pipe, entries, read, device, cache_dir, title)
+    sizes = sorted({entry.bucket for entry in entries})
+    bucket_of = tuple(sizes.index(entry.bucket) for entry in entries)
+    members = [[i for i, b in enumerate(bucket_of) if b == number] for number in range(len(sizes))]
+    place_of = {entry: place for bucket in members for place, entry in enumerate(bucket)}
+    distinct = tuple(dict.fromkeys(text for variants in captions for text in variants))
+    row_of = {text: row for row, text in enumerate(distinct)}
+    buckets = tuple(_stack([encoded[i] for i in bucket], mask_floor) for bucket in members)
+    embeds, pooled = torch.empty(0, 0, 0), torch.empty(0, 0)
+    if with_text:
+        embeds, pooled = _encoded_texts(pipe, distinct, device, cache_dir)
+    time_ids = [make_time_ids(e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries]
+    cache = Cache(
+        buckets=buckets,
+        bucket_of=bucket_of,
+        places=tuple(place_of[i] for i in range(len(entries))),
         time_ids=torch.stack(time_ids).to(device),
-        embeds=torch.cat([encoded.embeds, empty.embeds]).to(device),
-        pooled=torch.cat([encoded.pooled, empty.pooled]).to(device),
-        caption_rows=torch.tensor([rows[c] for c in captions]),
+        embeds=embeds,
+        pooled=pooled,
+        captions=distinct,
+        caption_rows=torch.tensor([[row_of[text] for text in texts] for texts in captions]),
+        device=device,
     )
+    return _resident(cache)
 
 
-def _batches(examples: Iterator[Example], size: int) -> Iterator[Sequence[Example]]:
-    batch: list[Example] = []
-    for example in examples:
-        batch.append(example)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _encoded_images(
+    pipe: StableDiffusionXLPipeline, entries: Sequence[Entry], read: Callable[[Entry], Crop],
+    device: str, cache_dir: Path | None, title: str,
+) -> list[Tensors]:  # fmt: skip
+    """``mean``, ``logvar`` (4, h, w) and, with a mask, ``mask`` (h, w), on the CPU."""
+    vae_hash = weights_hash(pipe.vae)
+    keys = [latent_key(entry, vae_hash) for entry in entries]
+    wanted = dict(zip(keys, entries, strict=True))
+    with progress(title, len(wanted)) as advance:
+        found: dict[str, Tensors] = {}
+        for key in wanted:
+            stored = read_stored(cache_dir, "latents", key)
+            if stored is not None:
+                found[key] = stored
+                advance(1, "")
+        missing = {key: entry for key, entry in wanted.items() if key not in found}
+        if missing:
+            # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
+            with (
+                _placed(pipe.vae, device, torch.float32),
+                contextlib.closing(_read_ahead(read, list(missing.values()))) as crops,
+            ):
+                for (key, entry), crop in zip(missing.items(), crops, strict=True):
+                    # Another process may have been here since.
+                    tensors = read_stored(cache_dir, "latents", key)
+                    if tensors is None:
+                        tensors = _encode_image(pipe.vae, entry, crop)
+                        write_stored(cache_dir, "latents", key, tensors)
+                    found[key] = tensors
+                    advance(1, "")
+    return [found[key] for key in keys]
+
+
+def _encode_image(vae: Any, entry: Entry, crop: Crop) -> Tensors:
+    assert crop.target_size == entry.bucket
+    assert (crop.mask is None) == (entry.row.mask_hash == "")
+    pixels = torch.from_numpy(crop.pixels).permute(2, 0, 1)[None]
+    posterior = encode_pixels(vae, pixels, [entry.row.file_name])
+    tensors = {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
+    if crop.mask is not None:
+        tensors["mask"] = torch.from_numpy(latent_mask(crop.mask))
+    return tensors
+
+
+def _read_ahead(
+    read: Callable[[Entry], Crop], entries: Sequence[Entry]
+) -> Generator[Crop, None, None]:
+    """Read in order, a few entries in advance."""
+    waiting: deque[Future[Crop]] = deque()
+    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="decode") as pool:
+        try:
+            for entry in entries:
+                waiting.append(pool.submit(read, entry))
+                if len(waiting) > READ_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _encoded_texts(
+    pipe: StableDiffusionXLPipeline, texts: Sequence[str], device: str, cache_dir: Path | None
+) -> tuple[Tensor, Tensor]:
+    """``embeds`` and ``pooled`` of the texts and, last, of the empty caption."""
+    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    model = [
+        *(weights_hash(encoder) for encoder in encoders),
+        *(tokenizer_hash(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)),
+    ]
+    keys = {content_key("caption", text, *model): text for text in texts}
+    empty_key = content_key("empty caption", bool(pipe.config.force_zeros_for_empty_prompt), *model)
+    found: dict[str, Tensors] = {}
+    for key in (*keys, empty_key):
+        stored = read_stored(cache_dir, "texts", key)
+        if stored is not None:
+            found[key] = stored
+    missing = [key for key in keys if key not in found]
+    size = 1 if device == "cpu" else 32
+    if missing or empty_key not in found:
+        with _placed(encoders[0], device), _placed(encoders[1], device):
+            for start in range(0, len(missing), size):
+                chunk = missing[start : start + size]
+                encoded = encode_prompts(pipe, [keys[key] for key in chunk])
+                for i, key in enumerate(chunk):
+                    found[key] = {
+                        "embeds": encoded.embeds[i].cpu(), "pooled": encoded.pooled[i].cpu()
+                    }  # fmt: skip
+                    write_stored(cache_dir, "texts", key, found[key])
+            if empty_key not in found:
+                empty = empty_prompt(pipe)
+                found[empty_key] = {
+                    "embeds": empty.embeds[0].cpu(),
+                    "pooled": empty.pooled[0].cpu(),
+                }
+                write_stored(cache_dir, "texts", empty_key, found[empty_key])
+    rows = [found[key] for key in (*keys, empty_key)]
+    return torch.stack([r["embeds"] for r in rows]), torch.stack([r["pooled"] for r in rows])
+
+
+@contextlib.contextmanager
+def _placed(module: Any, device: str, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """A frozen model on a device and in a dtype for a while."""
+    before = next(module.parameters())
+    home, precision = before.device, before.dtype
+    module.to(device=device, dtype=dtype or precision)
+    try:
+        yield
+    finally:
+        module.to(device=home, dtype=precision)
+
+
+def _stack(rows: Sequence[Tensors], mask_floor: float) -> Latents:
+    mask = None
+    if any("mask" in row for row in rows):
+        everywhere = torch.ones_like(rows[0]["mean"][0])
+        cells = torch.stack([row.get("mask", everywhere) for row in rows])[:, None]
+        mask = mask_floor + (1 - mask_floor) * cells
+    mean, logvar = (torch.stack([row[name] for row in rows]) for name in ("mean", "logvar"))
+    return Latents(mean, logvar, mask)
+
+
+def _resident(cache: Cache) -> Cache:
+    """Move the tensors to the device if they are small beside its free memory, else pin them."""
+    if torch.device(cache.device).type != "cuda":
+        return _moved(cache, lambda tensor: tensor.to(cache.device))
+    tensors = [cache.embeds, cache.pooled]
+    for bucket in cache.buckets:
+        tensors += [t for t in (bucket.mean, bucket.logvar, bucket.mask) if t is not None]
+    needed_bytes = sum(t.numel() * t.element_size() for t in tensors)
+    free_bytes, _ = torch.cuda.mem_get_info(cache.device)
+    if needed_bytes <= RESIDENT_SHARE * free_bytes:
+        return _moved(cache, lambda tensor: tensor.to(cache.device))
+    return _moved(cache, lambda tensor: tensor.pin_memory())
+
+
+def _moved(cache: Cache, move: Callable[[Tensor], Tensor]) -> Cache:
+    buckets = tuple(
+        Latents(move(b.mean), move(b.logvar), None if b.mask is None else move(b.mask))
+        for b in cache.buckets
+    )
+    return replace(cache, buckets=buckets, embeds=move(cache.embeds), pooled=move(cache.pooled))

@@ -1,10 +1,13 @@
-"""The loop: cached latents -> noise -> UNet -> loss -> adapter.
+"""The loop: entries -> micro-batches -> losses -> gradients -> one optimizer step.
 
-Shapes: b batch, h/w latent height and width.
+Everything random is a function of (seed, step, position), so the state of a run is the trained
+weights and the optimizer, and N processes see what one would.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import time
@@ -13,24 +16,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from styletune.errors import BadInput
 from styletune.progress import progress
 from styletune.runs import Run, output_errors, write_text
-from styletune.sdxl.adapter import AdapterSpec, adapter_parameters, inject_adapter
-from styletune.sdxl.latents import sample_latents
+from styletune.sdxl.adapter import AdapterSpec
+from styletune.training.batches import step_batch
 from styletune.training.cache import Cache
 from styletune.training.checkpoint import (
     Identity,
+    Trained,
     assert_finite,
+    averaged_weights,
     restore_checkpoint,
     save_checkpoint,
 )
-from styletune.training.noise import add_noise, batch_rows, draw_batch
-from styletune.training.objectives import diffusion_loss, min_snr_weights
-from styletune.training.optimizer import learning_rate_at, make_optimizer
+from styletune.training.denoise import (
+    Denoiser,
+    NoiseSettings,
+    Texts,
+    draw,
+    losses,
+    noised_inputs,
+    prior_losses,
+)
+from styletune.training.ema import ema_start, ema_update
+from styletune.training.optimizer import (
+    Group,
+    OptimizerSettings,
+    make_optimizer,
+    set_rates,
+    to_train,
+)
+from styletune.training.validation import validation_losses
+
+# Class samples draw their noise from positions that no image of the brand reaches.
+CLASS_POSITION = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,30 +63,45 @@ class LoopSettings:
 
     steps: int
     batch_size: int
+    gradient_accumulation_steps: int
     seed: int
-    snr_gamma: float
-    caption_dropout: float
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    warmup_steps: int
-    max_grad_norm: float
+    ema_decay: float
     checkpoint_every: int
+    keep_last: int | None
+    validation_every: int
     log_every: int
 
 
 @dataclass(frozen=True, slots=True)
-class AdapterSettings:
-    modules: list[str]
-    rank: int
-    alpha: float
+class Material:
+    """A cache, its captions' embeddings, and a name for each entry (for errors)."""
+
+    cache: Cache
+    texts: Texts
+    names: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Prior preservation (arXiv 2208.12242, equation 2).
+
+    With ``images`` the class is drawn from them. Without, the brand's own latents are shown with
+    the class's words (``prompt``, one row) and the target is what the base model predicts
+    (``base_prompt``, the same words as the base's encoders see them).
+    """
+
+    weight: float
+    images: Material | None
+    prompt: Texts
+    base_prompt: Texts
+    adapter_off: Callable[[], contextlib.AbstractContextManager[None]]
 
 
 def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerator:
     """Accelerate with our own precision policy: it scales fp16 losses, we place the dtypes.
 
     Raises:
-        BadInput: fp16 without a GPU, several processes, or a tracker that is not installed.
+        BadInput: fp16 without a GPU, or a tracker that is not installed.
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise BadInput(
@@ -76,139 +115,255 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
                 "wandb is not installed", where="[train] tracker",
                 fix='pip install "styletune[wandb]"',
             ) from None  # fmt: skip
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision="fp16" if mixed_precision == "fp16" else "no",
         log_with=None if tracker == "none" else tracker,
         project_dir=str(run.dir),
     )
-    if accelerator.num_processes > 1:
-        raise BadInput("training in several processes is not supported yet", fix="run one process")
-    return accelerator
 
 
 def train_adapter(
     *,
-    unet: nn.Module,
-    alphas_cumprod: Tensor,
-    scaling_factor: float,
-    cache: Cache,
-    file_names: list[str],
-    adapter: AdapterSettings,
+    denoiser: Denoiser,
+    parameters: Mapping[str, nn.Parameter],
+    groups: list[Group],
+    optimizer_settings: OptimizerSettings,
+    noise: NoiseSettings,
+    material: Material,
+    held_out: Material | None,
+    prior: Prior | None,
     settings: LoopSettings,
+    spec_at: Callable[[int], AdapterSpec],
     identity: Identity,
     run: Run,
     accelerator: Accelerator,
     on_checkpoint: Callable[[int], None],
+    set_training: Callable[[bool], None],
 ) -> None:
-    """Train the adapter to ``settings.steps``, going on from the last whole checkpoint.
+    """Train to ``settings.steps``, going on from the last whole checkpoint.
 
     On one CPU the final adapter has the same bytes whether or not the run was interrupted.
 
     Args:
-        unet: frozen; the adapter is injected here and stays in it.
-        alphas_cumprod: (timesteps,) of the base model's noise schedule.
-        scaling_factor: of the VAE.
-        cache: n encoded images.
-        file_names: (n), for errors.
-        adapter: which modules are adapted, at which rank and alpha.
-        settings: the recipe's numbers.
+        denoiser: the UNet with its adapter, and the objective.
+        parameters: everything that is trained, by its name in an adapter file.
+        groups: the same parameters with their rates.
+        optimizer_settings: optimizer, rates and clipping.
+        noise: what is drawn.
+        settings: steps, batches, and what is written when.
+        material: the images to train on.
+        held_out: images for the validation loss, or None.
+        prior: prior preservation, or None.
+        spec_at: the header of the adapter after a step.
         identity: what checkpoints are stamped with and checked against.
         run: where checkpoints and the log go.
         accelerator: from ``make_accelerator``.
-        on_checkpoint: called with the step after each checkpoint (previews).
+        on_checkpoint: called with the step after each checkpoint, averaged weights in place.
+        set_training: puts the trained models into training or evaluation mode.
 
     Raises:
         Conflict, IntegrityError: the checkpoint to go on from is another run's, or damaged.
+        CheckFailed: a loss, gradient or weight is NaN or infinite.
         OutputError: a checkpoint cannot be written.
     """
-    device = accelerator.device
-    inject_adapter(unet, adapter.modules, adapter.rank, adapter.alpha, settings.seed)
-    unet.train()
-    parameters = list(adapter_parameters(unet).values())
-    inner = make_optimizer(parameters, settings.weight_decay)
+    main = accelerator.is_main_process
+    inner = make_optimizer(groups, optimizer_settings)
+    ema = ema_start(parameters) if settings.ema_decay else None
+    trained = Trained(parameters, inner, ema, accelerator.scaler, accelerator.num_processes)
+    set_training(True)
+    to_train(inner)
+    optimizer = accelerator.prepare(inner)
     done = max(run.checkpoint_steps(), default=0)
     if done:
-        if accelerator.scaler is not None:
-            # The loss scale is not in the checkpoint; going on would not be the same run.
-            raise BadInput("a run in fp16 cannot be resumed", where="[train] mixed_precision",
-                           fix='use "bf16", or start over with another --run-dir')  # fmt: skip
-        restore_checkpoint(run, done, unet, inner, identity)
-        on_checkpoint(done)
-        unet.train()
-    optimizer = accelerator.prepare(inner)
-    alphas_cumprod = alphas_cumprod.to(device)
-    dtype = next(p.dtype for p in unet.parameters() if not p.requires_grad)
-    shape = (cache.mean.shape[1], cache.mean.shape[2], cache.mean.shape[3])
-    empty_row = cache.embeds.shape[0] - 1
-    positions = range(settings.batch_size)
-    log = _open_log(run.log_file, done)
+        # After prepare, which copies a state and would take paged moments out of their pages.
+        restore_checkpoint(run, done, trained, identity)
+        if main:
+            _look(trained, set_training, lambda: on_checkpoint(done))
+    log = _open_log(run.log_file, done) if main else _silent
     started, images = time.monotonic(), 0
-    with progress("train", settings.steps, done) as advance:
+    with progress("train", settings.steps, done, shown=main) as advance:
         for step in range(done, settings.steps):
-            rows = batch_rows(settings.seed, step, settings.batch_size, cache.num_images)
-            draw = draw_batch(
-                settings.seed, step, positions, shape, len(alphas_cumprod), settings.caption_dropout
+            batch = _step_batches(settings, accelerator.num_processes, material.cache, step)
+            loss, prior_loss = _backward(
+                denoiser, material, prior, noise, settings, accelerator, step, batch
             )
-            latents = sample_latents(
-                cache.mean[rows],
-                cache.logvar[rows],
-                draw.posterior_noise.to(device),
-                scaling_factor,
+            _share_gradients(parameters, accelerator)
+            grad_norm = accelerator.clip_grad_norm_(
+                list(parameters.values()), optimizer_settings.max_grad_norm
             )
-            noise, timesteps = draw.noise.to(device), draw.timesteps.to(device)
-            a = alphas_cumprod[timesteps]
-            noisy_latents = add_noise(latents, noise, a)
-            text_rows = torch.where(draw.drop_caption, empty_row, cache.caption_rows[rows])
-            noise_pred = unet(
-                noisy_latents.to(dtype),
-                timesteps,
-                encoder_hidden_states=cache.embeds[text_rows].to(dtype),
-                added_cond_kwargs={
-                    "text_embeds": cache.pooled[text_rows].to(dtype),
-                    "time_ids": cache.time_ids[rows].to(dtype),
-                },
-            ).sample
-            loss = diffusion_loss(noise_pred, noise, min_snr_weights(a, settings.snr_gamma))
-            accelerator.backward(loss)
-            grad_norm = accelerator.clip_grad_norm_(parameters, settings.max_grad_norm)
-            rate = learning_rate_at(
-                step, peak=settings.learning_rate, steps=settings.steps,
-                warmup_steps=settings.warmup_steps, schedule=settings.schedule,
-            )  # fmt: skip
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = set_rates(inner, step, optimizer_settings)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            if ema is not None:
+                ema_update(ema, parameters, settings.ema_decay, step)
 
             now = step + 1
-            images += settings.batch_size
-            note = ""
+            images += sum(map(len, batch))
             is_last = now == settings.steps
             is_checkpoint = now % settings.checkpoint_every == 0 or is_last
-            if now % settings.log_every == 0 or is_checkpoint:
-                # The loss is fetched only here: every fetch waits for the device.
-                value = loss.item()
-                assert_finite(value, now, [file_names[r] for r in rows])
+            is_validation = settings.validation_every and (
+                now % settings.validation_every == 0 or is_last
+            )
+            note, line = "", {}
+            if now % settings.log_every == 0 or is_checkpoint or is_validation:
+                # Values are fetched only here: every fetch waits for the device.
+                names = [material.names[e] for micro in batch for e in micro]
+                values = {"loss": _summed(loss, accelerator)}
+                if prior is not None:
+                    values["prior_loss"] = _summed(prior_loss, accelerator)
+                for what, value in values.items():
+                    assert_finite(value, what, now, names)
+                if accelerator.scaler is None:
+                    assert_finite(float(grad_norm), "gradient norm", now, names)
                 speed = images / (time.monotonic() - started)
                 line = {
-                    "step": now, "loss": value, "learning_rate": rate,
+                    **values, "learning_rate": rate,
                     # An overflow under fp16 scaling is skipped by the scaler; JSON has no infinity.
                     "grad_norm": float(grad_norm) if math.isfinite(grad_norm) else None,
                     "images_per_s": round(speed, 3),
                 }  # fmt: skip
-                log(line)
-                logged = {k: v for k, v in line.items() if k != "step" and v is not None}
-                accelerator.log(logged, step=now)
-                note = f"loss {value:.4f}, {speed:.1f} images/s"
+                note = f"loss {values['loss']:.4f}, {speed:.1f} images/s"
+            if is_validation and held_out is not None and main:
+                line |= _validate(trained, denoiser, held_out, set_training)
+            if line:
+                log({"step": now, **line})
+                accelerator.log({k: v for k, v in line.items() if isinstance(v, float)}, step=now)
             advance(1, note)
-            if is_checkpoint:
-                spec = AdapterSpec(
-                    adapter.rank, adapter.alpha, identity.base_hash, identity.recipe_hash, now
-                )
-                save_checkpoint(run, now, unet, inner, spec, identity)
-                on_checkpoint(now)
-                unet.train()
-    unet.eval()
+            if is_checkpoint and main:
+                save_checkpoint(run, now, trained, spec_at(now), identity, settings.keep_last)
+                _look(trained, set_training, functools.partial(on_checkpoint, now))
+    set_training(False)
+
+
+def _step_batches(
+    settings: LoopSettings, processes: int, cache: Cache, step: int
+) -> list[list[int]]:
+    """The step's micro-batches of all processes: lists of entries, each of one bucket."""
+    return [
+        step_batch(
+            settings.seed, step, micro, bucket_of=cache.bucket_of,
+            batch_size=settings.batch_size * processes,
+            accumulation=settings.gradient_accumulation_steps,
+        )
+        for micro in range(settings.gradient_accumulation_steps)
+    ]  # fmt: skip
+
+
+def _backward(
+    denoiser: Denoiser, material: Material, prior: Prior | None, noise: NoiseSettings,
+    settings: LoopSettings, accelerator: Accelerator, step: int, batch: list[list[int]],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Add up the gradients of this process's share; (its loss, its unweighted prior loss).
+
+    Every sample of the step counts alike, so the sum over processes and micro-batches is the
+    mean over the step.
+    """
+    device = denoiser.alphas_cumprod.device
+    total, total_prior = torch.zeros((), device=device), torch.zeros((), device=device)
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    size = settings.batch_size * accelerator.num_processes
+    count = sum(map(len, batch))
+    for micro, every in enumerate(batch):
+        entries = every[mine]
+        if not entries:
+            continue  # a ragged batch smaller than the number of processes
+        positions = [micro * size + i for i in range(len(every))[mine]]
+        loss = _instance_loss(denoiser, material, noise, settings.seed, step, entries, positions)
+        loss = loss / count
+        total += loss.detach()
+        if prior is not None:
+            prior_loss = _prior_loss(
+                denoiser, material, prior, noise, settings.seed, step, entries, positions
+            )
+            prior_loss = prior_loss / count
+            total_prior += prior_loss.detach()
+            loss = loss + prior.weight * prior_loss
+        accelerator.backward(loss)
+    return total, total_prior
+
+
+def _instance_loss(
+    denoiser: Denoiser, material: Material, noise: NoiseSettings, seed: int, step: int,
+    entries: list[int], positions: list[int],
+) -> Tensor:  # fmt: skip
+    cache = material.cache
+    shape = cache.latent_shape(cache.bucket_of[entries[0]])
+    drawn = draw(noise, denoiser, seed, step, positions, shape)
+    inputs = noised_inputs(denoiser, cache, entries, drawn)
+    return losses(denoiser, inputs, material.texts(inputs.text_rows)).sum()
+
+
+def _prior_loss(
+    denoiser: Denoiser, material: Material, prior: Prior, noise: NoiseSettings, seed: int,
+    step: int, entries: list[int], positions: list[int],
+) -> Tensor:  # fmt: skip
+    """As many class samples as there are images in the micro-batch."""
+    apart = [CLASS_POSITION + p for p in positions]
+    if prior.images is not None:
+        count = prior.images.cache.num_entries
+        # Positions are unique within a step, so a step sees different class images.
+        chosen = [(step * 7919 + p) % count for p in positions]
+        return _instance_loss(denoiser, prior.images, noise, seed, step, chosen, apart)
+    cache = material.cache
+    shape = cache.latent_shape(cache.bucket_of[entries[0]])
+    drawn = draw(noise, denoiser, seed, step, apart, shape)
+    inputs = noised_inputs(denoiser, cache, entries, drawn)
+    rows = torch.zeros(len(entries), dtype=torch.long)
+    return prior_losses(
+        denoiser, inputs, prior.prompt(rows), prior.adapter_off, prior.base_prompt(rows)
+    ).sum()
+
+
+def _share_gradients(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
+    """Add up the gradients of all processes; a parameter no sample reached has the gradient 0.
+
+    One reduction of one flat buffer: an adapter is small, and wrapping the UNet for the sake of
+    overlapping would tie the loop to one kind of parallel wrapper.
+    """
+    for parameter in parameters.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if accelerator.num_processes == 1:
+        return
+    grads = [p.grad for p in parameters.values() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    torch.distributed.all_reduce(flat)
+    for grad, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def _summed(value: Tensor, accelerator: Accelerator) -> float:
+    """The sum over processes."""
+    if accelerator.num_processes > 1:
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+    return float(value)
+
+
+def _validate(
+    trained: Trained, denoiser: Denoiser, held_out: Material, set_training: Callable[[bool], None]
+) -> dict[str, float]:
+    found: dict[int, float] = {}
+    _look(
+        trained, set_training,
+        lambda: found.update(validation_losses(denoiser, held_out.cache, held_out.texts)),
+    )  # fmt: skip
+    named = {f"validation_loss/{t}": v for t, v in found.items()}
+    return {"validation_loss": sum(found.values()) / len(found), **named}
+
+
+def _look(
+    trained: Trained, set_training: Callable[[bool], None], look: Callable[[], object]
+) -> None:
+    """Do something with the weights as they would be used, and put everything back."""
+    set_training(False)
+    with averaged_weights(trained):
+        look()
+    set_training(True)
+
+
+def _silent(line: Mapping[str, object]) -> None:
+    """Only the first process keeps the log."""
 
 
 def _open_log(file: Path, done: int) -> Callable[[Mapping[str, object]], None]:

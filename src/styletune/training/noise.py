@@ -1,30 +1,43 @@
 """Randomness as a pure function of (seed, step, position), and the forward process.
 
 Nothing here keeps a state, so a resumed run sees what the uninterrupted one would have seen,
-and N processes see what one would.
+and N processes see what one would. Every kind of draw has its own stream: switching one option
+on leaves the other draws as they were.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from styletune.errors import BadInput
+
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """The random inputs of one batch of b samples, on the CPU.
 
-    ``timesteps`` (b,) int64; ``noise`` and ``posterior_noise`` (b, 4, h, w) float32 standard
-    normal; ``drop_caption`` (b,) bool.
+    ``timesteps`` (b,) int64; ``noise`` (b, 4, h, w) float32, what the target is made of;
+    ``input_noise`` (b, 4, h, w), what is mixed into the latents, ``noise`` itself unless the
+    input is perturbed; ``posterior_noise`` (b, 4, h, w) standard normal; ``drop_caption`` (b,)
+    bool; ``caption_choice`` (b,) float64 in [0, 1), from which a sample picks one of its K
+    captions by ``int(choice * K)``.
     """
 
     timesteps: Tensor
     noise: Tensor
+    input_noise: Tensor
     posterior_noise: Tensor
     drop_caption: Tensor
+    caption_choice: Tensor
 
 
 def _generator(*key: object) -> torch.Generator:
@@ -33,20 +46,132 @@ def _generator(*key: object) -> torch.Generator:
 
 
 def draw_batch(
-    seed: int, step: int, positions: range, shape: tuple[int, int, int],
-    num_timesteps: int, caption_dropout: float,
-) -> Draw:  # fmt: skip
-    """Draw for the given positions of the global batch at one step (0-based)."""
-    timesteps, noises, posteriors, drops = [], [], [], []
+    seed: int,
+    step: int,
+    positions: Sequence[int],
+    shape: Shape,
+    num_timesteps: int,
+    caption_dropout: float,
+    *,
+    timestep_sampling: str = "uniform",
+    min_timestep: int = 0,
+    max_timestep: int | None = None,
+    noise_offset: float = 0.0,
+    pyramid_noise: float = 0.0,
+    input_perturbation: float = 0.0,
+) -> Draw:
+    """Draw for the given positions of the global batch at one step (0-based).
+
+    What a position draws does not depend on which other positions are asked for.
+
+    Args:
+        seed: of the run.
+        step: optimizer step, 0-based.
+        positions: places in the global batch, accumulated batches included.
+        shape: (channels, h, w) of the latents.
+        num_timesteps: of the base model's noise schedule.
+        caption_dropout: share of samples without their caption.
+        timestep_sampling: "uniform", or "logit-normal": the sigmoid of a standard normal
+            (arXiv 2403.03206, section 3.1), stretched over the allowed timesteps.
+        min_timestep: lowest timestep drawn.
+        max_timestep: highest timestep drawn; None, the last one.
+        noise_offset: scale of a standard normal constant added to each channel; the variance
+            becomes 1 + noise_offset².
+        pyramid_noise: discount of coarser levels, see ``multi_resolution_noise``; 0, none.
+        input_perturbation: γ, scale of extra noise on the input alone (arXiv 2301.11706,
+            algorithm 1).
+
+    Raises:
+        BadInput: the allowed timesteps are not timesteps of the schedule.
+    """
+    last = num_timesteps - 1 if max_timestep is None else max_timestep
+    if not 0 <= min_timestep <= last < num_timesteps:
+        raise BadInput(
+            f"timesteps {min_timestep} to {last} are not all among the base model's 0 to "
+            f"{num_timesteps - 1}",
+            where="[train] min_timestep, max_timestep",
+            fix=f"max_timestep = {num_timesteps - 1}",
+        )
+    timesteps, noises, inputs, posteriors, drops, choices = [], [], [], [], [], []
     for position in positions:
-        generator = _generator("sample", seed, step, position)
-        timesteps.append(torch.randint(num_timesteps, (), generator=generator))
+        here = (seed, step, position)
+        generator = _generator("sample", *here)
+        timestep = torch.randint(min_timestep, last + 1, (), generator=generator)
         drops.append(torch.rand((), generator=generator) < caption_dropout)
-        noises.append(torch.randn(shape, generator=generator))
+        noise = torch.randn(shape, generator=generator)
         posteriors.append(torch.randn(shape, generator=generator))
+        if timestep_sampling == "logit-normal":
+            timestep = _logit_normal(min_timestep, last, _generator("timestep", *here))
+        if pyramid_noise > 0:
+            noise = multi_resolution_noise(noise, pyramid_noise, _generator("pyramid", *here))
+        if noise_offset > 0:
+            offset = torch.randn((shape[0], 1, 1), generator=_generator("offset", *here))
+            noise = noise + noise_offset * offset
+        perturbed = noise
+        if input_perturbation > 0:
+            extra = torch.randn(shape, generator=_generator("perturbation", *here))
+            perturbed = noise + input_perturbation * extra
+        choice = torch.rand((), generator=_generator("caption", *here), dtype=torch.float64)
+        timesteps.append(timestep)
+        noises.append(noise)
+        inputs.append(perturbed)
+        choices.append(choice)
     return Draw(
-        torch.stack(timesteps), torch.stack(noises), torch.stack(posteriors), torch.stack(drops)
+        timesteps=torch.stack(timesteps),
+        noise=torch.stack(noises),
+        input_noise=torch.stack(inputs),
+        posterior_noise=torch.stack(posteriors),
+        drop_caption=torch.stack(drops),
+        caption_choice=torch.stack(choices),
     )
+
+
+def _logit_normal(first: int, last: int, generator: torch.Generator) -> Tensor:
+    """A timestep in [first, last], 0-d int64, from the sigmoid of a standard normal."""
+    place = torch.sigmoid(torch.randn((), generator=generator, dtype=torch.float64))
+    # A normal beyond 37 rounds to 1, which would be one timestep too many.
+    return (first + (place * (last - first + 1)).long()).clamp(max=last)
+
+
+def multi_resolution_noise(noise: Tensor, discount: float, generator: torch.Generator) -> Tensor:
+    """Noise with more of its power in coarse structures, unit variance at every pixel.
+
+    Level i is noise of 1/2^i of the size, enlarged bilinearly and weighted by discount^i, down
+    to one value a channel. The idea is Whitaker's ("Multi-Resolution Noise for Diffusion Model
+    Training", 2023); there the sum is divided by its own standard deviation, here by the one
+    it has by construction, so neither the pixel's place nor the draw changes the variance.
+
+    Args:
+        noise: (channels, h, w) standard normal, the finest level.
+        discount: in (0, 1).
+        generator: of the coarser levels.
+
+    Returns:
+        (channels, h, w) float32, Gaussian with mean 0 and variance 1.
+    """
+    channels, height, width = noise.shape
+    total, power, level = noise.clone(), 1.0, 0
+    h, w = height, width
+    while h > 1 or w > 1:
+        level += 1
+        h, w = max(1, height >> level), max(1, width >> level)
+        coarse = torch.randn((channels, h, w), generator=generator)
+        total += discount**level * (_enlarge(h, height).T @ coarse @ _enlarge(w, width))
+        power += discount ** (2 * level)
+    return total / math.sqrt(power)
+
+
+@functools.cache
+def _enlarge(small: int, large: int) -> Tensor:
+    """(small, large) weights of linear enlargement; each column has the norm 1.
+
+    Independent unit-variance values enlarged with them keep the variance 1.
+    """
+    weights: Tensor = torch.nn.functional.interpolate(
+        torch.eye(small, dtype=torch.float64)[None], size=large, mode="linear"
+    )[0]
+    unit: Tensor = weights / torch.linalg.vector_norm(weights, dim=0)
+    return unit.float()
 
 
 def batch_rows(seed: int, step: int, batch_size: int, num_images: int) -> list[int]:
@@ -68,4 +193,30 @@ def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     ``latents`` and ``noise`` (b, 4, h, w); ``alphas_cumprod`` (b,), ᾱ at each sample's timestep.
     """
     a = alphas_cumprod.view(-1, 1, 1, 1)
-    return a.sqrt() * latents + (1 - a).sqrt() * noise
+    noisy: Tensor = a.sqrt() * latents + (1 - a).sqrt() * noise
+    return noisy
+
+
+def velocity(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """v_t = √ᾱ_t · ε − √(1 − ᾱ_t) · x_0, the target of v-prediction (arXiv 2202.00512, appendix D).
+
+    Shapes as in ``add_noise``.
+    """
+    a = alphas_cumprod.view(-1, 1, 1, 1)
+    target: Tensor = a.sqrt() * noise - (1 - a).sqrt() * latents
+    return target
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Shift and stretch √ᾱ so that the last step is pure noise (arXiv 2305.08891, algorithm 1).
+
+    Args:
+        alphas_cumprod: (timesteps,) float32 in (0, 1), descending.
+
+    Returns:
+        (timesteps,) float32; the last exactly 0, the first as it was.
+    """
+    root = alphas_cumprod.double().sqrt()
+    scaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
+    # In double precision: rounded back, the first value is the one it was.
+    return scaled.square().to(alphas_cumprod.dtype)

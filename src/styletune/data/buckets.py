@@ -1,0 +1,112 @@
+"""Which rectangle an image is trained as, and how it gets there: sizes only, no pixels.
+
+All sizes are (height, width) in pixels, all corners (top, left).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from styletune.errors import DataError
+
+Size = tuple[int, int]
+
+MAX_UPSCALE = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class CropPlan:
+    """How an image becomes a bucket: scaled to cover it, then the middle is cut out.
+
+    ``original`` is the upright size before and ``resized`` after scaling; ``top`` and ``left``
+    are the corner in the resized image; ``scale`` above 1 enlarges; ``lost_share`` of the area
+    is trimmed, 0 to 1.
+    """
+
+    original: Size
+    bucket: Size
+    resized: Size
+    top: int
+    left: int
+    scale: float
+    lost_share: float
+
+
+def default_step(resolution: int) -> int:
+    """What bucket sides are multiples of: 64 pixels, as SDXL was trained; 32 below 512."""
+    return 64 if resolution >= 512 else 32
+
+
+@lru_cache
+def bucket_table(resolution: int, step: int, max_aspect: float) -> tuple[Size, ...]:
+    """Every bucket of about resolution² pixels, never more; sorted.
+
+    For each height the widest width that fits, the same turned, and the square. No side is
+    capped: capping them at ``resolution`` would train 16:9 at half the pixels.
+
+    Args:
+        resolution: side in pixels of the square whose area is the limit.
+        step: sides are multiples of it.
+        max_aspect: longest over shortest side, at least 1.
+
+    Raises:
+        DataError: the step is larger than the resolution.
+    """
+    square = resolution // step * step
+    if square == 0:
+        raise DataError(
+            f"buckets in steps of {step} do not fit into {resolution} pixels",
+            where="data.bucket_step",
+            fix=f"choose {default_step(resolution)}",
+        )
+    sides = range(step, int(resolution * math.sqrt(max_aspect)) + step, step)
+    widest = [(a, resolution**2 // a // step * step) for a in sides]
+    both = {(square, square), *widest, *((b, a) for a, b in widest)}
+    return tuple(sorted(b for b in both if min(b) and max(b) <= max_aspect * min(b)))
+
+
+def choose_bucket(height: int, width: int, table: tuple[Size, ...]) -> Size:
+    """The bucket of the nearest aspect, by the ratio of the two; the larger one of equals."""
+    wanted = math.log(height / width)
+
+    def distance(bucket: Size) -> tuple[float, int, Size]:
+        off = abs(math.log(bucket[0] / bucket[1]) - wanted)
+        return round(off, 9), -bucket[0] * bucket[1], bucket
+
+    return min(table, key=distance)
+
+
+def plan_crop(height: int, width: int, bucket: Size) -> CropPlan:
+    """Scale until the bucket is covered, then trim both ends of the side that sticks out.
+
+    The corner is what SDXL is told as ``crops_coords_top_left`` (arXiv 2307.01952, §2.2), so it
+    is the real trim, not what an exact ratio would give.
+    """
+    rows, columns = bucket
+    scale = max(rows / height, columns / width)
+    resized = max(rows, round(height * scale)), max(columns, round(width * scale))
+    return CropPlan(
+        original=(height, width),
+        bucket=bucket,
+        resized=resized,
+        top=(resized[0] - rows) // 2,
+        left=(resized[1] - columns) // 2,
+        scale=scale,
+        lost_share=1 - rows * columns / (resized[0] * resized[1]),
+    )
+
+
+def refuse_upscale(plan: CropPlan, name: str) -> None:
+    """Raise DataError when an image would be enlarged more than ``MAX_UPSCALE`` times."""
+    if plan.scale <= MAX_UPSCALE:
+        return
+    (height, width), (rows, columns) = plan.original, plan.bucket
+    fitting = int(math.sqrt(rows * columns) * MAX_UPSCALE / plan.scale + 1e-9) // 8 * 8
+    raise DataError(
+        f"{width}×{height} pixels would be enlarged {plan.scale:.2f} times to fill "
+        f"{columns}×{rows}; the limit is {MAX_UPSCALE}",
+        where=name,
+        fix=f"choose data.resolution {fitting} or lower, or find a larger original",
+    )

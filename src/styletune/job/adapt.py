@@ -1,0 +1,165 @@
+"""What is trained: the recipe's [adapter] put into the base model, with a rate for each part."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from styletune.errors import BadInput, StyletuneError
+from styletune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+    from torch import nn
+
+    from styletune.sdxl.adapter import AdapterShape, AdapterSpec
+    from styletune.training.optimizer import Group
+
+ENCODERS = {
+    "none": (),
+    "first": ("text_encoder",),
+    "second": ("text_encoder_2",),
+    "both": ("text_encoder", "text_encoder_2"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The pipeline with its adapter in place, and what of it is trained.
+
+    ``adapted`` maps "unet", "text_encoder", "text_encoder_2" to the modules that have an adapter;
+    ``parameters`` are all trained tensors by their name in an adapter file.
+    """
+
+    pipe: StableDiffusionXLPipeline
+    adapted: Mapping[str, nn.Module]
+    parameters: Mapping[str, nn.Parameter]
+    spec: AdapterSpec
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether captions must be encoded anew at every step."""
+        return any(not name.startswith("unet.") for name in self.parameters)
+
+    def set_training(self, on: bool) -> None:
+        """Put the adapted models into training or evaluation mode."""
+        for module in self.adapted.values():
+            module.train(on)
+
+
+def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | None) -> Models:
+    """Put an untrained adapter, or the one to go on from, into the pipeline's models.
+
+    Raises:
+        RecipeError, BadInput: a target, kind or starting adapter that does not fit.
+    """
+    from styletune.sdxl.adapter import (
+        AdapterSpec,
+        adapter_parameters,
+        inject_adapter,
+        target_modules,
+        text_encoder_modules,
+    )
+    from styletune.sdxl.tokens import token_parameters
+
+    section, shape = recipe.adapter, adapter_shape(recipe)
+    adapted: dict[str, nn.Module] = {"unet": pipe.unet}
+    modules = {"unet": target_modules(pipe.unet, section.target, section.conv_rank is not None)}
+    for name in ENCODERS[section.text_encoders]:
+        adapted[name] = getattr(pipe, name)
+        modules[name] = text_encoder_modules(adapted[name])
+    inject_adapter(adapted, shape, modules, recipe.train.seed)
+    parameters = adapter_parameters(adapted)
+    if section.new_tokens:
+        parameters |= token_parameters(pipe)
+    spec = AdapterSpec(
+        rank=shape.rank,
+        alpha=shape.alpha,
+        kind=shape.kind,
+        rslora=shape.rslora,
+        tokens=section.new_tokens,
+    )
+    if start_from is not None:
+        _start_from(start_from, pipe, adapted, spec)
+    return Models(pipe, adapted, parameters, spec)
+
+
+def adapter_shape(recipe: Recipe) -> AdapterShape:
+    """The recipe's [adapter] as what is injected."""
+    from styletune.sdxl.adapter import AdapterShape
+
+    section = recipe.adapter
+    return AdapterShape(
+        kind=section.kind,
+        rank=section.rank,
+        alpha=section.alpha or float(section.rank),
+        rslora=section.rslora,
+        conv_rank=section.conv_rank,
+        block_ranks=section.block_ranks,
+        text_encoder_rank=section.text_encoder_rank,
+    )
+
+
+def _start_from(
+    file: Path, pipe: StableDiffusionXLPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
+) -> None:
+    """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
+    from styletune.sdxl.adapter import load_into
+    from styletune.sdxl.layouts import read_adapter_file, rescaled
+    from styletune.sdxl.tokens import load_token_rows
+
+    where = f"[adapter] start_from = {str(file)!r}"
+    tensors, given = read_adapter_file(file)
+    if given.kind != spec.kind:
+        raise BadInput(f"is a {given.kind}, the recipe trains a {spec.kind}", where=where,
+                       fix=f'kind = "{given.kind}"')  # fmt: skip
+    try:
+        load_into(adapted, rescaled(tensors, given, spec))
+        if spec.tokens:
+            load_token_rows(pipe, tensors)
+    except StyletuneError as error:
+        raise BadInput(
+            f"does not fit the recipe's adapter: {error.message}", where=where,
+            fix="choose the target, rank, text encoders and new tokens that it was trained with",
+        ) from error  # fmt: skip
+
+
+def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> list[Group]:
+    """Parameters by their rate: of their component, times their block's factor.
+
+    Raises:
+        BadInput: a block pattern that matches nothing that is trained.
+    """
+    from styletune.training.optimizer import Group
+
+    section, factors = recipe.optimizer, recipe.adapter.block_learning_rates
+    rates = {
+        "unet": None,
+        "text_encoder": section.text_encoder_learning_rate,
+        "text_encoder_2": section.text_encoder_2_learning_rate,
+        "clip_l": section.token_learning_rate,
+        "clip_g": section.token_learning_rate,
+    }
+    matched: set[str] = set()
+    found: dict[tuple[str, float], dict[str, nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        component, _, path = name.partition(".")
+        rate = rates[component]
+        factor = 1.0 if rate is None else rate / section.learning_rate
+        if component == "unet":
+            hit = next((p for p in factors if fnmatch.fnmatchcase(path, f"{p}*")), None)
+            if hit is not None:
+                matched.add(hit)
+                factor *= factors[hit]
+        found.setdefault((component, factor), {})[name] = parameter
+    lost = [p for p in factors if p not in matched]
+    if lost:
+        raise BadInput(
+            f'block pattern "{lost[0]}" matches nothing that is trained',
+            where="[adapter] block_learning_rates",
+            fix=f"names look like {next(iter(parameters)).partition('.')[2]}",
+        )
+    return [Group(f"{c} x{f:g}", members, f) for (c, f), members in found.items()]

@@ -1,0 +1,136 @@
+"""What a run will need before anything is loaded: memory, FLOPs, and whether a card has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from styletune.data.buckets import Size
+from styletune.errors import BadInput
+from styletune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from styletune.sdxl.load import BaseFiles
+    from styletune.training.flops import Gpu
+    from styletune.training.memory import BaseConfigs, Setup
+
+DRAWN_AT_ONCE = 1  # previews and class images: beside a training run there is no memory for more
+# Of a card's memory, what a run may plan with; the rest is the desktop's and the driver's.
+USABLE_SHARE = 0.96
+
+
+def setup_of(recipe: Recipe, largest: Size, shown: int, captions: int) -> Setup:
+    """What the recipe needs memory for.
+
+    ``largest`` is the (height, width) in pixels of its largest bucket, ``shown`` the entries of
+    the cache, ``captions`` those encoded, variants included.
+    """
+    from styletune.training.memory import Setup
+    from styletune.training.meter import StepShape
+
+    adapter, train, dreambooth = recipe.adapter, recipe.train, recipe.dreambooth
+    step = StepShape(
+        height=largest[0],
+        width=largest[1],
+        batch_size=train.batch_size,
+        base_bytes=4 if train.mixed_precision == "no" else 2,
+        quantization=recipe.base.quantization,
+        kind=adapter.kind,
+        rank=adapter.rank,
+        conv_rank=adapter.conv_rank,
+        block_ranks=tuple(adapter.block_ranks.items()),
+        target=adapter.target,
+        text_encoders=adapter.text_encoders,
+        text_encoder_rank=adapter.text_encoder_rank,
+        new_tokens=len(adapter.new_tokens),
+        gradient_checkpointing=train.gradient_checkpointing,
+        prior=dreambooth.prior,
+    )
+    class_images = dreambooth.num_class_images if dreambooth.prior == "images" else 0
+    draws = bool(recipe.preview.prompts) or class_images > 0
+    return Setup(
+        step=step,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        optimizer=recipe.optimizer.name,
+        ema=recipe.optimizer.ema_decay > 0,
+        images=shown + class_images,
+        captions=captions + 1,
+        preview_batch=DRAWN_AT_ONCE if draws else 0,
+    )
+
+
+def configs_of(base: BaseFiles | None) -> BaseConfigs:
+    """The base's own configurations; SDXL's where the model is not on this machine."""
+    from styletune.sdxl.load import base_configs
+    from styletune.training.memory import SDXL, BaseConfigs
+
+    return SDXL if base is None else BaseConfigs(**base_configs(base))
+
+
+def preflight(
+    setup: Setup, base: BaseConfigs, steps: int, images: int, gpu: Gpu | None
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The plan's ``memory`` and ``compute``, and a problem when the card has too little memory.
+
+    ``images`` is how many a step sees.
+    """
+    from styletune.training.flops import floor_s
+    from styletune.training.memory import GIB, estimate, fits
+
+    found = estimate(setup, base)
+    document: dict[str, Any] = {
+        "memory": {
+            "peak_bytes": found.peak_bytes, "phase": found.phase, "parts": dict(found.parts),
+            "phases": dict(found.phases),
+        },
+        "compute": {
+            "step_flops": found.step_flops, "forward_flops": found.forward_flops, "gpu": None,
+            "floor_s": None, "images_per_s": None,
+        },
+    }  # fmt: skip
+    if gpu is None:
+        return document, []
+    floor = floor_s(found.step_flops, gpu)
+    document["compute"] |= {
+        "gpu": gpu.name,
+        "floor_s": round(floor * steps, 1),
+        "images_per_s": round(images / floor, 2),
+    }
+    limit = int(gpu.memory_gib * GIB * USABLE_SHARE)
+    if found.peak_bytes <= limit:
+        return document, []
+    changes = fits(setup, limit, base)
+    enough = bool(changes) and changes[-1].peak_bytes <= limit
+    settings = "; ".join(c.setting for c in changes)
+    return document, [{
+        "severity": "error",
+        "where": f"memory of {gpu.name}",
+        "message": f"the run needs {found.peak_bytes / GIB:.1f} GiB at its peak ({found.phase}), "
+        f"the card lends {limit / GIB:.1f}",
+        "fix": f"{settings} (then {changes[-1].peak_bytes / GIB:.1f} GiB)" if enough
+        else "no setting makes it fit; use a larger card",
+    }]  # fmt: skip
+
+
+def require_fit(problems: Sequence[dict[str, str]]) -> None:
+    """Raise BadInput for the first problem that is an error."""
+    for problem in problems:
+        if problem["severity"] == "error":
+            raise BadInput(problem["message"], where=problem["where"], fix=problem["fix"])
+
+
+def present_gpu() -> Gpu | None:
+    """The first CUDA card of this machine with its memory; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from styletune.training.flops import Gpu, find_gpu
+    from styletune.training.memory import GIB
+
+    facts = torch.cuda.get_device_properties(0)
+    memory_gib = int(facts.total_memory / GIB)
+    try:
+        return Gpu(facts.name, find_gpu(facts.name).tflops, memory_gib)
+    except BadInput:
+        return Gpu(facts.name, float("inf"), memory_gib)

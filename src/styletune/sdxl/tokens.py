@@ -1,0 +1,156 @@
+"""New words whose embeddings are trained: pivotal tuning (arXiv 2208.01618, 4; 2106.05744).
+
+The frozen table of each text encoder is never touched: new words have ids above it and their
+rows lie in a parameter of their own, ``clip_l`` (n, d1) for the first encoder and ``clip_g``
+(n, d2) for the second.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from styletune.errors import BaseModelError, IntegrityError, RecipeError
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+ENCODERS = {
+    "clip_l": ("tokenizer", "text_encoder"),
+    "clip_g": ("tokenizer_2", "text_encoder_2"),
+}
+WHERE = "[adapter] new_tokens"
+LEGACY_EOS = 2  # in the configuration of older CLIPs; their real end token is another
+
+
+class GrownEmbedding(nn.Module):
+    """An embedding with trainable float32 rows after its frozen ones.
+
+    ``weight`` is the frozen table itself, and the first parameter: pipelines take their dtype
+    from it.
+    """
+
+    def __init__(self, frozen: nn.Embedding, rows: Tensor) -> None:
+        super().__init__()
+        self.weight = frozen.weight
+        self.rows = nn.Parameter(rows.detach().float().clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…) token ids -> (…, d), in the frozen table's dtype."""
+        known = self.weight.shape[0]
+        old = F.embedding(ids.clamp(max=known - 1), self.weight)
+        new = F.embedding((ids - known).clamp(min=0), self.rows).to(old.dtype)
+        return torch.where((ids >= known).unsqueeze(-1), new, old)
+
+
+def add_tokens(
+    pipe: StableDiffusionXLPipeline, tokens: Sequence[str], init_words: str
+) -> dict[str, nn.Parameter]:
+    """Teach both tokenizers and encoders new words; each starts as the mean of known words.
+
+    The pooled text is from then on read at the true end token: CLIPs of SDXL's age otherwise
+    read it at the highest id, which a new word would have.
+
+    Args:
+        pipe: changed in place; nothing is changed when an error is raised.
+        tokens: new words, such as "<acme>"; matched as whole words, in any case.
+        init_words: known words, whose rows' mean every new row starts from.
+
+    Returns:
+        The new rows, as ``token_parameters``.
+
+    Raises:
+        RecipeError: a word is known already, cannot be told apart, or init_words is unknown.
+        BaseModelError: an encoder's table does not end where its tokenizer does.
+    """
+    taught, rows = {}, {}
+    for key, (tokenizer_name, encoder_name) in ENCODERS.items():
+        tokenizer = getattr(pipe, tokenizer_name)
+        table = getattr(pipe, encoder_name).get_input_embeddings()
+        if isinstance(table, GrownEmbedding):
+            raise RecipeError("new words were added before", where=WHERE)
+        if len(tokenizer) != table.num_embeddings:
+            raise BaseModelError(
+                f"{encoder_name} has {table.num_embeddings} embeddings, its tokenizer "
+                f"{len(tokenizer)} tokens", where=WHERE, fix="choose another base model",
+            )  # fmt: skip
+        taught[key] = _taught(tokenizer, tokens)
+        rows[key] = _mean_row(tokenizer, table.weight, init_words).repeat(len(tokens), 1)
+    for key, (tokenizer_name, encoder_name) in ENCODERS.items():
+        setattr(pipe, tokenizer_name, taught[key])
+        encoder = getattr(pipe, encoder_name)
+        encoder.set_input_embeddings(GrownEmbedding(encoder.get_input_embeddings(), rows[key]))
+        inner = getattr(encoder, "text_model", encoder)
+        if inner.eos_token_id == LEGACY_EOS:
+            inner.eos_token_id = taught[key].eos_token_id
+    return token_parameters(pipe)
+
+
+def _taught(tokenizer: Any, tokens: Sequence[str]) -> Any:
+    """A copy of the tokenizer that knows the words. Raises RecipeError."""
+    from transformers import AddedToken
+
+    if len({t.lower() for t in tokens}) != len(tokens):
+        raise RecipeError("a new word is named twice", where=WHERE)
+    for token in tokens:
+        pieces = tokenizer.tokenize(token)
+        if token in tokenizer.get_vocab() or (
+            len(pieces) == 1 and pieces[0] != tokenizer.unk_token
+        ):
+            raise RecipeError(
+                f'"{token}" is a known word', where=WHERE, fix=f'invent one, such as "<{token}>"'
+            )
+        if not token or token.split() != [token]:
+            raise RecipeError(f'"{token}" is not one word', where=WHERE, fix='such as "<acme>"')
+    taught = copy.deepcopy(tokenizer)
+    taught.add_tokens([AddedToken(t, single_word=True, normalized=True) for t in tokens])
+    for i, token in enumerate(tokens):
+        new = len(tokenizer) + i
+        for text in (f"a {token} b", f"a {token.upper()}, b", token):
+            ids = taught(text).input_ids
+            without = tokenizer(text.replace(token, "").replace(token.upper(), "")).input_ids
+            if ids.count(new) != 1 or [n for n in ids if n != new] != without:
+                raise RecipeError(
+                    f'"{token}" is not kept in one piece by the tokenizer',
+                    where=WHERE,
+                    fix='use letters in angle brackets, such as "<acme>"',
+                )
+    return taught
+
+
+def _mean_row(tokenizer: Any, table: Tensor, words: str) -> Tensor:
+    ids = tokenizer(words, add_special_tokens=False).input_ids
+    if not ids or tokenizer.unk_token_id in ids:
+        raise RecipeError(
+            f'"{words}" is not known to the base model',
+            where="[adapter] new_tokens_init",
+            fix="name a common word for the look, such as a style or a place",
+        )
+    return table.detach()[torch.tensor(ids, device=table.device)].float().mean(dim=0)
+
+
+def token_parameters(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Parameter]:
+    """The new words' rows, ``clip_l`` (n, d1) and ``clip_g`` (n, d2), float32; {} without any."""
+    found: dict[str, nn.Parameter] = {}
+    for key, (_, encoder_name) in ENCODERS.items():
+        table = getattr(pipe, encoder_name).get_input_embeddings()
+        if isinstance(table, GrownEmbedding):
+            found[key] = table.rows
+    return found
+
+
+def load_token_rows(pipe: StableDiffusionXLPipeline, tensors: Mapping[str, Tensor]) -> None:
+    """Copy ``clip_l`` and ``clip_g`` of an adapter into the new words' rows.
+
+    Raises:
+        IntegrityError: the adapter has other words than were added.
+    """
+    for key, parameter in token_parameters(pipe).items():
+        if key not in tensors or tensors[key].shape != parameter.shape:
+            raise IntegrityError(f"the adapter's {key} does not fit the words that were added")
+        parameter.data.copy_(tensors[key])

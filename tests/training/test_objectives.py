@@ -1,0 +1,206 @@
+"""Weights by noise level, losses and masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from styletune.errors import BadInput
+from styletune.training.noise import add_noise, velocity, zero_terminal_snr
+from styletune.training.objectives import (
+    diffusion_loss,
+    min_snr_weights,
+    sample_losses,
+    timestep_weights,
+)
+
+SHAPE = (4, 8, 8)
+
+
+def schedule() -> tuple[torch.Tensor, torch.Tensor]:
+    """(ᾱ, SNR) of SDXL's schedule, the SNR by diffusers."""
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import compute_snr
+
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return scheduler.alphas_cumprod, compute_snr(scheduler, torch.arange(1000))
+
+
+def randn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_min_snr_matches_the_library() -> None:
+    """The weights are min(SNR, gamma) over SNR or SNR + 1 with the library's SNR."""
+    a, snr = schedule()
+    clamped = torch.minimum(snr, torch.full_like(snr, 5.0))
+    noise = timestep_weights(a, "min-snr", "epsilon", 5.0)
+    speed = timestep_weights(a, "min-snr", "v_prediction", 5.0)
+    assert torch.allclose(noise, clamped / snr, rtol=1e-4)
+    assert torch.allclose(speed, clamped / (snr + 1), rtol=1e-4)
+    assert torch.equal(min_snr_weights(a, 0), torch.ones(1000))
+
+
+def test_min_snr_weighs_the_same_image_error_alike() -> None:
+    """Noise and velocity of one estimate of x_0 get the same weighted loss."""
+    a, _ = schedule()
+    a = a[[20, 300, 600, 950]].double()
+    latents, noise, guess = (randn(i, 4, *SHAPE).double() for i in range(3))
+    noisy = add_noise(latents, noise, a)
+    wide = a.view(-1, 1, 1, 1)
+    noise_pred = (noisy - wide.sqrt() * guess) / (1 - wide).sqrt()
+    by_noise = sample_losses(noise_pred, noise, timestep_weights(a, "min-snr", "epsilon", 5.0))
+    by_speed = sample_losses(
+        velocity(guess, noise_pred, a),
+        velocity(latents, noise, a),
+        timestep_weights(a, "min-snr", "v_prediction", 5.0),
+    )
+    assert torch.allclose(by_noise, by_speed, rtol=1e-3)
+
+
+def test_debiased_weights_follow_the_paper_and_stay_bounded() -> None:
+    """1/sqrt(SNR) for noise, 1/(SNR + 1) for velocity, with the SNR held at 1000."""
+    a, snr = schedule()
+    held = snr.clamp(max=1000)
+    noise = timestep_weights(a, "debiased", "epsilon", 5.0)
+    speed = timestep_weights(a, "debiased", "v_prediction", 5.0)
+    assert snr.max() > 1000
+    assert torch.allclose(noise, held**-0.5, rtol=1e-4)
+    assert torch.allclose(speed, 1 / (held + 1), rtol=1e-4)
+    assert noise[0].item() == pytest.approx(1000**-0.5, rel=1e-5)
+
+
+def test_debiased_velocity_is_the_error_of_the_image() -> None:
+    """Weighted by 1/(SNR + 1), an error of v is the error of x_0."""
+    a, _ = schedule()
+    a = a[[100, 500, 900]].double()
+    latents, noise, guess = (randn(i, 3, *SHAPE).double() for i in range(3))
+    noisy = add_noise(latents, noise, a)
+    wide = a.view(-1, 1, 1, 1)
+    speed = (wide.sqrt() * noisy - guess) / (1 - wide).sqrt()
+    weights = timestep_weights(a, "debiased", "v_prediction", 5.0)
+    ours = sample_losses(speed, velocity(latents, noise, a), weights)
+    assert torch.allclose(ours.double(), (guess - latents).square().mean((1, 2, 3)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("weighting", ["none", "min-snr", "debiased"])
+def test_weights_are_finite_at_pure_noise(weighting: str) -> None:
+    """With velocity prediction the zero-SNR step has a finite weight."""
+    a, _ = schedule()
+    weights = timestep_weights(zero_terminal_snr(a), weighting, "v_prediction", 5.0)
+    assert torch.isfinite(weights).all()
+    assert (weights >= 0).all()
+    assert weights[-1].item() == {"none": 1.0, "min-snr": 0.0, "debiased": 1.0}[weighting]
+
+
+def test_min_snr_of_noise_is_one_at_pure_noise() -> None:
+    """The limit of the weight, rather than 0/0."""
+    assert timestep_weights(torch.zeros(1), "min-snr", "epsilon", 5.0).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("weighting", "prediction"), [("p2", "epsilon"), ("none", "sample"), ("min_snr", "epsilon")]
+)
+def test_unknown_names_are_refused(weighting: str, prediction: str) -> None:
+    """A misspelt choice is an error with the choices, not a default."""
+    with pytest.raises(BadInput, match="unknown") as caught:
+        timestep_weights(torch.full((1,), 0.5), weighting, prediction, 5.0)
+    assert "choices" in caught.value.fix
+    with pytest.raises(BadInput, match="unknown"):
+        sample_losses(torch.zeros(1, *SHAPE), torch.zeros(1, *SHAPE), torch.ones(1), loss="l3")
+
+
+def test_loss_is_a_weighted_mean_in_float32() -> None:
+    """A zero weight takes a sample out; half precision goes in, float32 comes out."""
+    noise_pred = torch.ones(2, *SHAPE, dtype=torch.bfloat16)
+    target = torch.zeros(2, *SHAPE)
+    target[1] = 100
+    weights = torch.tensor([1.0, 0.0])
+    loss = diffusion_loss(noise_pred, target, weights)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(0.5)
+    assert torch.equal(sample_losses(noise_pred, target, weights), torch.tensor([1.0, 0.0]))
+
+
+def test_mse_and_huber_match_torch() -> None:
+    """The losses are torch's, huber twice its; their gradients too."""
+    functional = torch.nn.functional
+    target = randn(1, 3, *SHAPE)
+    for loss, oracle in (
+        ("mse", lambda p: functional.mse_loss(p, target)),
+        ("huber", lambda p: 2 * functional.huber_loss(p, target, delta=0.7)),
+    ):
+        ours, theirs = (randn(0, 3, *SHAPE).requires_grad_() for _ in range(2))
+        mine = diffusion_loss(ours, target, torch.ones(3), loss=loss, huber_delta=0.7)
+        wanted = oracle(theirs)
+        assert mine.item() == pytest.approx(wanted.item(), rel=1e-5)
+        mine.backward()
+        wanted.backward()
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-7)
+
+
+def test_huber_cares_less_about_outliers() -> None:
+    """Ten times the error is a hundred times the square and about ten times huber's loss."""
+    target, weights = torch.zeros(1, *SHAPE), torch.ones(1)
+    near, far = torch.ones(1, *SHAPE), torch.full((1, *SHAPE), 10.0)
+
+    def ratio(loss: str) -> float:
+        losses = [sample_losses(e, target, weights, loss=loss).item() for e in (near, far)]
+        return losses[1] / losses[0]
+
+    assert ratio("mse") == pytest.approx(100)
+    assert ratio("huber") == pytest.approx((20 - 0.1) / (2 - 0.1), rel=1e-5)
+    small = torch.full((1, *SHAPE), 0.05)
+    huber = sample_losses(small, target, weights, loss="huber")
+    assert torch.allclose(huber, sample_losses(small, target, weights))
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+def test_masked_pixels_have_no_gradient(loss: str) -> None:
+    """Outside the mask the gradient is exactly 0, inside it is not."""
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 2:5, 1:7] = 1
+    noise_pred = randn(0, 1, *SHAPE).requires_grad_()
+    diffusion_loss(noise_pred, randn(1, 1, *SHAPE), torch.ones(1), loss=loss, mask=mask).backward()
+    touched = noise_pred.grad != 0
+    assert torch.equal(touched, mask.bool().expand_as(touched))
+
+
+def test_masked_loss_does_not_depend_on_the_area() -> None:
+    """The mean is over the mask's weight: half, faint or full masks give the same scale."""
+    noise_pred, target = torch.full((4, *SHAPE), 3.0), torch.zeros(4, *SHAPE)
+    mask = torch.ones(4, 1, 8, 8)
+    mask[1, :, :4] = 0
+    mask[2] = 0.25
+    mask[3] = 0
+    mask[3, :, 0, 0] = 0.5
+    losses = sample_losses(noise_pred, target, torch.ones(4), mask=mask)
+    assert torch.allclose(losses, torch.full((4,), 9.0))
+
+
+def test_mask_weighs_pixels() -> None:
+    """The loss is the mask-weighted mean; a full mask is no mask."""
+    noise_pred, target = randn(0, 2, *SHAPE), randn(1, 2, *SHAPE)
+    mask = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(2))
+    weights = torch.tensor([1.0, 0.5])
+    ours = sample_losses(noise_pred, target, weights, mask=mask)
+    wide = mask.expand(2, *SHAPE)
+    error = (noise_pred - target).square()
+    for i in range(2):
+        wanted = torch.sum(error[i] * wide[i]) / wide[i].sum() * weights[i]
+        assert ours[i].item() == pytest.approx(wanted.item(), rel=1e-5)
+    full = sample_losses(noise_pred, target, weights, mask=torch.ones(2, 1, 8, 8))
+    assert torch.allclose(full, sample_losses(noise_pred, target, weights))
+
+
+def test_an_empty_mask_gives_no_nan() -> None:
+    """A sample that is masked away has loss 0 and gradient 0; its neighbour is untouched."""
+    mask = torch.ones(2, 1, 8, 8)
+    mask[0] = 0
+    noise_pred = randn(0, 2, *SHAPE).requires_grad_()
+    losses = sample_losses(noise_pred, randn(1, 2, *SHAPE), torch.ones(2), mask=mask)
+    losses.sum().backward()
+    assert losses[0].item() == 0
+    assert (noise_pred.grad[0] == 0).all()
+    assert losses[1].item() > 0
+    assert torch.isfinite(noise_pred.grad).all()

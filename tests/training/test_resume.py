@@ -1,0 +1,154 @@
+"""Kill -9 at any moment, the same command again: the adapter is byte-identical."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+from job_parts import write_brand
+
+from styletune.runs import Run, file_sha256
+
+STEPS = 8
+SHORT = (
+    f"train.steps={STEPS}", "train.checkpoint_every=2", "train.batch_size=2", "train.log_every=1",
+    "preview.prompts=[]", "adapter.rank=2", "adapter.target=style-block", "data.holdout=0.5",
+)  # fmt: skip
+# Between them: every optimizer family, EMA, accumulation, both priors, variants, text, tokens.
+CONFIGURATIONS = {
+    "adamw, ema, accumulation, keep_last": (
+        "optimizer.ema_decay=0.9", "train.gradient_accumulation_steps=2", "train.keep_last=1",
+    ),
+    "adamw8bit, caption variants, flip, validation": (
+        "optimizer.name=adamw8bit", "data.caption_variants=3", "data.caption_shuffle=true",
+        "data.flip=true", "train.validation_every=3", "adapter.rank=32",
+    ),
+    "prodigy, prior by images": (
+        "optimizer.name=prodigy", "optimizer.learning_rate=1.0", "dreambooth.prior=images",
+        'dreambooth.class_prompt="the sea at noon"', "dreambooth.num_class_images=2",
+    ),
+    "schedule-free, prior by prediction": (
+        "optimizer.name=schedule-free-adamw", "dreambooth.prior=prediction",
+        'dreambooth.class_prompt="the sea at noon"',
+    ),
+    "adafactor, text encoders, new tokens": (
+        "optimizer.name=adafactor", "adapter.text_encoders=both",
+        'adapter.new_tokens=["<horizon>"]',
+    ),
+    "lion, previews": ("optimizer.name=lion", 'preview.prompts=["the sea"]', "preview.steps=2"),
+}  # fmt: skip
+
+
+def _train(recipe: str, run_dir: str, options: tuple[str, ...], errors: str) -> None:
+    """In a child: one ``styletune train``; stderr goes to a file."""
+    import torch
+
+    torch.set_num_threads(1)  # a forked process has no OpenMP team
+    descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from styletune.cli import main
+
+    main(["train", recipe, "--run-dir", run_dir, *(f"--set={o}" for o in options)])
+
+
+@pytest.fixture(scope="module")
+def children() -> multiprocessing.context.ForkServerContext:
+    """Children start from a server that has the libraries loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "styletune.cli",
+         "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"]
+    )  # fmt: skip
+    return context
+
+
+def start(
+    children: multiprocessing.context.ForkServerContext, recipe: Path, run: Run,
+    options: tuple[str, ...],
+) -> ForkServerProcess:  # fmt: skip
+    errors = run.dir.with_suffix(".err")
+    process = children.Process(
+        target=_train, args=(str(recipe), str(run.dir), SHORT + options, str(errors))
+    )
+    process.start()
+    return process
+
+
+def finish(process: ForkServerProcess, run: Run) -> None:
+    process.join(300)
+    text = run.dir.with_suffix(".err").read_text()
+    assert process.exitcode == 0, text[-3000:]
+
+
+def kill(process: ForkServerProcess) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+
+def kill_while_writing(process: ForkServerProcess, run: Run) -> None:
+    """Wait until a checkpoint is half there, then kill."""
+    deadline = time.monotonic() + 120
+    while process.exitcode is None and time.monotonic() < deadline:
+        folders = run.checkpoints_dir.glob("step-*") if run.checkpoints_dir.is_dir() else ()
+        if any(not (f / "state.json").is_file() and any(f.iterdir()) for f in folders):
+            kill(process)
+            return
+        time.sleep(0.0005)
+
+
+def check_kills(
+    children: multiprocessing.context.ForkServerContext, folder: Path, options: tuple[str, ...],
+    kills: int, seed: int,
+) -> None:  # fmt: skip
+    recipe = write_brand(folder / "project")
+    straight = Run(folder / "straight")
+    finish(start(children, recipe, straight, options), straight)
+    # Once more with everything that is cached outside the run: the time a warm run takes.
+    warm, started = Run(folder / "warm"), time.monotonic()
+    finish(start(children, recipe, warm, options), warm)
+    duration_s = time.monotonic() - started
+    wanted = file_sha256(straight.adapter_file(STEPS))
+    assert file_sha256(warm.adapter_file(STEPS)) == wanted
+    rng, broken, landed = random.Random(seed), Run(folder / "broken"), 0
+    while landed < kills:
+        process = start(children, recipe, broken, options)
+        if landed % 4 == 3:
+            kill_while_writing(process, broken)
+        else:
+            process.join(rng.uniform(0.0, duration_s))
+            if process.exitcode is None:
+                kill(process)
+        landed += 1
+        if process.exitcode == 0 or STEPS in broken.checkpoint_steps():
+            finish(start(children, recipe, broken, options), broken)
+            assert file_sha256(broken.adapter_file(STEPS)) == wanted
+            shutil.rmtree(broken.dir)
+    finish(start(children, recipe, broken, options), broken)
+    assert file_sha256(broken.adapter_file(STEPS)) == wanted
+    assert file_sha256(broken.state_file(STEPS)) == file_sha256(straight.state_file(STEPS))
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_killed_at_random_moments_ends_in_the_same_bytes(
+    name: str, children: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> None:
+    """Four kills a configuration, one of them in the middle of writing a checkpoint."""
+    check_kills(children, tmp_path, CONFIGURATIONS[name], kills=4, seed=len(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_two_hundred_kills(
+    name: str, children: multiprocessing.context.ForkServerContext, tmp_path: Path
+) -> None:
+    """Thirty-four kills a configuration, two hundred and four in all."""
+    check_kills(children, tmp_path, CONFIGURATIONS[name], kills=34, seed=1000 + len(name))
