@@ -103,7 +103,8 @@ def prepare(
             recipe.base.model, recipe.base.revision, loaded.file.parent, recipe.base.vae
         )
     except NotFound as error:
-        if not planning or recipe.base.model.count("/") != 1:
+        is_hub_id = recipe.base.model.count("/") == 1 and recipe.base.model[0] not in "./~"
+        if not planning or not is_hub_id:
             raise
         missing, base = error, _unseen_base(recipe)
     resolution = recipe.data.resolution or base.resolution
