@@ -136,9 +136,26 @@ def test_missing_base(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """A missing folder and a Hub model that is not here: not found, with what to do."""
     answer = refuse(styletune, brand, tmp_path, "--set", "base.model=./nowhere")
     assert answer.code == 3
-    hub = refuse(styletune, brand, tmp_path, "--set", "base.model=acme/sdxl")
+    missing = ("--set", "base.model=acme/sdxl", "--set", "data.resolution=128")
+    hub = refuse(styletune, brand, tmp_path, *missing)
     assert hub.code == 3
     assert "hf download acme/sdxl" in hub.err
+
+
+def test_plan_before_the_weights_are_here(brand: Path, styletune: Command) -> None:
+    """A plan for a model that is yet to be fetched has SDXL's figures and the command."""
+    answer = styletune(
+        "plan", brand, "--json", "--gpu", "RTX 4060", "--set", "base.model=acme/sdxl",
+        "--set", "data.resolution=128", "--set", "train.mixed_precision=bf16",
+    )  # fmt: skip
+    assert answer.code == 3
+    plan = answer.json
+    missing, memory = (p for p in plan["problems"] if p["severity"] == "error")
+    assert "hf download acme/sdxl" in missing["fix"]
+    assert memory["fix"].startswith('[train] gradient_checkpointing = "full"')
+    assert 5.1e9 < plan["memory"]["parts"]["unet"] < 5.2e9
+    assert plan["compute"]["gpu"] == "RTX 4060"
+    assert plan["compute"]["floor_s"] > 0
 
 
 def test_output_in_place_of_a_file(brand: Path, styletune: Command, tmp_path: Path) -> None:

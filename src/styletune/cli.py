@@ -100,7 +100,7 @@ def _print_json(document: Any) -> None:
 @_recipe_options
 def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
                  gpu_name: str | None, as_json: bool) -> None:  # fmt: skip
-    """Check a recipe and print what would happen; writes nothing. Exit 1 if it could not run."""
+    """Check a recipe and print what would happen; writes nothing. Exit 1 or 3 if it cannot run."""
     from styletune.training.flops import find_gpu
 
     gpu = find_gpu(gpu_name) if gpu_name else None
@@ -113,6 +113,8 @@ def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: 
         _print_json(document)
     else:
         _print_plan(job, document, recipe)
+    if job.missing_base is not None:
+        raise SystemExit(job.missing_base.exit_code)
     if any(p["severity"] == "error" for p in document["problems"]):
         raise SystemExit(1)
 

@@ -333,14 +333,14 @@ def test_shipped_suite_asks_for_untrained_compositions() -> None:
     """Scenes and hours in equal shares, each once, and none was in the base's training data."""
     suite = load_suite(SUITE_FILE)
     plain: dict[str, list[View]] = {}
-    from itertools import combinations
+    from itertools import permutations
 
     from styletune.mini.world import EXTRAS, SCENES, TIMES
 
     for scene in SCENES:
         for time in TIMES:
             for count in (0, 1, 2):
-                for extras in combinations(EXTRAS, count):
+                for extras in permutations(EXTRAS, count):
                     view = View(scene, time, extras, 0)
                     plain.setdefault(caption(view, 0), []).append(view)
     views = [plain[p][0] for p in suite.prompts]
