@@ -641,6 +641,10 @@ def install(out: Path) -> None:
     for name in (*PARTS, "tokenizer", "tokenizer_2", "scheduler"):
         shutil.copytree(out / name, package / "base" / name)
     shutil.copy(out / "model_index.json", package / "base")
+    for file in (package / "base").rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it was built is nobody's business
+        file.write_text(json.dumps(config, indent=2) + "\n")
     shutil.copytree(out / "open_clip", package / "open_clip")
     total = 0
     for file in sorted(package.rglob("*.safetensors")):
