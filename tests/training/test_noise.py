@@ -11,7 +11,6 @@ from styletune.errors import BadInput
 from styletune.training.noise import (
     _enlarge,
     add_noise,
-    batch_rows,
     draw_batch,
     multi_resolution_noise,
     velocity,
@@ -194,14 +193,6 @@ def test_enlarging_interpolates_linearly() -> None:
     matrix = _enlarge(5, 12)
     assert torch.allclose(values[0, 0] @ (matrix / matrix.sum(dim=0)), wanted, atol=1e-6)
     assert torch.allclose(matrix.square().sum(dim=0), torch.ones(12))
-
-
-def test_every_image_comes_once_an_epoch() -> None:
-    """The stream of batches is a chain of permutations, different in every epoch."""
-    stream = [row for step in range(14) for row in batch_rows(5, step, 5, 7)]
-    epochs = [stream[i : i + 7] for i in range(0, 70, 7)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_add_noise_matches_diffusers() -> None:

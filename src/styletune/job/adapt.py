@@ -39,11 +39,6 @@ class Models:
     parameters: Mapping[str, nn.Parameter]
     spec: AdapterSpec
 
-    @property
-    def trains_text(self) -> bool:
-        """Whether captions must be encoded anew at every step."""
-        return any(not name.startswith("unet.") for name in self.parameters)
-
     def set_training(self, on: bool) -> None:
         """Put the adapted models into training or evaluation mode."""
         for module in self.adapted.values():
@@ -113,11 +108,9 @@ def _start_from(
 
     where = f"[adapter] start_from = {str(file)!r}"
     tensors, given = read_adapter_file(file)
-    if given.kind != spec.kind:
-        raise BadInput(f"is a {given.kind}, the recipe trains a {spec.kind}", where=where,
-                       fix=f'kind = "{given.kind}"')  # fmt: skip
+    values = rescaled(tensors, given, spec)
     try:
-        load_into(adapted, rescaled(tensors, given, spec))
+        load_into(adapted, values)
         if spec.tokens:
             load_token_rows(pipe, tensors)
     except StyletuneError as error:

@@ -77,14 +77,14 @@ def train(job: Job) -> bool:
     set_checkpointing(pipe.unet, recipe.train.gradient_checkpointing)
     set_sampling_schedule(pipe, prediction, recipe.train.zero_terminal_snr)
     denoiser = _denoiser(job, pipe, alphas, prediction, dtype, device)
-    held_out = _material(models, seen.held_out) if seen.held_out else None
+    held_out = _material(job, models, seen.held_out) if seen.held_out else None
     train_adapter(
         denoiser=denoiser,
         parameters=models.parameters,
         groups=groups,
         optimizer_settings=_optimizer_settings(recipe),
         noise=_noise_settings(recipe),
-        material=_material(models, seen.images),
+        material=_material(job, models, seen.images),
         held_out=held_out,
         prior=_prior(job, models, seen),
         settings=_loop_settings(recipe),
@@ -304,13 +304,13 @@ def _ready_to_draw(pipe: StableDiffusionXLPipeline, device: str) -> Iterator[Non
             module.to(home)
 
 
-def _material(models: Models, encoded: Encoded) -> Material:
+def _material(job: Job, models: Models, encoded: Encoded) -> Material:
     """A cache with a way to turn its captions into inputs."""
     from styletune.training.denoise import cached_texts
     from styletune.training.loop import Material
 
     cache = encoded.cache
-    texts = _live(models, cache.captions) if models.trains_text else cached_texts(cache)
+    texts = _live(models, cache.captions) if trains_text(job.recipe) else cached_texts(cache)
     return Material(cache, texts, encoded.names)
 
 
@@ -337,10 +337,10 @@ def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
     if seen.class_prompt is None:
         return None
     plain = _one_prompt(seen.class_prompt, str(models.pipe.unet.device))
-    adapted = _live(models, [section.class_prompt or ""]) if models.trains_text else plain
+    adapted = _live(models, [section.class_prompt or ""]) if trains_text(job.recipe) else plain
     return Prior(
         weight=section.prior_loss_weight,
-        images=_material(models, seen.class_images) if seen.class_images else None,
+        images=_material(job, models, seen.class_images) if seen.class_images else None,
         prompt=adapted,
         base_prompt=plain,
         adapter_off=lambda: adapter_off(models.adapted),

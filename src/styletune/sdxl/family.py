@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Config = Mapping[str, Any]
 
-RESOLUTION = 1024  # side in pixels of the square that the UNet was made for
 VAE_FACTOR = 8  # pixels a latent
 MAX_TOKENS = 77
 

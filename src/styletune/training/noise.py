@@ -174,19 +174,6 @@ def _enlarge(small: int, large: int) -> Tensor:
     return unit.float()
 
 
-def batch_rows(seed: int, step: int, batch_size: int, num_images: int) -> list[int]:
-    """Which images make up a step's batch: every image once an epoch, in a seeded order.
-
-    The stream runs on across epochs, so no last batch is ragged and none is dropped.
-    """
-    rows: list[int] = []
-    for k in range(step * batch_size, (step + 1) * batch_size):
-        epoch, place = divmod(k, num_images)
-        order = torch.randperm(num_images, generator=_generator("order", seed, epoch))
-        rows.append(int(order[place]))
-    return rows
-
-
 def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε (arXiv 2006.11239, equation 4).
 

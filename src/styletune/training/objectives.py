@@ -145,18 +145,3 @@ def sample_losses(
         tiny = torch.finfo(torch.float32).tiny
         per_sample = (values * mask.float()).sum(dim=(1, 2, 3)) / area.clamp(min=tiny)
     return per_sample * weights
-
-
-def diffusion_loss(
-    noise_pred: Tensor,
-    target: Tensor,
-    weights: Tensor,
-    *,
-    loss: str = "mse",
-    huber_delta: float = 0.1,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """The mean of ``sample_losses``, a scalar."""
-    return sample_losses(
-        noise_pred, target, weights, loss=loss, huber_delta=huber_delta, mask=mask
-    ).mean()
