@@ -1,24 +1,37 @@
-"""The loop's step against the bare model's: forward, backward and optimizer on the same shapes.
+"""A step of the loop beside the bare model's, its peak memory beside the prediction.
 
-    python scripts/bench/train_step.py            # mini base on the CPU
-    python scripts/bench/train_step.py --steps 60 --batch-size 8
+    python scripts/bench/train_step.py                                  # mini base
+    python scripts/bench/train_step.py --model sdxl --side 256 --steps 3 --repeats 2   # about 9 GB
+    python scripts/bench/train_step.py --model sdxl --policy none --batch-size 4       # on a GPU
 
-Both run in this process, alternating, with the same adapter; the ratio of the medians is what
-the loop adds (noise, cache look-up, schedule, log, progress).
+Bare is forward, backward, clipping and fused AdamW on fixed inputs. Both run in this process on
+the same UNet, alternating; a step lasts from one optimizer step to the next, and the medians'
+ratio is what the loop adds (draws, cache look-up, weights of the loss, schedule, log). SDXL has
+random weights: speed and memory do not depend on what they are. On the CPU the prediction,
+without its overhead, is compared with how much the process has grown at its peak since before
+the UNet was built, on a GPU with torch.cuda.max_memory_allocated.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import platform
+import resource
 import statistics
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from styletune.errors import BadInput
 from styletune.runs import Run
 from styletune.sdxl.adapter import (
     AdapterShape,
@@ -27,31 +40,50 @@ from styletune.sdxl.adapter import (
     inject_adapter,
     target_modules,
 )
-from styletune.sdxl.load import find_base, load_pipeline
+from styletune.sdxl.checkpointing import set_checkpointing
+from styletune.sdxl.family import meta_unet
+from styletune.sdxl.load import base_configs, find_base, load_pipeline
 from styletune.training.cache import Cache, Latents
 from styletune.training.checkpoint import Identity
 from styletune.training.denoise import Denoiser, NoiseSettings, Objective, cached_texts
+from styletune.training.flops import find_gpu, floor_s
 from styletune.training.loop import LoopSettings, Material, make_accelerator, train_adapter
+from styletune.training.memory import SDXL, BaseConfigs, Setup, estimate
+from styletune.training.meter import StepShape
 from styletune.training.optimizer import Group, OptimizerSettings
 
 NUM_IMAGES = 40
+RANK = 16
 
 
-def random_cache(pipe, generator: torch.Generator, device: str) -> Cache:  # type: ignore[no-untyped-def]
-    side = pipe.unet.config.sample_size
-    width = pipe.unet.config.cross_attention_dim
-    pooled = pipe.text_encoder_2.config.projection_dim
+def random_sdxl(device: str) -> Any:
+    """The true UNet with random bf16 weights of a size that keeps activations finite."""
+    unet = meta_unet().to(torch.bfloat16).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+            else:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return unet
+
+
+def random_cache(unet: Any, side: int, device: str) -> Cache:
+    """Forty images' worth of noise in the shapes of latents and text embeddings."""
+    config, generator = unet.config, torch.Generator().manual_seed(0)
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device)
 
-    mean = normal(NUM_IMAGES, 4, side, side)
+    mean = normal(NUM_IMAGES, 4, side // 8, side // 8)
     return Cache(
         buckets=(Latents(mean, torch.full_like(mean, -6.0), None),),
         bucket_of=(0,) * NUM_IMAGES,
         places=tuple(range(NUM_IMAGES)),
-        time_ids=torch.full((NUM_IMAGES, 6), float(side * 8), device=device),
-        embeds=normal(NUM_IMAGES + 1, 77, width),
+        time_ids=torch.full((NUM_IMAGES, 6), float(side), device=device),
+        embeds=normal(NUM_IMAGES + 1, 77, config.cross_attention_dim),
         pooled=normal(NUM_IMAGES + 1, pooled),
         captions=tuple(map(str, range(NUM_IMAGES))),
         caption_rows=torch.arange(NUM_IMAGES)[:, None],
@@ -59,98 +91,161 @@ def random_cache(pipe, generator: torch.Generator, device: str) -> Cache:  # typ
     )
 
 
-def adapted_unet(device: str):  # type: ignore[no-untyped-def]
-    pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, device)
-    modules = {"unet": target_modules(pipe.unet, "attention")}
-    inject_adapter({"unet": pipe.unet}, AdapterShape("lora", 16, 16.0), modules, 0)
-    return pipe, adapter_parameters({"unet": pipe.unet})
-
-
-def time_loop(cache: Cache, steps: int, batch_size: int, device: str) -> float:
-    """Seconds a step of ``train_adapter``, from its first checkpoint to its second."""
-    pipe, parameters = adapted_unet(device)
-    optimizer = OptimizerSettings(
-        name="adamw", learning_rate=1e-4, weight_decay=0.01, beta1=0.9, beta2=0.999,
-        schedule="constant", schedule_power=1.0, warmup_steps=0, steps=2 * steps,
-        lora_plus_ratio=1.0, max_grad_norm=1.0,
-    )  # fmt: skip
-    settings = LoopSettings(
-        steps=2 * steps, batch_size=batch_size, gradient_accumulation_steps=1, seed=0,
-        ema_decay=0.0, checkpoint_every=steps, keep_last=None, validation_every=0, log_every=10,
-    )  # fmt: skip
+def step_times(run: Callable[[], None], device: str) -> list[float]:
+    """Seconds from each optimizer step to the next."""
     marks: list[float] = []
 
-    def mark(_step: int) -> None:
+    def mark(*_: object) -> None:
         if device == "cuda":
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
 
+    hook = register_optimizer_step_post_hook(mark)
+    try:
+        run()
+    finally:
+        hook.remove()
+    return [after - before for before, after in itertools.pairwise(marks)]
+
+
+def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, batch: int) -> None:
+    """``train_adapter`` with one checkpoint, after its last step."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
+    settings = LoopSettings(
+        steps=steps, batch_size=batch, gradient_accumulation_steps=1, seed=0, ema_decay=0.0,
+        checkpoint_every=steps, keep_last=None, validation_every=0, log_every=10,
+    )  # fmt: skip
+    optimizer = OptimizerSettings(
+        name="adamw", learning_rate=1e-4, weight_decay=0.01, beta1=0.9, beta2=0.999,
+        schedule="constant", schedule_power=1.0, warmup_steps=0, steps=steps,
+        lora_plus_ratio=1.0, max_grad_norm=1.0,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         train_adapter(
             denoiser=Denoiser(
-                pipe.unet, torch.float32, pipe.scheduler.alphas_cumprod.to(device), 1.0,
+                unet, unet.dtype, (1 - betas).cumprod(0).to(cache.device), 0.13025,
                 Objective("epsilon", "min-snr", 5.0, "mse", 0.1),
             ),
             parameters=parameters, groups=[Group("unet", parameters, 1.0)],
             optimizer_settings=optimizer, noise=NoiseSettings(caption_dropout=0.1),
             material=Material(cache, cached_texts(cache), [""] * NUM_IMAGES),
             held_out=None, prior=None, settings=settings,
-            spec_at=lambda step: AdapterSpec(16, 16.0, step=step),
+            spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
             identity=Identity("r", "d", "b"), run=run,
-            accelerator=make_accelerator("no", "none", run), on_checkpoint=mark,
-            set_training=pipe.unet.train,
+            accelerator=make_accelerator("no", "none", run), on_checkpoint=lambda _: None,
+            set_training=unet.train,
         )  # fmt: skip
-    return (marks[1] - marks[0]) / steps
 
 
-def time_bare(cache: Cache, steps: int, batch_size: int, device: str) -> float:
-    """Seconds a step of forward, backward, clipping and fused AdamW on fixed inputs."""
-    pipe, named = adapted_unet(device)
-    pipe.unet.train()
-    parameters = list(named.values())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
-    rows = torch.arange(batch_size) % NUM_IMAGES
-    latents = cache.buckets[0].mean[rows]
-    timesteps = torch.full((batch_size,), 500, device=device)
-    start = time.perf_counter()
+def run_bare(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, batch: int) -> None:
+    unet.train()
+    trained = list(parameters.values())
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
+    rows = torch.arange(batch) % NUM_IMAGES
+    dtype = unet.dtype
+    latents, embeds = cache.buckets[0].mean[rows].to(dtype), cache.embeds[rows].to(dtype)
+    added = {"text_embeds": cache.pooled[rows].to(dtype), "time_ids": cache.time_ids[rows]}
+    timesteps = torch.full((batch,), 500, device=cache.device)
     for _ in range(steps):
-        output = pipe.unet(
-            latents, timesteps, encoder_hidden_states=cache.embeds[rows],
-            added_cond_kwargs={"text_embeds": cache.pooled[rows], "time_ids": cache.time_ids[rows]},
-        ).sample  # fmt: skip
-        output.square().mean().backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        output = unet(
+            latents, timesteps, encoder_hidden_states=embeds, added_cond_kwargs=added
+        ).sample
+        output.float().square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / steps
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+class Watch:
+    """The highest resident size while it runs, looked at 100 times a second."""
+
+    def __enter__(self) -> Watch:
+        self.peak, self.done = 0, threading.Event()
+        self.thread = threading.Thread(target=self.look)
+        self.thread.start()
+        return self
+
+    def look(self) -> None:
+        while not self.done.wait(0.01):
+            self.peak = max(self.peak, resident_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+def floor_facts(device: str, step_flops: int, seconds: float) -> dict[str, object]:
+    if device != "cuda":
+        return {}
+    try:
+        gpu = find_gpu(torch.cuda.get_device_name())
+    except BadInput as error:
+        return {"floor": error.message}
+    floor = floor_s(step_flops, gpu)
+    return {"floor_s": round(floor, 4), "share_of_floor": round(floor / seconds, 3)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--model", choices=["mini", "sdxl"], default="mini")
+    parser.add_argument("--side", type=int, help="pixels; 128 for mini, 1024 for sdxl")
+    parser.add_argument("--policy", choices=["none", "ff", "full"], help="full for sdxl")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, help="8 for mini, 1 for sdxl")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    mini = args.model == "mini"
+    side, policy = args.side or (128 if mini else 1024), args.policy or ("none" if mini else "full")
+    batch = args.batch_size or (8 if mini else 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, device)
-    cache = random_cache(pipe, torch.Generator().manual_seed(0), device)
-    loops, bares = [], []
-    for repeat in range(args.repeats + 1):
-        bare = time_bare(cache, args.steps, args.batch_size, device)
-        loop = time_loop(cache, args.steps, args.batch_size, device)
-        if repeat:  # the first pair warms up
-            bares.append(bare)
-            loops.append(loop)
-    loop, bare = statistics.median(loops), statistics.median(bares)
+    base = find_base("mini", None, Path())
+    predicted = estimate(
+        Setup(
+            StepShape(side, side, batch_size=batch, rank=RANK, gradient_checkpointing=policy,
+                      base_bytes=4 if mini else 2),
+            images=NUM_IMAGES, captions=NUM_IMAGES + 1,
+        ),
+        BaseConfigs(**base_configs(base)) if mini else SDXL,
+    )  # fmt: skip
+    before = resident_bytes()
+    unet = load_pipeline(base, torch.float32, device).unet if mini else random_sdxl(device)
+    shape = AdapterShape("lora", RANK, float(RANK))
+    inject_adapter({"unet": unet}, shape, {"unet": target_modules(unet, "attention")}, seed=0)
+    set_checkpointing(unet, policy)
+    parameters = adapter_parameters({"unet": unet})
+    cache = random_cache(unet, side, device)
+    ratios, loops, bares = [], [], []
+    with Watch() as watch:
+        run_bare(unet, parameters, cache, 2, batch)  # warms up
+        for _ in range(args.repeats):
+            bare, loop = (
+                step_times(lambda run=run: run(unet, parameters, cache, args.steps, batch), device)
+                for run in (run_bare, run_loop)
+            )
+            bares += bare
+            loops += loop
+            ratios.append(statistics.median(loop) / statistics.median(bare))
+    measured = torch.cuda.max_memory_allocated() if device == "cuda" else watch.peak - before
+    own = {k: v for k, v in predicted.parts.items() if k != "overhead"}
+    seconds = statistics.median(loops)
     print(json.dumps({
-        "machine": platform.processor() or platform.machine(), "device": device,
-        "torch": torch.__version__, "threads": torch.get_num_threads(),
-        "batch_size": args.batch_size, "loop_s": round(loop, 4), "bare_s": round(bare, 4),
-        "ratio": round(loop / bare, 3), "images_per_s": round(args.batch_size / loop, 1),
-        "spread": [round(min(loops) / min(bares), 3), round(max(loops) / max(bares), 3)],
+        "machine": torch.cuda.get_device_name() if device == "cuda" else
+        f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "model": args.model,
+        "side_px": side, "policy": policy, "batch_size": batch, "rank": RANK,
+        "bare_s": round(statistics.median(bares), 4), "loop_s": round(seconds, 4),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratios": [round(r, 3) for r in ratios],
+        "images_per_s": round(batch / seconds, 3),
+        "step_tflop": round(predicted.step_flops / 1e12, 4),
+        "predicted_gb": round(sum(own.values()) / 1e9, 3),
+        "measured_gb": round(measured / 1e9, 3),
+        **floor_facts(device, predicted.step_flops, seconds),
     }, indent=2))  # fmt: skip
 
 
