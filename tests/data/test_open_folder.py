@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from styletune.data.open import open_folder
+from styletune.data.findings import CODES
+from styletune.data.items import Item
+from styletune.data.sources import Opened, Source, open_sources, resolve_sources
 from styletune.errors import DataError, NotFound
 
 
@@ -28,15 +30,29 @@ def folder(root: Path, *names: str, captions: bool = False) -> Path:
     return root
 
 
-def texts(path: Path, default: str | None = None) -> dict[str, str]:
-    rows = open_folder(path, default_caption=default)
-    return dict(zip(rows["file_name"], rows["text"], strict=True))
+def opened(path: Path, default: str | None = None) -> Opened:
+    return open_sources([Source(path.name, path)], default_caption=default)
 
 
-def refusal(path: Path, default: str | None = None) -> DataError:
-    with pytest.raises(DataError) as caught:
-        open_folder(path, default_caption=default)
-    return caught.value
+def items(path: Path, default: str | None = None) -> tuple[Item, ...]:
+    found = opened(path, default)
+    assert [f for f in found.findings if f.severity == "error"] == []
+    return found.items
+
+
+def texts(path: Path, default: str | None = None) -> dict[str, str | None]:
+    return {item.file_name: item.text for item in items(path, default)}
+
+
+def refusal(path: Path, default: str | None = None) -> dict[str, str]:
+    """What is said by code: messages, files and fixes of the errors."""
+    said: dict[str, str] = {}
+    for f in opened(path, default).findings:
+        assert f.severity == CODES[f.code][0]
+        if f.severity == "error":
+            said[f.code] = said.get(f.code, "") + f"{f.message}: {', '.join(f.files)}; {f.fix}\n"
+    assert said
+    return said
 
 
 def jsonl(path: Path, *rows: object) -> None:
@@ -46,11 +62,13 @@ def jsonl(path: Path, *rows: object) -> None:
 def test_sidecars_are_read_recursively(tmp_path: Path) -> None:
     """Images of all folders come sorted by name, with absolute paths and trimmed captions."""
     folder(tmp_path, "b.png", "a/deep/z.JPG", "a.webp", captions=True)
-    rows = open_folder(tmp_path, default_caption=None)
-    assert rows.column_names == ["file_name", "path", "text"]
-    assert rows["file_name"][:] == ["a.webp", "a/deep/z.JPG", "b.png"]
-    assert rows["text"][1] == "caption of a/deep/z.JPG"
-    assert all(Path(p).is_absolute() and Path(p).is_file() for p in rows["path"])
+    found = items(tmp_path)
+    assert [item.file_name for item in found] == ["a.webp", "a/deep/z.JPG", "b.png"]
+    assert found[1].text == "caption of a/deep/z.JPG"
+    assert all(Path(i.path).is_absolute() and Path(i.path).is_file() for i in found)
+    assert {(i.member, i.origin, i.repeats, i.weight) for i in found} == {
+        ("", tmp_path.name, 1, 1.0)
+    }
 
 
 def test_jsonl_metadata_is_read(tmp_path: Path) -> None:
@@ -119,33 +137,33 @@ def test_a_link_to_a_parent_is_refused(tmp_path: Path) -> None:
     """Following it would read the world around the set."""
     folder(tmp_path / "set", "a.png", captions=True)
     (tmp_path / "set/up").symlink_to(tmp_path)
-    assert "a folder that this one lies in" in refusal(tmp_path / "set").message
+    assert "a folder that this one lies in: up" in refusal(tmp_path / "set")["broken-file"]
 
 
 def test_a_missing_folder_names_its_neighbour(tmp_path: Path) -> None:
     """A typing error is answered with the folder that was meant."""
     (tmp_path / "horizon").mkdir()
     with pytest.raises(NotFound) as caught:
-        open_folder(tmp_path / "horison", default_caption=None)
+        resolve_sources("horison", (), tmp_path)
     assert str(tmp_path / "horizon") in caught.value.fix
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     """A path to one image is refused, with its folder as the fix."""
     image(tmp_path / "a.png")
-    error = refusal(tmp_path / "a.png")
-    assert "not a folder" in error.message
-    assert str(tmp_path) in error.fix
+    with pytest.raises(DataError, match="not a folder") as caught:
+        resolve_sources("a.png", (), tmp_path)
+    assert str(tmp_path) in caught.value.fix
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     """What was found instead is counted, and the extensions that are read are listed."""
-    assert "found nothing" in refusal(tmp_path).message
+    assert "found nothing" in refusal(tmp_path)["no-images"]
     for name in ("a.mp4", "b.mp4", "notes.txt"):
         (tmp_path / name).write_text("x")
-    error = refusal(tmp_path)
-    assert "2 × .mp4" in error.message
-    assert ".webp" in error.fix
+    said = refusal(tmp_path)["no-images"]
+    assert "2 × .mp4" in said
+    assert ".webp" in said
 
 
 def test_images_that_cannot_be_read_are_not_skipped(tmp_path: Path) -> None:
@@ -154,18 +172,18 @@ def test_images_that_cannot_be_read_are_not_skipped(tmp_path: Path) -> None:
     (tmp_path / "b.CR2").write_bytes(b"x")
     (tmp_path / "c.svg").write_text("<svg/>")
     (tmp_path / "d.png").symlink_to(tmp_path / "gone.png")
-    message = refusal(tmp_path, "default").message
-    assert "b.CR2, c.svg" in message
-    assert "links to nothing: d.png" in message
+    said = refusal(tmp_path, "default")
+    assert "b.CR2, c.svg" in said["foreign-file"]
+    assert ": d.png;" in said["broken-file"]
 
 
 def test_missing_captions_are_listed(tmp_path: Path) -> None:
-    """The first five names, how many more, and both ways out."""
+    """All names, and both ways out; the images are there, without a text."""
     folder(tmp_path, *(f"{i}.png" for i in range(7)))
-    error = refusal(tmp_path)
-    assert "7 of 7 images have no caption" in error.message
-    assert "4.png and 2 more" in error.message
-    assert "data.default_caption" in error.fix
+    said = refusal(tmp_path)["missing-caption"]
+    assert "7 of 7 images have no caption: 0.png, 1.png" in said
+    assert "data.default_caption" in said
+    assert [item.text for item in opened(tmp_path).items] == [None] * 7
 
 
 def test_empty_captions_are_refused(tmp_path: Path) -> None:
@@ -173,8 +191,9 @@ def test_empty_captions_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, "a.png", "b.png")
     (tmp_path / "a.txt").write_text(" \n")
     jsonl(tmp_path / "metadata.jsonl", {"file_name": "b.png", "text": ""})
-    assert "empty captions: a.png, b.png" in refusal(tmp_path, "default").message
-    assert "default caption is empty" in refusal(tmp_path, " ").message
+    assert "empty captions: a.png, b.png" in refusal(tmp_path, "default")["empty-caption"]
+    with pytest.raises(DataError, match="default caption is empty"):
+        opened(tmp_path, " ")
 
 
 def test_a_row_without_image_is_refused(tmp_path: Path) -> None:
@@ -186,9 +205,9 @@ def test_a_row_without_image_is_refused(tmp_path: Path) -> None:
         {"file_name": "a.png", "text": "x"},
         {"file_name": "gone.png", "text": "x"},
     )
-    assert "not there: gone.png" in refusal(tmp_path / "set").message
+    assert "not there: gone.png" in refusal(tmp_path / "set")["bad-metadata"]
     jsonl(tmp_path / "set/metadata.jsonl", {"file_name": "../b.png", "text": "x"})
-    assert "line 1 (file_name ../b.png leads out" in refusal(tmp_path / "set").message
+    assert "line 1 (file_name ../b.png leads out" in refusal(tmp_path / "set")["bad-metadata"]
 
 
 def test_a_caption_given_twice_is_refused(tmp_path: Path) -> None:
@@ -197,9 +216,9 @@ def test_a_caption_given_twice_is_refused(tmp_path: Path) -> None:
     row = {"file_name": "a.png", "text": "x"}
     jsonl(tmp_path / "metadata.jsonl", row, row, {"file_name": "b.png", "text": "y"})
     (tmp_path / "b.txt").write_text("z")
-    error = refusal(tmp_path)
-    assert "more than one metadata row: a.png" in error.message
-    assert "metadata and in a .txt file: b.png" in error.message
+    said = refusal(tmp_path)["ambiguous-caption"]
+    assert "more than one metadata row: a.png" in said
+    assert "metadata and in a file beside them: b.png" in said
 
 
 @pytest.mark.parametrize(
@@ -213,9 +232,9 @@ def test_missing_columns_are_named(tmp_path: Path, name: str, content: str) -> N
     """The columns that are there are listed and the nearest is offered, default or not."""
     folder(tmp_path, "a.png")
     (tmp_path / name).write_text(content)
-    error = refusal(tmp_path, "default")
-    assert "columns: filename, caption" in error.message
-    assert 'rename "filename" to "file_name"' in error.fix
+    said = refusal(tmp_path, "default")["bad-metadata"]
+    assert "columns: filename, caption" in said
+    assert 'rename "filename" to "file_name", rename "caption" to "text"' in said
 
 
 @pytest.mark.parametrize(
@@ -236,29 +255,27 @@ def test_a_bad_metadata_line_is_located(tmp_path: Path, name: str, content: str,
     """File, line number and reason, and no flood of captions that seem to be missing."""
     folder(tmp_path, "a.png", "b.png")
     (tmp_path / name).write_text(content)
-    error = refusal(tmp_path)
-    assert said in error.message
-    assert "no caption" not in error.message
+    found = refusal(tmp_path)
+    assert said in found["bad-metadata"]
+    assert list(found) == ["bad-metadata"]
 
 
 def test_metadata_that_is_not_utf8_is_located(tmp_path: Path) -> None:
     """Latin-1 from a spreadsheet is named with its line."""
     folder(tmp_path, "a.png")
     (tmp_path / "metadata.csv").write_bytes(b"file_name,text\na.png,caf\xe9\n")
-    assert "metadata.csv line 2" in refusal(tmp_path).message
+    assert "metadata.csv line 2" in refusal(tmp_path)["bad-metadata"]
     (tmp_path / "metadata.csv").unlink()
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    assert "cannot be read: a.txt" in refusal(tmp_path).message
+    assert "cannot be read: a.txt" in refusal(tmp_path)["bad-metadata"]
 
 
-@pytest.mark.parametrize(
-    "name", ["metadata.json", "metadata.json1", "Metadata.jsonl", "metadata.parquet"]
-)
+@pytest.mark.parametrize("name", ["metadata.json", "metadata.json1", "Metadata.jsonl"])
 def test_metadata_of_another_name_is_not_overlooked(tmp_path: Path, name: str) -> None:
     """A file that looks like metadata but would be ignored stops the run, default or not."""
     folder(tmp_path, "a.png")
     (tmp_path / name).write_text("{}")
-    assert f"name that is not read: {name}" in refusal(tmp_path, "default").message
+    assert f"name that is not read: {name}" in refusal(tmp_path, "default")["bad-metadata"]
 
 
 @pytest.mark.parametrize("name", ["a.png.txt", "a.caption", "A.txt", "a.TXT"])
@@ -266,7 +283,7 @@ def test_caption_files_of_another_name_are_not_overlooked(tmp_path: Path, name: 
     """A sidecar that would be ignored stops the run, default or not."""
     folder(tmp_path, "a.png")
     (tmp_path / name).write_text("x")
-    assert f"caption files that are not read: {name}" in refusal(tmp_path, "default").message
+    assert f"are not read: {name}" in refusal(tmp_path, "default")["unread-caption-file"]
 
 
 def test_two_kinds_of_metadata_are_refused(tmp_path: Path) -> None:
@@ -274,7 +291,7 @@ def test_two_kinds_of_metadata_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, "a.png")
     jsonl(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "x"})
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,x\n")
-    assert "metadata.jsonl and metadata.csv" in refusal(tmp_path).message
+    assert "in one folder: metadata.csv, metadata.jsonl" in refusal(tmp_path)["bad-metadata"]
 
 
 def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
@@ -282,8 +299,11 @@ def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
     folder(tmp_path / "set", "a.png", captions=True)
     (tmp_path / "home").mkdir()
     code = (
-        "import sys\nfrom pathlib import Path\nfrom styletune.data.open import open_folder\n"
-        "assert len(open_folder(Path(sys.argv[1]), default_caption=None)) == 1"
+        "import sys\nfrom pathlib import Path\n"
+        "from styletune.data.sources import Source, open_sources\n"
+        "source = Source('set', Path(sys.argv[1]))\n"
+        "assert len(open_sources([source], default_caption=None).items) == 1\n"
+        "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)"
     )
     environment = {
         "PATH": os.environ["PATH"],

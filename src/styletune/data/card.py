@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from styletune.recipe import Section, load_toml
+from styletune.errors import RecipeError
+from styletune.recipe import Section, load_toml, validate
 
 CARD_NAME = "dataset.toml"
 
@@ -49,6 +51,20 @@ def load_card(folder: Path) -> Card | None:
     """
     file = folder / CARD_NAME
     return load_toml(file, Card) if file.exists() else None
+
+
+def parse_card(content: bytes, where: Path) -> Card:
+    """Read the bytes of a ``dataset.toml`` that lies in an archive.
+
+    Raises:
+        RecipeError: as ``load_card``; it names ``where``.
+    """
+    try:
+        return validate(Card, tomllib.loads(content.decode("utf-8")), where)
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"cannot be read: {error}", where=str(where)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"not valid TOML: {error}", where=str(where)) from None
 
 
 def color_bytes(color: str) -> tuple[int, int, int]:
