@@ -50,21 +50,39 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
+EXACT: dict[str, dict[str, object]] = {
+    "PNG": {},
+    "JPEG": {"quality": 100, "subsampling": 0},
+    "TIFF": {},
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+    "HEIF": {"quality": 100, "chroma": 444},
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("tag", range(1, 9))
 def test_every_exif_orientation_comes_out_upright(tag: int, kind: str) -> None:
-    """All eight orientations of four formats decode to the same picture."""
+    """All eight orientations of six formats decode to the same picture."""
     stored = Image.fromarray(np.ascontiguousarray(STORED[tag](corners())))
     exif = Image.Exif()
     exif[0x0112] = tag
-    options: dict[str, object] = {"exif": exif}
-    if kind == "JPEG":
-        options |= {"quality": 100, "subsampling": 0}
-    if kind == "WEBP":
-        options |= {"lossless": True}
-    result = decoded(encoded(stored, kind, **options))
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    # As bytes: of these pillow-heif makes the container's own turn, which is what counts there.
+    result = decoded(encoded(stored, kind, exif=exif.tobytes(), **EXACT[kind]))
     assert result.shape == (24, 16, 3)
     assert np.abs(result.astype(int) - corners()).max() <= 3
+
+
+def test_heic_is_turned_by_its_container_alone() -> None:
+    """HEIF (ISO/IEC 23008-12) says that Exif does not turn an image: only its own boxes do."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.fromarray(corners()), "HEIF", exif=exif, **EXACT["HEIF"])
+    assert b"irot" not in content
+    assert decoded(content).shape == (24, 16, 3)
 
 
 @pytest.mark.parametrize("tag", [0, 9, 200])
@@ -101,14 +119,17 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         assert (result[..., 0] == result[..., 2]).all()
 
 
-def png_16_bit_rgb(value: int) -> bytes:
+def png_16_bit(samples: NDArray[np.uint16], kind: int) -> bytes:
+    """PNG of colour type ``kind`` and these (h, w, channels) samples, by PNG 3rd edition §11."""
+
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    rows = (b"\0" + struct.pack(">HHH", value, 0, 65535) * 4) * 4
-    head = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
@@ -117,9 +138,66 @@ def png_16_bit_rgb(value: int) -> bytes:
     )
 
 
-def test_sixteen_bit_colour_is_scaled() -> None:
-    """16-bit RGB keeps its proportions: half stays half."""
-    assert np.abs(decoded(png_16_bit_rgb(32896))[0, 0].astype(int) - (128, 0, 255)).max() <= 1
+def tiff_16_bit(samples: NDArray[np.uint16], order: str) -> bytes:
+    """TIFF of one strip of these (h, w, channels) samples, by TIFF 6.0 §§2, 20."""
+    height, width, channels = samples.shape
+    data = samples.astype(f"{order}u2").tobytes()
+    photometric = 2 if channels >= 3 else 1
+    tags = {256: width, 257: height, 259: 1, 262: photometric, 273: 8, 277: channels}
+    tags |= {278: height, 279: len(data)}
+    entries = {tag: struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()}
+    end = 8 + len(data) + 2 + 12 * (len(tags) + 1 + (channels == 4)) + 4
+    entries[258] = struct.pack(f"{order}HHII", 258, 3, channels, end)
+    if channels == 4:  # alpha, not multiplied in
+        entries[338] = struct.pack(f"{order}HHIHH", 338, 3, 1, 2, 0)
+    table = struct.pack(f"{order}H", len(entries)) + b"".join(entries[t] for t in sorted(entries))
+    head = struct.pack(f"{order}2sHI", b"II" if order == "<" else b"MM", 42, 8 + len(data))
+    return head + data + table + bytes(4) + struct.pack(f"{order}{channels}H", *[16] * channels)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF <", "TIFF >"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_sixteen_bit_colour_is_scaled(channels: int, kind: str) -> None:
+    """Random 16-bit colours, with and without alpha, come out within one level of v·255/65535."""
+    samples = np.random.default_rng(0).integers(0, 65536, (40, 30, channels), np.uint16)
+    samples[0, :8], samples[1, :8] = 0, 65535
+    if channels == 4:
+        samples[..., 3] = np.where(samples[..., 3] < 32768, 0, 65535)
+    exact = samples / 65535 * 255
+    if channels == 4:
+        exact = np.where(samples[..., 3:] == 0, 255, exact)[..., :3]
+    content = (
+        png_16_bit(samples, {3: 2, 4: 6}[channels])
+        if kind == "PNG"
+        else tiff_16_bit(samples, kind[-1])
+    )
+    assert np.abs(decoded(content, "#ffffff") - exact).max() <= 1
+
+
+def test_sixteen_bit_grey_with_alpha_is_scaled() -> None:
+    """Grey keeps its proportions beside an alpha channel."""
+    samples = np.random.default_rng(0).integers(0, 65536, (40, 30, 2), np.uint16)
+    samples[..., 1] = 65535
+    result = decoded(png_16_bit(samples, 4))
+    assert np.abs(result - samples[..., :1] / 65535 * 255).max() <= 1
+
+
+def test_sixteen_bit_planes_are_refused() -> None:
+    """Pillow reads 16-bit TIFF with separate planes as noise: refused, not trained on."""
+    tifffile = pytest.importorskip("tifffile")
+    stream = io.BytesIO()
+    planes = np.random.default_rng(0).integers(0, 65536, (3, 40, 30), np.uint16)
+    tifffile.imwrite(stream, planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(DataError, match="planes"):
+        decoded(stream.getvalue())
+
+
+def test_other_programs_are_never_run() -> None:
+    """Formats that Pillow hands to other programs or that nobody curates in are not opened."""
+    image = Image.fromarray(corners())
+    for kind in ("EPS", "PCX", "TGA", "ICO", "PDF", "JPEG2000"):
+        with pytest.raises(DataError, match="not an image that can be read"):
+            decoded(encoded(image, kind))
 
 
 def half_transparent(mode: str) -> Image.Image:

@@ -109,19 +109,72 @@ def test_display_p3_is_converted(color: tuple[int, int, int]) -> None:
         assert np.abs(result[0, 0] - color).max() >= 5
 
 
+# Adobe RGB (1998) §4.3.1: primaries adapted to D50, gamma 2.19921875.
+ADOBE = np.array([(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322,
+        0.74457)])  # fmt: skip
+PATCHES = [(180, 60, 50), (100, 140, 110), (70, 80, 170), (200, 190, 70), (190, 90, 160),
+           (120, 170, 180), (40, 40, 40), (230, 225, 220), (118, 118, 118)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("colorants", "gamma"), [(P3, 2.2), (ADOBE, 2.19921875)], ids=["Display P3", "Adobe RGB"]
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "HEIF"])
+def test_patches_of_wide_profiles_look_the_same(
+    kind: str, colorants: NDArray[np.float64], gamma: float
+) -> None:
+    """Nine patches under a wide-gamut profile are within ΔE00 1 of the colour they stand for."""
+    skcolor = pytest.importorskip("skimage.color")
+    options: dict[str, object] = {"lossless": True} if kind == "WEBP" else {}
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+        options = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
+    for patch in PATCHES:
+        image = Image.new("RGB", (16, 16), patch)
+        result = decoded(image, kind, rgb_profile(colorants, gamma), **options)
+        meant = skcolor.xyz2lab(((np.array(patch) / 255) ** gamma @ colorants), illuminant="D50")
+        shown = np.where(
+            result[8, 8] > 10.31,
+            ((result[8, 8] / 255 + 0.055) / 1.055) ** 2.4,
+            result[8, 8] / 255 / 12.92,
+        )
+        lab = skcolor.xyz2lab(shown @ SRGB, illuminant="D50")
+        assert skcolor.deltaE_ciede2000(lab, meant) < 1
+
+
+@pytest.mark.parametrize("gamma", [1.0, 1.8, 2.2])
+def test_grey_patches_look_the_same(gamma: float) -> None:
+    """Greys under a grey profile are within ΔE00 1 of the lightness they stand for."""
+    skcolor = pytest.importorskip("skimage.color")
+    for level in (32, 80, 128, 200, 250):
+        result = decoded(Image.new("L", (4, 4), level), "PNG", gray_profile(gamma))
+        meant = skcolor.xyz2lab((level / 255) ** gamma * D50, illuminant="D50")
+        shown = ((result[0, 0] / 255 + 0.055) / 1.055) ** 2.4
+        lab = skcolor.xyz2lab(shown @ SRGB, illuminant="D50")
+        assert skcolor.deltaE_ciede2000(lab, meant) < 1
+
+
 def test_swapped_primaries_swap_the_picture() -> None:
     """A profile that calls red green turns red pixels green: the profile decides."""
     swapped = rgb_profile(SRGB[[1, 0, 2]])
-    for kind, options in (("PNG", {}), ("JPEG", {"quality": 100}), ("TIFF", {})):
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 100}), ("TIFF", {}), ("AVIF", {})):
         result = decoded(Image.new("RGB", (8, 8), (255, 0, 0)), kind, swapped, **options)
         assert np.abs(result - (0, 255, 0)).max() <= 6
 
 
 def test_srgb_profile_changes_nothing() -> None:
-    """The profile most images carry is the identity, to a rounding step."""
+    """The profile most images carry is the identity: a copy without it has the same pixels."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    assert np.abs(decoded(Image.fromarray(pixels), "PNG", profile) - pixels).max() <= 1
+    assert (decoded(Image.fromarray(pixels), "PNG", profile) == pixels).all()
+
+
+def test_a_profile_is_srgb_by_its_numbers_not_its_name() -> None:
+    """One with sRGB's primaries and another curve is converted, whatever it is called."""
+    dark = decoded(Image.new("RGB", (4, 4), (128, 64, 32)), "PNG", rgb_profile(SRGB, 1.8))
+    expected = to_srgb((np.array((128, 64, 32)) / 255) ** 1.8 @ SRGB)
+    assert np.abs(dark - expected).max() <= 1
+    assert np.abs(dark[0, 0] - (128, 64, 32)).max() >= 5
 
 
 def test_alpha_is_kept_through_the_profile() -> None:

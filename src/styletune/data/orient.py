@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms
 
 from styletune.data.buckets import CropPlan, Size, plan_crop, refuse_upscale
 from styletune.data.card import color_bytes
+from styletune.data.image_file import MAX_PIXELS, bad_profile, open_image
 from styletune.errors import DataError
-
-MAX_PIXELS = 178_000_000
-
-# We cap pixels ourselves; Pillow's own warning starts at half of that and names no file.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
-# What Pillow's decoders raise on damaged files, depending on the format.
-_DAMAGE = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError,
-    struct.error, zlib.error,
-)  # fmt: skip
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
@@ -42,6 +30,10 @@ _UPRIGHT = {
 # Colour space signature in an ICC header (ICC.1:2022, table 19) -> mode of the image it fits.
 _PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK", b"Lab ": "LAB"}
 _NUMBERS_16 = {"I;16", "I;16L", "I;16B", "I;16N"}
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+_STRIP_ROWS = 256
+# Levels a channel at which a profile is compared with sRGB.
+_GRID = 17
 
 
 def decode_image(
@@ -50,14 +42,14 @@ def decode_image(
     """Decode an image to upright 8-bit sRGB. The original is never changed.
 
     Order: pixel cap from the header, full load, colour profile to sRGB (relative colorimetric
-    with black point compensation; no profile means sRGB), alpha over the declared background
-    (in sRGB values, as browsers do), Exif orientation. 16-bit samples are scaled, not clipped.
+    with black point compensation; no profile means sRGB), Exif orientation, alpha over the
+    declared background (in sRGB values, as browsers do). 16-bit samples are scaled, not clipped.
 
     Args:
         source: a file, or its bytes.
         name: what errors call the image.
         background: ``"#rrggbb"`` under transparent pixels; None if none is declared.
-        max_pixels: larger images are refused before they are decoded.
+        max_pixels: larger images are refused before they are decoded (``open_image``).
 
     Returns:
         An image of mode ``RGB``.
@@ -73,77 +65,57 @@ def decode_with_alpha(
     source: Path | bytes, *, name: str, background: str | None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, Image.Image | None]:
     """As ``decode_image``, with the upright alpha (mode ``L``); None if all is opaque."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            _refuse_size(image.size, name, max_pixels)
-            _refuse_animation(image, name)
-            image.load()
-            # After load: some plugins turn the image themselves and then clear the tag.
-            turn = _orientation(image, name)
-            profile = image.info.get("icc_profile")
-            color, alpha = _color_and_alpha(image, name)
-    except Image.DecompressionBombError as error:
-        raise _too_large(name, str(error), max_pixels) from None
-    except UnidentifiedImageError:
-        raise _not_an_image(source, name) from None
-    except (FileNotFoundError, PermissionError) as error:
-        raise DataError(f"cannot be opened: {error.strerror}", where=name) from None
-    except _DAMAGE as error:
-        raise DataError(
-            f"cannot be decoded, the file is damaged or cut short: {error}",
-            where=name,
-            fix="export or copy it again",
-        ) from None
-    rgb = _to_srgb(color, profile, name)
-    if alpha is not None:
-        rgb = _flatten(rgb, alpha, background, name)
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-        alpha = alpha.transpose(turn) if alpha is not None else None
-    rgb.info = {}
-    return rgb, alpha
+    with open_image(source, name=name, max_pixels=max_pixels) as image:
+        colors = read_colors(image, name=name)
+    del image  # two copies of the pixels are enough
+    upright = turn_upright(colors)
+    return flatten(upright, background, name=name), upright.alpha
+
+
+@dataclass(frozen=True, slots=True)
+class Colors:
+    """Stored pixels in sRGB.
+
+    ``color`` is of mode ``RGB``, with whatever lies under transparent pixels; ``alpha`` (mode
+    ``L``) None if all is opaque; ``turn`` what is still to be done to stand upright, None for
+    nothing; ``profile`` the description of the ICC profile they went through, "" for none.
+    """
+
+    color: Image.Image
+    alpha: Image.Image | None
+    turn: Image.Transpose | None
+    profile: str
+
+
+def read_colors(image: Image.Image, *, name: str) -> Colors:
+    """Bring the pixels of a loaded image (``open_image``) to sRGB. Raises DataError."""
+    turn = _orientation(image, name)
+    stored, alpha = _color_and_alpha(image, name)
+    color, profile = _to_srgb(stored, image.info.get("icc_profile"), name)
+    color.info = {}
+    # HEIC is turned by libheif, as its container says, and its Exif tag cleared: it does not count.
+    return Colors(color, alpha, turn, profile)
+
+
+def turn_upright(colors: Colors) -> Colors:
+    """Do the turn that is still to be done."""
+    turn, alpha = colors.turn, colors.alpha
+    if turn is None:
+        return colors
+    alpha = alpha.transpose(turn) if alpha is not None else None
+    return Colors(colors.color.transpose(turn), alpha, None, colors.profile)
 
 
 def _orientation(image: Image.Image, name: str) -> Image.Transpose | None:
     try:
+        # After load: some plugins turn the image themselves and then clear the tag.
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DAMAGE as error:
+    except Exception as error:  # noqa: BLE001  # Pillow's Exif parser raises nearly anything
         raise DataError(
             f"its Exif data is damaged, so which side is up is not known: {error}",
             where=name,
             fix="turn it upright and save it without metadata",
         ) from None
-
-
-def _refuse_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise _too_large(name, f"the header says {width}×{height} pixels", max_pixels)
-
-
-def _too_large(name: str, what: str, max_pixels: int) -> DataError:
-    return DataError(
-        f"too large to decode safely: {what}; the limit is {max_pixels / 1e6:.0f} million",
-        where=name,
-        fix="save a smaller version; training never needs this many pixels",
-    )
-
-
-def _not_an_image(source: Path | bytes, name: str) -> DataError:
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    what = "is not an image that can be read" if size else "the file is empty (0 bytes)"
-    return DataError(what, where=name, fix="replace the file or take it out of the folder")
-
-
-def _refuse_animation(image: Image.Image, name: str) -> None:
-    frames = getattr(image, "n_frames", 1)
-    # MPO is a photograph with a depth or gain map behind it; its first frame is the picture.
-    if frames > 1 and image.format != "MPO":
-        raise DataError(
-            f"has {frames} frames or pages; which one to train on is not for us to guess",
-            where=name,
-            fix="save the frame you want as a still image",
-        )
 
 
 def _color_and_alpha(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
@@ -158,9 +130,9 @@ def _color_and_alpha(image: Image.Image, name: str) -> tuple[Image.Image, Image.
     elif mode in ("1", "P", "RGBX", "YCbCr"):
         image = image.convert("L" if mode == "1" else "RGB")
     if image.mode in ("RGBA", "LA"):
-        bands = image.split()
-        alpha = None if _opaque_pixels(bands[-1]) == image.width * image.height else bands[-1]
-        return (Image.merge("RGB", bands[:3]) if len(bands) == 4 else bands[0]), alpha
+        alpha = image.getchannel("A")
+        hides = opaque_pixels(alpha) < image.width * image.height
+        return image.convert("RGB" if image.mode == "RGBA" else "L"), alpha if hides else None
     if image.mode not in _PROFILE_MODES.values():
         raise DataError(
             f"pixels of type {mode} have no defined range or colour",
@@ -170,29 +142,41 @@ def _color_and_alpha(image: Image.Image, name: str) -> tuple[Image.Image, Image.
     return image, None
 
 
-def _opaque_pixels(alpha: Image.Image) -> int:
+def opaque_pixels(alpha: Image.Image) -> int:
+    """How many pixels of an alpha band (mode ``L``) are fully opaque."""
     return alpha.histogram()[255]
 
 
 def _scale_16(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
     """16-bit grey to 8-bit by v·255/65535, with its colour key as alpha."""
-    values = np.asarray(image)
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise DataError(
-            "32-bit integer pixels have no defined range",
+            "32-bit or signed integer pixels have no defined range",
             where=name,
             fix="save it as 8-bit or 16-bit sRGB",
         )
-    wide = values.astype(np.uint32)
-    gray = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    # Pillow leaves 12-bit TIFF and TIFF whose white is zero as they are stored.
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    white = (1 << max(tags.get(_BITS_TAG, (16,)))) - 1
+    steps = np.clip(np.arange(65536), 0, white)
+    if tags.get(_PHOTOMETRIC_TAG) == 0:
+        steps = white - steps
+    table = ((steps * 255 + white // 2) // white).astype(np.uint8)
     key = image.info.get("transparency")
-    if not isinstance(key, int) or not (wide == key).any():
-        return gray, None
-    return gray, Image.fromarray(np.where(wide == key, 0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    gray = np.empty(values.shape, np.uint8)
+    alpha = np.full(values.shape, 255, np.uint8) if isinstance(key, int) else None
+    for top in range(0, len(values), _STRIP_ROWS):  # indices take 8 bytes a pixel
+        strip = slice(top, top + _STRIP_ROWS)
+        gray[strip] = table[values[strip]]
+        if alpha is not None:
+            alpha[strip][values[strip] == key] = 0
+    hides = alpha is not None and not alpha.all()
+    return Image.fromarray(gray), Image.fromarray(alpha) if alpha is not None and hides else None
 
 
-def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> Image.Image:
-    """Colour to sRGB through its own profile."""
+def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> tuple[Image.Image, str]:
+    """Colour to sRGB through its own profile, and that profile's description."""
     if color.mode == "CMYK" and not profile:
         raise DataError(
             "CMYK without a colour profile: its colours are not defined",
@@ -200,21 +184,46 @@ def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> Image.Imag
             fix="save it as sRGB, or embed the profile it was separated with",
         )
     if color.mode == "LAB" and not profile:
-        return _convert(color, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), name)
+        return _convert(color, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), name), ""
     if not profile:
-        return color.convert("RGB")
+        return _plain_rgb(color), ""
     mode = _PROFILE_MODES.get(profile[16:20])
     # Grey pixels under an RGB profile are common, and mean R = G = B.
     if mode == "RGB" and color.mode == "L":
         color = color.convert("RGB")
     if mode != color.mode:
         space = profile[16:20].decode("latin-1").strip() or "nothing"
-        raise _bad_profile(f"is for {space} but the pixels are {color.mode}", name)
+        raise bad_profile(f"is for {space} but the pixels are {color.mode}", name)
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        description = ImageCms.getProfileDescription(opened).strip("\0 \n") or "unnamed"
     except (OSError, ImageCms.PyCMSError) as error:
-        raise _bad_profile(f"cannot be read: {error}", name) from None
-    return _convert(color, opened, name)
+        raise bad_profile(f"cannot be read: {error}", name) from None
+    if mode == "RGB" and _is_srgb(profile):
+        return _plain_rgb(color), description
+    return _convert(color, opened, name), description
+
+
+def _plain_rgb(color: Image.Image) -> Image.Image:
+    """As RGB, apart from its file; a second copy of a large image is to be avoided."""
+    done = type(color) is Image.Image and color.mode == "RGB"
+    return color if done else color.convert("RGB")
+
+
+@functools.lru_cache(maxsize=16)
+def _is_srgb(profile: bytes) -> bool:
+    """Whether a readable RGB profile is sRGB to a rounding step, as most are.
+
+    Its pixels then stay as they are: quicker, and the same as those of a copy without profile.
+    """
+    levels = np.linspace(0, 255, _GRID).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(_GRID, -1, 3)
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    try:
+        converted = np.asarray(_convert(Image.fromarray(grid), opened, ""))
+    except DataError:  # said again, with the file's name, when the image is converted
+        return False
+    return bool(np.abs(converted.astype(np.int16) - grid).max() <= 1)
 
 
 def _convert(color: Image.Image, profile: ImageCms.ImageCmsProfile, name: str) -> Image.Image:
@@ -228,26 +237,24 @@ def _convert(color: Image.Image, profile: ImageCms.ImageCmsProfile, name: str) -
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
     except (OSError, ValueError, ImageCms.PyCMSError) as error:
-        raise _bad_profile(f"cannot be used: {error}", name) from None
+        raise bad_profile(f"cannot be used: {error}", name) from None
     assert converted is not None
     return converted
 
 
-def _bad_profile(what: str, name: str) -> DataError:
-    return DataError(
-        f"the embedded colour profile {what}",
-        where=name,
-        fix="convert it to sRGB in the program that made it; without a profile it is read as sRGB",
-    )
+def flatten(upright: Colors, background: str | None, *, name: str) -> Image.Image:
+    """Colour over the background; as it is where all is opaque.
 
-
-def _flatten(
-    rgb: Image.Image, alpha: Image.Image, background: str | None, name: str
-) -> Image.Image:
+    Raises:
+        DataError: there are transparent pixels and no background.
+    """
+    rgb, alpha = upright.color, upright.alpha
+    if alpha is None:
+        return rgb
     if background is None:
         pixels = alpha.width * alpha.height
         raise DataError(
-            f"{pixels - _opaque_pixels(alpha)} of {pixels} pixels are transparent and no "
+            f"{pixels - opaque_pixels(alpha)} of {pixels} pixels are transparent and no "
             "background is declared",
             where=name,
             fix='declare one: background = "#ffffff" in dataset.toml beside the images, or in '
