@@ -1,0 +1,54 @@
+"""Findings: severities by code, and images that are too small."""
+
+from __future__ import annotations
+
+import pytest
+
+from styletune.data.buckets import CropPlan, plan_crop, refuse_upscale
+from styletune.data.findings import CODES, finding, named, size_findings, too_small_findings
+from styletune.errors import DataError
+
+
+def plan(width: int, height: int, side: int = 512) -> CropPlan:
+    return plan_crop(height, width, (side, side))
+
+
+def test_a_finding_is_as_severe_as_its_code() -> None:
+    """Every code brings its severity, which may be overruled by name."""
+    for code, (severity, _) in CODES.items():
+        assert finding(code, ["a.png"], "", "").severity == severity
+    assert finding("dark", ["a.png"], "", "", "fact").severity == "fact"
+
+
+def test_long_lists_are_cut_with_their_number() -> None:
+    """The first names are shown with their numbers; how many more there are is said."""
+    assert named({"a": "1", "b": "2"}) == "a (1), b (2)"
+    assert named({str(n): "x" for n in range(9)}, most=2) == "0 (x), 1 (x) and 7 more"
+
+
+def test_too_small_images_are_one_error_smallest_first() -> None:
+    """Beyond 1.25 times it is an error, up to that a warning, and never both."""
+    plans = {
+        "fine.png": [plan(512, 512)],
+        "soft.png": [plan(450, 450)],
+        "small.png": [plan(300, 300)],
+        "tiny.png": [plan(512, 512), plan(100, 200)],
+    }
+    (error,) = too_small_findings(plans)
+    assert (error.code, error.severity) == ("too-small", "error")
+    assert error.files == ("tiny.png", "small.png")
+    assert "100×200" in error.message
+    assert [each.files for each in size_findings(plans, True) if each.code == "upscaled"] == [
+        ("soft.png",)
+    ]
+    assert too_small_findings({"soft.png": plans["soft.png"]}) == []
+
+
+@pytest.mark.parametrize("width", [100, 211, 409])
+def test_the_resolution_that_is_advised_is_accepted(width: int) -> None:
+    """At the resolution that the fix names the image passes; 8 pixels more and it does not."""
+    (error,) = too_small_findings({"a.png": [plan(width, width)]})
+    advised = int(error.fix.split("data.resolution ")[1].split()[0])
+    refuse_upscale(plan(width, width, advised), "a.png")
+    with pytest.raises(DataError, match="enlarged"):
+        refuse_upscale(plan(width, width, advised + 8), "a.png")
