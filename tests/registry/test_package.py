@@ -60,8 +60,21 @@ FACTS: dict[str, Any] = {
     "seed": 7,
     "versions": {"torch": "2.15.0", "diffusers": "0.42.1"},
     "base": {"model": "mini", "hash": "b" * 64},
-    "data": {"fingerprint": "d" * 64, "license": "CC-BY-4.0", "source": "own shoot",
-             "consent": None},
+    "data": {
+        "fingerprint": "d" * 64,
+        "train": ["secret-launch.png"],
+        "rights": {
+            "images": 15,
+            "declared": [
+                {"license": "CC-BY-4.0", "holder": "Horizon GmbH", "source": "own shoot",
+                 "consent": "", "images": 12},
+                {"license": "LicenseRef-Eve", "holder": "Eve | Ltd", "source": "own shoot",
+                 "consent": "by letter", "images": 3},
+            ],
+            "opt_out": None,
+            "lowered": {},
+        },
+    },
     "device": "cpu of somebody",
 }  # fmt: skip
 
@@ -151,7 +164,7 @@ def test_provenance_says_where_it_comes_from_and_no_more() -> None:
     tree = json.loads(files["provenance.json"])
     assert tree["recipe_hash"] == "a" * 64
     assert tree["recipe"] == '[data]\npath = "x"\n'
-    assert tree["data"]["fingerprint"] == "d" * 64
+    assert tree["data"] == {"fingerprint": "d" * 64, "rights": FACTS["data"]["rights"]}
     assert tree["base"] == {"model": "sdxl-fp16", "hash": "b" * 64}
     assert tree["versions"] == FACTS["versions"]
     assert (tree["seed"], tree["chosen"]) == (7, SUMMARY["chosen"])
@@ -159,6 +172,7 @@ def test_provenance_says_where_it_comes_from_and_no_more() -> None:
     for path, content in files.items():
         assert b"/home/eve" not in content, path
         assert b"somebody" not in content, path
+        assert b"secret-launch" not in content, path
 
 
 def test_license_of_each_kind() -> None:
@@ -176,14 +190,70 @@ def test_license_of_each_kind() -> None:
 def test_notice_carries_rights_and_flow_down() -> None:
     """The base decides: mini is Apache-2.0, SDXL hands its use restrictions on."""
     mini = build()["NOTICE.md"].decode()
-    assert "Holder: Horizon GmbH" in mini
-    assert "Licence: CC-BY-4.0" in mini
-    assert "Consent: not stated" in mini
+    assert "| 12 | CC-BY-4.0 | Horizon GmbH | own shoot | not stated |" in mini
+    assert "| 3 | LicenseRef-Eve | Eve \\| Ltd | own shoot | by letter |" in mini
+    assert "prohibit" not in mini
     assert "Apache-2.0" in mini
     assert "RAIL" not in mini
     real = build(base="stabilityai/stable-diffusion-xl-base-1.0")["NOTICE.md"].decode()
     assert "CreativeML Open RAIL++-M" in real
     assert "use restrictions" in real
+
+
+def with_rights(**changed: Any) -> dict[str, Any]:
+    return {**FACTS, "data": {**FACTS["data"], "rights": {**FACTS["data"]["rights"], **changed}}}
+
+
+def test_card_counts_every_right() -> None:
+    """Licences, holders, sources and consents, each with its number of images, most first."""
+    card = build()["README.md"].decode()
+    assert "15 images" in card
+    assert "- Licence: CC-BY-4.0 (12); LicenseRef-Eve (3)\n" in card
+    assert "- Holder: Horizon GmbH (12); Eve \\| Ltd (3)\n" in card
+    assert "- Source: own shoot (15)\n" in card
+    assert "- Consent: not stated (12); by letter (3)\n" in card
+
+
+def test_many_sources_stay_a_line_of_the_card() -> None:
+    """The card shows the first eight and counts the rest; the notice shows all of them."""
+    entry = FACTS["data"]["rights"]["declared"][1]
+    declared = [{**entry, "source": f"shoot {i:02d}", "images": 1} for i in range(30)]
+    files = build(facts=with_rights(declared=declared))
+    assert "; shoot 07 (1); and 22 more\n" in files["README.md"].decode()
+    assert "shoot 08" not in files["README.md"].decode()
+    assert files["NOTICE.md"].decode().count("| shoot ") == 30
+
+
+def test_overridden_opt_out_and_lowered_errors_are_told() -> None:
+    """Whoever gets the adapter reads which prohibitions and faults were passed over, and why."""
+    opt_out = {"override": "written permission <b>of Eve", "terms": {"DMI-PROHIBITED": 2}}
+    files = build(facts=with_rights(opt_out=opt_out, lowered={"too-small": 4}))
+    for name in ("NOTICE.md", "README.md"):
+        text = files[name].decode()
+        assert (
+            "Images whose files prohibit training: DMI-PROHIBITED (2). "
+            "Used because: written permission &lt;b&gt;of Eve\n" in text
+        )
+        assert "accepted, by number of images: too-small (4)\n" in text
+    assert json.loads(files["provenance.json"])["data"]["rights"]["opt_out"] == opt_out
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_rights_stay_text(text: str) -> None:
+    """Whatever is declared, the notice keeps its rows and columns and the card its headings."""
+    entry = {"license": text, "holder": text, "source": text, "consent": text, "images": 15}
+    opt_out = {"override": text, "terms": {text: 1}}
+    facts = with_rights(declared=[entry], opt_out=opt_out, lowered={text: 1})
+    files = build(facts=facts)
+    notice, card = files["NOTICE.md"].decode(), files["README.md"].decode()
+    for said in (notice, card.split("## Training images")[1]):
+        assert "<script" not in said
+        assert "```" not in said
+    rows = [line for line in notice.splitlines() if line.startswith("| 15 |")]
+    assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [6]
+    assert [line for line in notice.splitlines() if line.startswith("#")] == [
+        "# Notices of horizon", "## Training images", "## Base model",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -256,7 +326,7 @@ def test_plain_shows_as_written() -> None:
     assert plain("`*_|[]") == r"\`\*\_\|\[\]"
 
 
-@pytest.mark.parametrize("path", ["recipe_hash", "seed", "base.hash", "data.consent"])
+@pytest.mark.parametrize("path", ["recipe_hash", "seed", "base.hash", "data.rights.lowered"])
 def test_missing_fact_is_named(path: str) -> None:
     """Provenance is never filled in: a missing fact stops the packaging by its name."""
     facts = json.loads(json.dumps(FACTS))

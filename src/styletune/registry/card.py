@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -27,6 +28,7 @@ _METRICS = {
     "kid": "KID (lower is closer)",
     "fid": "FID (lower is closer; at this number of images no measure of quality)",
 }
+_SHOWN_VALUES = 8
 # Control characters, line separators, and marks that turn the reading direction around.
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -74,8 +76,9 @@ def model_card(
         _scores(summary),
         _gates(summary),
         _provenance(provenance, summary),
-        f"## Licence\n\nAdapter: {plain(license)} (see `LICENSE`). Rights in the training images, "
-        "and what the base model's licence asks of you: see `NOTICE.md`.\n",
+        _training_images(provenance["data"]["rights"]),
+        f"## Licence\n\nAdapter: {plain(license)} (see `LICENSE`). What the base model's licence "
+        "asks of you: see `NOTICE.md`.\n",
     ]
     return "\n".join(part for part in parts if part)
 
@@ -226,6 +229,42 @@ def _provenance(provenance: Mapping[str, Any], summary: Mapping[str, Any]) -> st
     }
     lines = [f"- {label}: {plain(value)}" for label, value in facts.items()]
     return "\n".join(["## Provenance\n", *lines, "\nAll of it: `provenance.json`.\n"])
+
+
+def _training_images(rights: Mapping[str, Any]) -> str:
+    """Every licence, holder, source and consent with its number of images, most first."""
+    keys = {"license": "Licence", "holder": "Holder", "source": "Source", "consent": "Consent"}
+    lines = [f"- {label}: {_values(rights['declared'], key)}" for key, label in keys.items()]
+    notes = [f"\n{note}" for note in rights_notes(rights)]
+    return "\n".join(
+        ["## Training images\n", f"{plain(rights['images'])} images; their number in brackets.\n",
+         *lines, *notes, "\nWhich goes with which: `NOTICE.md`.\n"]
+    )  # fmt: skip
+
+
+def _values(declared: Sequence[Mapping[str, Any]], key: str) -> str:
+    counts: Counter[str] = Counter()
+    for entry in declared:
+        counts[entry[key]] += entry["images"]
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{plain(text) or 'not stated'} ({n})" for text, n in ordered[:_SHOWN_VALUES]]
+    rest = len(ordered) - _SHOWN_VALUES
+    return "; ".join(shown) + (f"; and {rest} more" if rest > 0 else "")
+
+
+def rights_notes(rights: Mapping[str, Any]) -> list[str]:
+    """What else is to be known of the training images: opt-outs overridden, checks lowered."""
+    notes = []
+    if rights["opt_out"]:
+        terms = ", ".join(
+            f"{plain(t)} ({n})" for t, n in sorted(rights["opt_out"]["terms"].items())
+        )
+        reason = plain(rights["opt_out"]["override"]) or "not stated"
+        notes.append(f"Images whose files prohibit training: {terms}. Used because: {reason}")
+    if rights["lowered"]:
+        codes = ", ".join(f"{plain(code)} ({n})" for code, n in sorted(rights["lowered"].items()))
+        notes.append(f"Errors in the images that were accepted, by number of images: {codes}")
+    return notes
 
 
 def _part(found: Any, key: str) -> Any:

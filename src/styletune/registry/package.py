@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from styletune.errors import BadInput
-from styletune.registry.card import is_hub_id, model_card, plain, public_base
+from styletune.registry.card import is_hub_id, model_card, plain, public_base, rights_notes
 from styletune.registry.manifest import parse_version
 from styletune.registry.versions import check_name
 
@@ -16,7 +16,8 @@ DIFFUSERS_WEIGHTS = "diffusers/pytorch_lora_weights.safetensors"
 DIFFUSERS_EMBEDDINGS = "diffusers/learned_embeds.safetensors"
 _FACTS = (
     ("recipe_hash",), ("seed",), ("versions",), ("base", "model"), ("base", "hash"),
-    ("data", "fingerprint"), ("data", "license"), ("data", "source"), ("data", "consent"),
+    ("data", "fingerprint"), ("data", "rights", "images"), ("data", "rights", "declared"),
+    ("data", "rights", "opt_out"), ("data", "rights", "lowered"),
 )  # fmt: skip
 _CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
 _PUBLIC_LINKS = {
@@ -66,7 +67,8 @@ def package_files(
         summary: content of ``scores/summary.json``; its ``chosen`` gives strength and checkpoint.
         report_html: the report, if there is one.
         run_facts: ``recipe_hash``, ``seed``, ``versions``, ``base {model, hash}``,
-            ``data {fingerprint, license, source, consent}``; other keys are kept out.
+            ``data {fingerprint, rights}`` with the content of ``rights_summary``; other keys are
+            kept out.
         recipe_text: the resolved recipe as TOML.
         previews: PNG bytes by file name; the first is the picture of the web UIs.
         prompts: one mapping a preview: ``prompt``, ``file`` (a key of ``previews``), seed,
@@ -95,7 +97,7 @@ def package_files(
         name=name, version=version, license=license, holder=holder
     ).encode()
     files["NOTICE.md"] = notice_text(
-        name=name, holder=holder, data=run_facts["data"], base_model=run_facts["base"]["model"]
+        name=name, rights=run_facts["data"]["rights"], base_model=run_facts["base"]["model"]
     ).encode()
     files["README.md"] = model_card(
         name=name, version=version, description=description, license=license, holder=holder,
@@ -141,7 +143,10 @@ def _check(
         found: Any = run_facts
         for key in path:
             if not isinstance(found, Mapping) or key not in found:
-                raise BadInput(f'"{".".join(path)}" is missing', where="run facts")
+                raise BadInput(
+                    f'"{".".join(path)}" is missing', where="run facts",
+                    fix="start the run again with this version of styletune",
+                )  # fmt: skip
             found = found[key]
     if not isinstance(summary.get("chosen"), Mapping):
         raise BadInput("no checkpoint is chosen", where="scores/summary.json", fix="score the run")
@@ -175,9 +180,7 @@ def _provenance(
     return {
         "recipe_hash": run_facts["recipe_hash"],
         "recipe": recipe_text,
-        "data": {
-            key: run_facts["data"][key] for key in ("fingerprint", "license", "source", "consent")
-        },
+        "data": {key: run_facts["data"][key] for key in ("fingerprint", "rights")},
         # A local path is nobody else's business.
         "base": {"model": public_base(base["model"]), "hash": base["hash"]},
         "versions": dict(run_facts["versions"]),
@@ -208,13 +211,23 @@ def license_text(*, name: str, version: str, license: str, holder: str) -> str: 
     )
 
 
-def notice_text(*, name: str, holder: str, data: Mapping[str, Any], base_model: str) -> str:
-    """``NOTICE.md``: rights in the training images, and what the base model's licence asks."""
-    rows = {"Holder": holder, "Licence": data["license"], "Source": data["source"],
-            "Consent": data["consent"]}  # fmt: skip
-    lines = [f"- {label}: {_stated(value)}" for label, value in rows.items()]
+def notice_text(*, name: str, rights: Mapping[str, Any], base_model: str) -> str:
+    """``NOTICE.md``: rights in the training images, and what the base model's licence asks.
+
+    Args:
+        name: adapter name in the registry.
+        rights: as ``rights_summary`` gives them; every combination is shown with its number.
+        base_model: "mini", a Hub id, or a local folder (only its last name is shown).
+    """
+    keys = {"images": "Images", "license": "Licence", "holder": "Holder", "source": "Source",
+            "consent": "Consent"}  # fmt: skip
+    table = [f"| {' | '.join(keys.values())} |", f"|{'---|' * len(keys)}"]
+    table += [
+        f"| {' | '.join(_stated(entry[key]) for key in keys)} |" for entry in rights["declared"]
+    ]
+    notes = [f"\n{note}" for note in rights_notes(rights)]
     return "\n".join(
-        [f"# Notices of {name}\n", "## Training images\n", *lines, "\n## Base model\n",
+        [f"# Notices of {name}\n", "## Training images\n", *table, *notes, "\n## Base model\n",
          _base_notice(base_model)]
     )  # fmt: skip
 

@@ -1,0 +1,87 @@
+"""Licences by their SPDX expressions: whether one is known, and what it forbids."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from license_expression import Licensing  # type: ignore[import-untyped, unused-ignore]
+
+# What a restriction means for an adapter; an image set mixes them freely.
+RESTRICTIONS = {
+    "ND": "forbids to pass on what is derived (NoDerivatives): an adapter may count as derived, "
+    "so it can be trained but not published",
+    "NC": "allows no commercial use (NonCommercial): nor may the adapter be used for one",
+}
+_OWN_ID = re.compile(r"(DocumentRef-[A-Za-z0-9.-]+:)?LicenseRef-[A-Za-z0-9.-]+")
+
+
+def license_problem(text: str) -> str | None:
+    """What is wrong with a licence as an SPDX expression; None if it can be used.
+
+    Ids count in any case, with AND, OR and WITH between them; ``LicenseRef-<name>`` is anybody's
+    own. The nearest id is suggested.
+    """
+    from license_expression import ExpressionError
+
+    licensing = _licensing()
+    try:
+        parsed = licensing.parse(text, strict=True)
+    except ExpressionError:
+        return f'"{text}" is not an SPDX licence expression{_near_id(text)}'
+    unknown = [
+        symbol.key
+        for symbol in licensing.unknown_license_symbols(parsed)
+        if not _OWN_ID.fullmatch(symbol.key)
+    ]
+    if parsed is None or unknown:
+        shown = ", ".join(f'"{key}"{_near_id(key)}' for key in unknown) or '""'
+        return f"not an SPDX licence id: {shown}"
+    return None
+
+
+@functools.cache
+def _licensing() -> Licensing:
+    from license_expression import get_spdx_licensing
+
+    return get_spdx_licensing()
+
+
+def _near_id(text: str) -> str:
+    """The nearest id in brackets, or nothing."""
+    near = ""
+    if text.casefold().startswith("licenseref"):
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", text[len("licenseref") :]).strip("-")
+        near = f"LicenseRef-{name}" if name else ""
+    elif not re.search(r"\b(and|or|with)\b", text, re.IGNORECASE):
+        known = _licensing().known_symbols.values()
+        ids = {s.key.casefold(): s.key for s in known if not s.key.startswith("LicenseRef-")}
+        close = difflib.get_close_matches("-".join(text[:99].casefold().split()), ids, n=1)
+        near = ids[close[0]] if close else ""
+    return f" (did you mean {near}?)" if near else ""
+
+
+def current_id(text: str) -> str:
+    """A valid licence expression with today's ids in place of deprecated ones."""
+    return str(_licensing().parse(text).render())
+
+
+def restrictions(text: str) -> frozenset[str]:
+    """Which of ND and NC hold for a valid licence expression; of alternatives the mildest."""
+
+    def of(node: Any) -> frozenset[str]:
+        parts = [of(part) for part in node.args if hasattr(part, "args")]
+        operator = type(node).__name__
+        if operator == "OR":
+            return min(parts, key=lambda found: ("ND" in found, len(found)))
+        if operator == "AND":
+            return frozenset().union(*parts)
+        # Of somebody's own terms the name says nothing.
+        key = "" if f"{node}".startswith("LicenseRef-") else f"{node}-".upper()
+        found = {kind for kind in RESTRICTIONS if f"-{kind}-" in key}
+        return frozenset(found | ({"NC"} if "NONCOMMERCIAL" in key else set()))
+
+    return of(_licensing().parse(text))
