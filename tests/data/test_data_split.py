@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from styletune.data.split import split_groups
+from styletune.data.split import fold_groups, split_groups
 from styletune.errors import DataError
 
 
@@ -108,3 +108,82 @@ def test_an_impossible_share_is_refused() -> None:
     """1 would leave nothing to train on."""
     with pytest.raises(DataError, match="not a share"):
         split_groups(singles(3), 1.0)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> int:
+    """How many images that were there before are on another side."""
+    return sum(after[member] != side for member, side in before.items())
+
+
+@pytest.mark.parametrize("holdout", [0.1, 0.2, 0.35])
+def test_a_new_image_moves_one_other_at_most(holdout: float) -> None:
+    """Whatever 20 to 200 single images there are, one more moves none or one of them."""
+    rng = random.Random(2)
+    for trial in range(60):
+        groups = [[digest((trial, i))] for i in range(rng.randint(20, 200))]
+        before = split_groups(groups, holdout)
+        assert changed(before, split_groups([*groups, [digest((trial, "new"))]], holdout)) <= 1
+
+
+def test_a_new_image_among_families_moves_few() -> None:
+    """With families of up to four that holds for five sets of six, and never for more than 8."""
+    rng = random.Random(3)
+    moved = []
+    for trial in range(60):
+        sizes = [rng.choice([1, 1, 1, 2, 3, 4]) for _ in range(rng.randint(40, 160))]
+        groups = [[digest((trial, i, j)) for j in range(n)] for i, n in enumerate(sizes)]
+        before = split_groups(groups, 0.2)
+        moved.append(changed(before, split_groups([*groups, [digest((trial, "new"))]], 0.2)))
+    assert max(moved) <= 8
+    assert sum(n <= 1 for n in moved) >= 50
+    assert sum(moved) / len(moved) < 1
+
+
+def test_a_new_variant_rarely_moves_its_family() -> None:
+    """A family that grows by a variant keeps its side mostly: one in eight moves at most."""
+    rng = random.Random(4)
+    moved = trained = 0
+    for trial in range(200):
+        sizes = [rng.choice([1, 1, 1, 2, 3, 4]) for _ in range(rng.randint(40, 120))]
+        groups = [[digest((trial, i, j)) for j in range(n)] for i, n in enumerate(sizes)]
+        grown = rng.choice([i for i, n in enumerate(sizes) if n > 1])
+        before = split_groups(groups, 0.2)
+        with_more = [[*g, digest((trial, "v"))] if i == grown else g for i, g in enumerate(groups)]
+        same = split_groups(with_more, 0.2)[groups[grown][0]] == before[groups[grown][0]]
+        trained += before[groups[grown][0]] == "train"
+        moved += not same
+    assert moved <= trained / 8
+
+
+@pytest.mark.parametrize("folds", [2, 5, 10])
+def test_every_family_is_held_out_once(folds: int) -> None:
+    """Over all folds each image is held out exactly once, with its family, in equal parts."""
+    rng = random.Random(5)
+    for trial in range(20):
+        sizes = [rng.randint(1, 5) for _ in range(rng.randint(folds, 120))]
+        groups = [[digest((trial, i, j)) for j in range(n)] for i, n in enumerate(sizes)]
+        parts = [held(fold_groups(groups, folds, fold)) for fold in range(folds)]
+        assert sum(map(len, parts)) == len(set().union(*parts)) == sum(sizes)
+        assert all(parts)
+        assert all(len({m in part for m in group}) == 1 for group in groups for part in parts)
+        if len(groups) >= 10 * folds:
+            assert max(map(len, parts)) - min(map(len, parts)) <= 2 * max(sizes)
+
+
+def test_folds_are_stable_and_follow_content() -> None:
+    """Order does not matter, the salt does, and one more image moves few."""
+    groups = singles(100)
+    before = fold_groups(groups, 5, 2)
+    assert fold_groups(groups[::-1], 5, 2) == before
+    assert fold_groups(groups, 5, 2, "salt") != before
+    moved = [changed(before, fold_groups([*groups, [digest(("new", i))]], 5, 2)) for i in range(50)]
+    assert sum(moved) / len(moved) <= 2
+    assert max(moved) <= 8
+
+
+def test_impossible_folds_are_refused() -> None:
+    """More folds than families, or a fold that is not there."""
+    with pytest.raises(DataError, match="3 different pictures"):
+        fold_groups(singles(3), 4, 0)
+    with pytest.raises(DataError, match="no fold 5"):
+        fold_groups(singles(30), 5, 5)

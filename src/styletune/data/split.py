@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -16,10 +17,17 @@ def split_groups(
 ) -> dict[str, Split]:
     """Hold out whole groups, as near to the share ``holdout`` of the images as they allow.
 
-    Groups are walked in the order of a salted hash of their content, and each is taken when the
-    nearest possible share can still be reached with it: names and input order do not matter,
-    and adding images rarely moves the others. A group larger than the share goes to train,
+    Every group has a place between 0 and 1, from a salted hash of its content, so names and
+    input order do not matter. Groups of several images whose place is below ``holdout`` are held
+    out while the share allows; single images fill what is missing, lowest places first. Where
+    there are too few of those, groups are walked by place, and each is taken when the nearest
+    possible share can still be reached with it. A group larger than the share goes to train,
     unless every group is; then the smallest is held out.
+
+    Stability: while single images fill the share, a new single image moves at most one other,
+    unless its arrival makes room for one more group below ``holdout``. A new variant can lower
+    its group's place, never raise it: it takes its group to the holdout when its own place is
+    low enough, which is rare in a large group.
 
     Args:
         groups: pixel hashes, one an image, of images that must stay together.
@@ -42,11 +50,59 @@ def split_groups(
     if len(groups) < 2:
         raise DataError(_one_family(len(everything)), where="data.holdout", fix=_ONE_FAMILY_FIX)
     target = holdout * len(everything)
-    ranked = sorted(groups, key=lambda group: min(_rank(member, salt) for member in group))
-    fitting = [group for group in ranked if len(group) <= target]
-    taken = _nearest(fitting, target, len(everything) - 1) if fitting else []
+    ranked = sorted(groups, key=lambda group: _place(group, salt))
+    taken = _filled_by_singles(ranked, holdout, len(everything), salt)
+    if taken is None:
+        fitting = [group for group in ranked if len(group) <= target]
+        taken = _nearest(fitting, target, len(everything) - 1) if fitting else []
     for group in taken or [min(ranked, key=len)]:
         sides.update(dict.fromkeys(group, "holdout"))
+    return sides
+
+
+def fold_groups(
+    groups: Sequence[Sequence[str]], folds: int, fold: int, salt: str = ""
+) -> dict[str, Split]:
+    """Hold out one of ``folds`` parts of nearly equal size; every group is in exactly one.
+
+    Groups are dealt by a salted hash of their content (as in ``split_groups``): each has its
+    favourite fold, and goes to another only when that one is full; the largest choose first.
+
+    Args:
+        groups: pixel hashes, one an image, of images that must stay together.
+        folds: how many parts, 2 and more.
+        fold: which one is held out, from 0.
+        salt: another one deals otherwise.
+
+    Raises:
+        DataError: there are fewer groups than folds, or no such fold.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise DataError(
+            f"there is no fold {fold} of {folds}",
+            where="data.fold",
+            fix="folds are 2 and more, and counted from 0",
+        )
+    if len(groups) < folds:
+        raise DataError(
+            f"{len(groups)} different pictures cannot be dealt to {folds} folds",
+            where="data.folds",
+            fix=f"set data.folds = {len(groups)}" if len(groups) > 1 else _ONE_FAMILY_FIX,
+        )
+    everything = [member for group in groups for member in group]
+    room = math.ceil(len(everything) / folds)
+    dealt: list[list[str]] = [[] for _ in range(folds)]
+    by_size = sorted(groups, key=lambda group: (-len(group), _place(group, salt)))
+    for dealt_groups, group in enumerate(by_size):
+        left = len(by_size) - dealt_groups
+        empty = [i for i in range(folds) if not dealt[i]]
+        # The last groups go where there is nothing yet, so that no fold stays empty.
+        open_folds = empty if left <= len(empty) else range(folds)
+        favourites = sorted(open_folds, key=lambda i: _place(group, f"{salt}\n{i}"))
+        fitting = [i for i in favourites if len(dealt[i]) + len(group) <= room]
+        dealt[(fitting or sorted(favourites, key=lambda i: len(dealt[i])))[0]].extend(group)
+    sides: dict[str, Split] = dict.fromkeys(everything, "train")
+    sides.update(dict.fromkeys(dealt[fold], "holdout"))
     return sides
 
 
@@ -62,8 +118,28 @@ def _one_family(images: int) -> str:
     )
 
 
-def _rank(pixel_hash: str, salt: str) -> bytes:
-    return hashlib.sha256(f"{salt}\n{pixel_hash}".encode()).digest()
+def _place(group: Sequence[str], salt: str) -> float:
+    """Lowest of its images' places, in [0, 1)."""
+    digests = [hashlib.sha256(f"{salt}\n{member}".encode()).digest() for member in group]
+    return int.from_bytes(min(digests)[:6], "big") / 2**48
+
+
+def _filled_by_singles(
+    ranked: Sequence[Sequence[str]], holdout: float, images: int, salt: str
+) -> list[Sequence[str]] | None:
+    """Groups below the cut and as many single images as are missing; None if there are too few."""
+    target = holdout * images
+    # The nearest whole number, the lower of two.
+    wanted = min(max(1, math.ceil(target - 0.5)), images - 1)
+    taken: list[Sequence[str]] = []
+    missing = wanted
+    for group in ranked:
+        fits = 1 < len(group) <= min(missing, target)
+        if fits and _place(group, salt) < holdout:
+            taken.append(group)
+            missing -= len(group)
+    singles = [group for group in ranked if len(group) == 1]
+    return [*taken, *singles[:missing]] if missing <= len(singles) else None
 
 
 def _nearest(groups: Sequence[Sequence[str]], target: float, at_most: int) -> list[Sequence[str]]:

@@ -70,11 +70,11 @@ def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
 @torch.no_grad()
 def encode_images(
     encoder: ClipEncoder, images: Sequence[Path | Image.Image], batch_size: int = 32,
-    title: str = "encode",
+    title: str = "encode", show_progress: bool = True,
 ) -> Features:  # fmt: skip
     """Unit-length image features: (n, d) float64. Paths must be plain RGB PNG of our own."""
     parts: list[Features] = []
-    with progress(title, len(images)) as advance:
+    with progress(title, len(images), shown=show_progress) as advance:
         for i in range(0, len(images), batch_size):
             batch = [_preprocess(encoder, image) for image in images[i : i + batch_size]]
             model: Any = encoder.model
