@@ -6,11 +6,13 @@ import runpy
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from styletune.errors import NotFound, RecipeError
 from styletune.recipe import load_recipe, recipe_hash, recipe_schema
 
 GOOD = '[data]\npath = "images"\n'
+SOURCE = "[[data.sources]]\n"
 
 
 def write(folder: Path, text: str, name: str = "brand.toml") -> Path:
@@ -42,7 +44,18 @@ def test_useful_recipe_is_short(tmp_path: Path) -> None:
         (GOOD + '[adapter]\ntarget = "atention"\n', ['did you mean "attention"', "attention-ff"]),
         (GOOD + '[train]\nmixed_precision = "fp8"\n', ["choices: no, bf16, fp16"]),
         ("[train]\nsteps = 5\n", ["missing section [data]"]),
-        ("[data]\n", ["[data]", 'missing key "path"']),
+        ("[data]\n", ["data", "either path or [[data.sources]]"]),
+        (GOOD + '[[data.sources]]\npath = "b"\n', ["either path or [[data.sources]]"]),
+        (SOURCE, ["[data]", "source 1", 'missing key "path"']),
+        (SOURCE + 'path = "b"\nrepeat = 2\n', ["source 1", 'did you mean "repeats"']),
+        (SOURCE + 'path = "b"\nrepeats = 0\n', ["source 1: repeats", "greater than or equal"]),
+        (SOURCE + 'path = "b"\nweight = 0.0\n', ["source 1: weight", "greater than"]),
+        (SOURCE + 'path = "b"\nname = "a/b"\n', ["source 1: name"]),
+        (GOOD + 'allow = ["opt-out"]\n', ['allow = "opt-out"', "unreadable-image"]),
+        (GOOD + "fold = 1\n", ["fold = 1 needs folds"]),
+        (GOOD + "folds = 2\nfold = 2\n", ["fold = 2 needs folds"]),
+        (GOOD + "folds = 5\nholdout = 0.3\n", ["leave holdout out"]),
+        (GOOD + 'opt_out_override = " "\n', ["opt_out_override"]),
         (GOOD + "[train]\nsteps = = 5\n", ["not valid TOML", "line"]),
         (GOOD + '[publish]\nname = "Up Per"\nlicense = "CC0-1.0"\n', ["[publish]", "name"]),
     ],
@@ -97,6 +110,18 @@ def test_hash_is_of_the_settings_not_of_the_text(tmp_path: Path) -> None:
     assert recipe_hash(plain) != recipe_hash(other)
 
 
+def test_several_sources_are_read_and_resolved(tmp_path: Path) -> None:
+    """Tables of sources arrive in order, and a resolved recipe loads as the same again."""
+    text = SOURCE + 'path = "a"\nrepeats = 3\n' + SOURCE + 'path = "b.zip"\nweight = 0.5\n'
+    recipe = load_recipe(write(tmp_path, text + "[data]\nfolds = 5\nfold = 4\n")).recipe
+    assert [(s.path, s.repeats, s.weight) for s in recipe.data.sources] == [
+        ("a", 3, 1.0),
+        ("b.zip", 1, 0.5),
+    ]
+    resolved = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+    assert load_recipe(write(tmp_path, resolved, "again.toml")).recipe == recipe
+
+
 def test_every_key_is_explained() -> None:
     """The schema has a sentence for each key of each section."""
     for section in recipe_schema()["$defs"].values():
@@ -109,3 +134,5 @@ def test_recipe_reference_is_current() -> None:
     root = Path(__file__).parent.parent
     script = runpy.run_path(str(root / "scripts" / "make_docs.py"))
     assert (root / "docs" / "recipe.md").read_text(encoding="utf-8") == script["recipe_reference"]()
+    page = (root / "docs" / "findings.md").read_text(encoding="utf-8")
+    assert page == script["findings_reference"]()

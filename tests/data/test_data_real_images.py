@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from data_parts import load_folder
 
-from styletune.data.load import LoadedData, all_rows, load_data
+from styletune.data.load import LoadedData, all_rows
 from styletune.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -33,7 +34,7 @@ def family(name: str) -> str:
 
 
 def load(folder: Path, holdout: float) -> LoadedData:
-    return load_data(folder, default_caption="wallpaper", holdout=holdout, resolution=1024)
+    return load_folder(folder, default_caption="wallpaper", holdout=holdout, resolution=1024)
 
 
 def link(folder: Path, files: list[Path]) -> Path:

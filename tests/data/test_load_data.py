@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_parts import load_folder, told
 from PIL import Image
 
 from styletune.data.fingerprint import pixel_hash
 from styletune.data.load import (
-    LoadedData,
+    Row,
     all_rows,
     holdout_rows,
-    load_data,
     read_square,
     train_rows,
 )
@@ -39,34 +39,26 @@ def fill(root: Path, count: int = 10) -> Path:
     return root
 
 
-def load(path: Path, **changes: object) -> LoadedData:
-    settings: dict[str, object] = {"default_caption": None, "holdout": 0.2, "resolution": 128}
-    return load_data(path, **{**settings, **changes})  # type: ignore[arg-type]
-
-
 def test_a_good_folder_is_loaded(tmp_path: Path) -> None:
     """Every image is there once, with its facts, on one side, and no finding is made up."""
-    data = load(fill(tmp_path))
-    assert data.dataset.column_names == [
-        "file_name", "path", "text", "width", "height", "pixel_hash", "group", "split",
-        "mask_path", "mask_hash",
-    ]  # fmt: skip
+    data = load_folder(fill(tmp_path))
+    assert data.dataset.column_names == list(Row.__slots__)
     rows = all_rows(data)
     assert [row.file_name for row in rows] == [f"{i:02}.png" for i in range(10)]
     assert (rows[3].width, rows[3].height, rows[3].text) == (128, 128, "brandlook scene 3")
     assert rows[3].pixel_hash == pixel_hash(scene(3))
     assert (len(train_rows(data)), len(holdout_rows(data))) == (8, 2)
     assert len({row.group for row in rows}) == 10
-    assert (data.card, data.groups, data.warnings) == (None, [], [])
+    assert (dict(data.checked.cards), data.groups, told(data)) == ({}, [], [])
 
 
 def test_loading_twice_gives_the_same(tmp_path: Path) -> None:
     """Fingerprint and split follow content: renaming and moving files changes neither."""
-    first = load(fill(tmp_path / "a"))
+    first = load_folder(fill(tmp_path / "a"))
     moved = tmp_path / "b" / "sub"
     for i in range(10):
         save(moved, f"x{9 - i}.bmp", scene(i), f"brandlook scene {i}")
-    second = load(tmp_path / "b")
+    second = load_folder(tmp_path / "b")
     assert first.fingerprint == second.fingerprint
     held = [{row.pixel_hash for row in holdout_rows(data)} for data in (first, second)]
     assert held[0] == held[1]
@@ -81,14 +73,14 @@ def test_fingerprint_follows_what_is_trained_on(tmp_path: Path, change: str) -> 
     save(tmp_path, "glass.png", glass, "brandlook")
     card = tmp_path / "dataset.toml"
     card.write_text('background = "#ffffff"')
-    before = load(tmp_path).fingerprint
+    before = load_folder(tmp_path).fingerprint
     if change == "pixels":
         scene(99).save(tmp_path / "00.png")
     elif change == "caption":
         (tmp_path / "00.txt").write_text("another")
     elif change == "background":
         card.write_text('background = "#000000"')
-    after = load(tmp_path, holdout=0.4 if change == "holdout" else 0.2).fingerprint
+    after = load_folder(tmp_path, holdout=0.4 if change == "holdout" else 0.2).fingerprint
     assert after != before
 
 
@@ -103,13 +95,13 @@ def test_every_faulty_image_is_in_one_error(tmp_path: Path) -> None:
     save(tmp_path, "glass.png", Image.new("RGBA", (128, 128), (0, 0, 0, 9)), "x")
     save(tmp_path, "small.png", Image.new("RGB", (64, 64)), "x")
     with pytest.raises(DataError) as caught:
-        load(tmp_path)
+        load_folder(tmp_path)
     error = caught.value
-    assert "5 of 9 images cannot be used" in error.message
     for name in (*faulty, "glass", "small"):
-        assert f"\n  {name}.png: " in error.message
-    assert 'background = "#ffffff"' in error.fix
-    assert "data.resolution" in error.fix
+        assert f"{name}.png (" in error.message
+    text = str(error)
+    assert 'background = "#ffffff"' in text
+    assert "choose data.resolution 80 or lower" in text
 
 
 def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:
@@ -118,27 +110,30 @@ def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:
     save(tmp_path, "copy.png", scene(0), "brandlook")
     save(tmp_path, "variant.jpg", scene(1), "brandlook")
     for holdout in (0.1, 0.2, 0.3, 0.4, 0.5):
-        data = load(tmp_path, holdout=holdout)
+        data = load_folder(tmp_path, holdout=holdout)
         rows = {row.file_name: row for row in all_rows(data)}
         for pair in (("00.png", "copy.png"), ("01.png", "variant.jpg")):
             a, b = (rows[name] for name in pair)
             assert (a.group, a.split) == (b.group, b.split)
-        assert [(f.code, f.files) for f in data.warnings] == [
+        found = told(data, "exact-duplicates", "near-duplicates")
+        assert [(f.code, f.files) for f in found] == [
             ("exact-duplicates", ("00.png", "copy.png")),
             ("near-duplicates", ("01.png", "variant.jpg")),
         ]
 
 
 def test_a_missing_trigger_is_reported(tmp_path: Path) -> None:
-    """Only captions that do not hold the word are named; case and neighbours do not fool it."""
+    """Captions without the word are named, and those with a near spelling; case does not count."""
     fill(tmp_path, 4)
     (tmp_path / "dataset.toml").write_text('trigger = "brandlook"')
     (tmp_path / "01.txt").write_text("BrandLook, a scene")
     (tmp_path / "02.txt").write_text("brandlooks like this")
     (tmp_path / "03.txt").write_text("a scene")
-    (finding,) = load(tmp_path).warnings
-    assert (finding.code, finding.files) == ("missing-trigger", ("02.png", "03.png"))
-    assert "2 of 4 captions" in finding.message
+    (finding,) = told(load_folder(tmp_path), "missing-trigger")
+    assert finding.files == ("03.png",)
+    assert "1 of 4 captions" in finding.message
+    (finding,) = told(load_folder(tmp_path), "inconsistent-trigger")
+    assert finding.files == ("02.png",)
 
 
 def test_large_crops_and_upscaling_are_reported(tmp_path: Path) -> None:
@@ -147,7 +142,7 @@ def test_large_crops_and_upscaling_are_reported(tmp_path: Path) -> None:
     save(tmp_path, "wide.png", scene(11).resize((512, 256)), "x")
     save(tmp_path, "mild.png", scene(12).resize((290, 256)), "x")
     save(tmp_path, "small.png", scene(13).resize((110, 110)), "x")
-    cropped, upscaled = load(tmp_path).warnings
+    cropped, upscaled = told(load_folder(tmp_path), "cropped", "upscaled")
     assert (cropped.code, cropped.files) == ("cropped", ("wide.png",))
     assert "wide.png loses 65536 pixels (50%)" in cropped.message
     assert (upscaled.code, upscaled.files) == ("upscaled", ("small.png",))
@@ -161,21 +156,21 @@ def test_squares_are_read_from_rows(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     scene(5).resize((200, 128)).save(tmp_path / "turned.png", exif=exif)
     (tmp_path / "turned.txt").write_text("x")
-    rows = all_rows(load(tmp_path))
+    rows = all_rows(load_folder(tmp_path))
     turned = rows[-1]
     assert (turned.width, turned.height) == (128, 200)
-    crop = read_square(turned, 128, None)
+    crop = read_square(turned, 128)
     assert crop.original_size == (200, 128)
     assert crop.crops_coords_top_left == (36, 0)
-    assert (read_square(rows[0], 128, None).pixels == np.asarray(scene(0))).all()
+    assert (read_square(rows[0], 128).pixels == np.asarray(scene(0))).all()
 
 
 def test_an_image_changed_after_loading_is_noticed(tmp_path: Path) -> None:
     """A row never gives the pixels of another picture."""
-    row = all_rows(load(fill(tmp_path, 3)))[0]
+    row = all_rows(load_folder(fill(tmp_path, 3)))[0]
     scene(50).save(row.path)
     with pytest.raises(DataError, match="changed after"):
-        read_square(row, 128, None)
+        read_square(row, 128)
 
 
 def test_one_family_cannot_be_held_out(tmp_path: Path) -> None:
@@ -183,16 +178,16 @@ def test_one_family_cannot_be_held_out(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         save(tmp_path, name, scene(0), "x")
     with pytest.raises(DataError, match="variants of one picture"):
-        load(tmp_path)
-    assert len(train_rows(load(tmp_path, holdout=0))) == 2
+        load_folder(tmp_path)
+    assert len(train_rows(load_folder(tmp_path, holdout=0))) == 2
 
 
 def test_progress_goes_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The bar never touches stdout, and without it nothing is printed at all."""
     fill(tmp_path, 3)
-    load(tmp_path)
+    load_folder(tmp_path)
     assert tuple(capfd.readouterr()) == ("", "")
-    load(tmp_path, show_progress=True)
+    load_folder(tmp_path, show_progress=True)
     out, err = capfd.readouterr()
     assert out == ""
     assert "Reading images" in err
@@ -204,4 +199,4 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     (tmp_path / "01.png").chmod(0)
     with pytest.raises(DataError, match=r"01\.png"):
-        load(tmp_path)
+        load_folder(tmp_path)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_parts import load_folder, told
 from PIL import Image
 
 from styletune.data.entries import bucket_report, entries, read_entry
-from styletune.data.load import LoadedData, all_rows, load_data, read_square
+from styletune.data.load import LoadedData, all_rows, read_square
 from styletune.errors import DataError
 from styletune.mini import world
 
@@ -28,7 +29,7 @@ def load(path: Path, **changes: object) -> LoadedData:
     settings: dict[str, object] = {
         "default_caption": "x", "holdout": 0.0, "resolution": 128, "buckets": True,
     }  # fmt: skip
-    return load_data(path, **{**settings, **changes})  # type: ignore[arg-type]
+    return load_folder(path, **{**settings, **changes})
 
 
 def test_every_view_of_an_image_is_an_entry(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_every_view_of_an_image_is_an_entry(tmp_path: Path) -> None:
         (128, 128), (96, 160), (160, 96), (128, 128), (96, 160),
     ]  # fmt: skip
     for entry in found:
-        crop = read_entry(entry, None)
+        crop = read_entry(entry)
         assert crop.pixels.shape == (*entry.bucket, 3)
         assert crop.target_size == entry.bucket
         assert crop.original_size == SIZES[int(entry.row.file_name[0])][::-1]
@@ -54,7 +55,7 @@ def test_a_mirrored_entry_has_mirrored_pixels(tmp_path: Path) -> None:
     """The second entry of an image is the first one, turned left to right, exactly."""
     found = entries(load(fill(tmp_path), flip=True))
     for plain, mirrored in zip(found[::2], found[1::2], strict=True):
-        a, b = read_entry(plain, None), read_entry(mirrored, None)
+        a, b = read_entry(plain), read_entry(mirrored)
         assert (a.pixels == b.pixels[:, ::-1]).all()
         assert (a.pixels != b.pixels).any()
 
@@ -72,7 +73,7 @@ def test_without_buckets_entries_are_squares(tmp_path: Path) -> None:
     """The table of one square gives the very pixels of ``read_square``."""
     data = load(fill(tmp_path), buckets=False)
     for entry, row in zip(entries(data), all_rows(data), strict=True):
-        crop, square = read_entry(entry, None), read_square(row, 128, None)
+        crop, square = read_entry(entry), read_square(row, 128)
         assert (crop.pixels == square.pixels).all()
         assert crop.crops_coords_top_left == square.crops_coords_top_left
         assert crop.target_size == (128, 128)
@@ -91,15 +92,15 @@ def test_the_report_counts_buckets_and_losses(tmp_path: Path) -> None:
 def test_buckets_lose_less_than_squares(tmp_path: Path) -> None:
     """The wide image that the square crop is reported for is no finding with buckets."""
     fill(tmp_path)
-    (cropped,) = load(tmp_path, buckets=False).warnings
+    (cropped,) = told(load(tmp_path, buckets=False), "cropped")
     assert (cropped.code, cropped.files) == ("cropped", ("1.png", "2.png", "4.png"))
-    assert load(tmp_path).warnings == []
+    assert told(load(tmp_path), "cropped") == []
     Image.new("RGB", (800, 200), (9, 99, 9)).save(tmp_path / "5.png")
-    (cropped,) = load(tmp_path).warnings
+    (cropped,) = told(load(tmp_path), "cropped")
     assert cropped.files == ("5.png",)
     assert "nearest bucket" in cropped.message
     assert "max_aspect" in cropped.fix
-    assert load(tmp_path, max_aspect=4.0).warnings == []
+    assert told(load(tmp_path, max_aspect=4.0), "cropped") == []
 
 
 def test_an_image_too_small_for_one_resolution_is_named(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_an_image_too_small_for_one_resolution_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load(fill(tmp_path), extra_resolutions=(256,))
     assert "2 of 5 images" in caught.value.message
-    assert "0.png: 128×128 pixels would be enlarged 2.00 times" in caught.value.message
+    assert "0.png (128×128 pixels, 2.00 times to fill 256×256)" in caught.value.message
 
 
 def test_a_resolution_given_twice_is_refused(tmp_path: Path) -> None:

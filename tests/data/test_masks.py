@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_parts import load_folder
 from PIL import Image
 
 from styletune.data.buckets import plan_crop
 from styletune.data.entries import entries, read_entry
-from styletune.data.load import LoadedData, load_data
+from styletune.data.load import LoadedData
 from styletune.data.masks import crop_mask, latent_mask
 from styletune.data.orient import crop_pixels
 from styletune.errors import DataError, NotFound
@@ -45,7 +46,7 @@ def load(images: Path, masks: Path | None, **changes: object) -> LoadedData:
         "default_caption": "x", "holdout": 0.0, "resolution": 128,
         "mask": "alpha" if masks is None else "folder", "mask_path": masks,
     }  # fmt: skip
-    return load_data(images, **{**settings, **changes})  # type: ignore[arg-type]
+    return load_folder(images, **{**settings, **changes})
 
 
 def test_cells_are_area_means() -> None:
@@ -83,7 +84,7 @@ def test_a_folder_of_masks_is_read(tmp_path: Path) -> None:
         (f"{i}.png", flip) for i in range(3) for flip in (False, True)
     ]
     for entry in found:
-        mask = read_entry(entry, None).mask
+        mask = read_entry(entry).mask
         assert mask is not None
         expected = np.zeros((128, 128), np.float32)
         expected[:, :64] = 1
@@ -101,7 +102,7 @@ def test_alpha_is_a_mask(tmp_path: Path) -> None:
     exif[0x0112] = 3  # upside down
     glass.save(tmp_path / "b.png", exif=exif)
     data = load(tmp_path, None, background="#ffffff", resolution=96)
-    opaque, transparent = (read_entry(entry, "#ffffff") for entry in entries(data))
+    opaque, transparent = (read_entry(entry) for entry in entries(data))
     assert opaque.mask is None
     assert transparent.mask is not None
     assert transparent.mask[:48].max() == 0
@@ -121,7 +122,7 @@ def test_masks_are_a_part_of_the_fingerprint(tmp_path: Path) -> None:
     changed.save(masks / "2.png")
     assert load(images, masks).fingerprint != before.fingerprint
     with pytest.raises(DataError, match=r"the mask changed .*") as caught:
-        read_entry(entries(before)[2], None)
+        read_entry(entries(before)[2])
     assert caught.value.where == "2.png"
 
 
@@ -151,7 +152,7 @@ def test_unusable_masks_are_named(tmp_path: Path, mask: Image.Image, says: str) 
     """A mask of another size, all black, coloured or transparent stops the run by name."""
     images, masks = project(tmp_path)
     mask.save(masks / "1.png")
-    with pytest.raises(DataError, match="1 of 3 images cannot be used") as caught:
+    with pytest.raises(DataError, match="1 of 3 images have no mask that can be used") as caught:
         load(images, masks)
     assert says in caught.value.message
     assert "  1.png" in caught.value.message

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_parts import load_folder
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor, nn
 
 from styletune.data.entries import Entry, entries, read_entry
-from styletune.data.load import load_data
 from styletune.data.masks import latent_mask
 from styletune.data.orient import Crop
 from styletune.errors import DataError
@@ -57,7 +57,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def found_in(folder: Path, flip: bool = False) -> list[Entry]:
-    data = load_data(
+    data = load_folder(
         folder, default_caption="x", holdout=0, resolution=128, buckets=True, flip=flip,
         mask="alpha", background="#808080",
     )  # fmt: skip
@@ -65,7 +65,7 @@ def found_in(folder: Path, flip: bool = False) -> list[Entry]:
 
 
 def read(entry: Entry) -> Crop:
-    return read_entry(entry, "#808080")
+    return read_entry(entry)
 
 
 def build(

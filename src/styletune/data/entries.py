@@ -61,13 +61,13 @@ def entries(data: LoadedData, split: Literal["train", "holdout"] = "train") -> l
     return found
 
 
-def read_entry(entry: Entry, background: str | None) -> Crop:
+def read_entry(entry: Entry) -> Crop:
     """Decode an entry's pixels and mask.
 
     Raises:
         DataError: the image or its mask cannot be decoded, or changed since it was loaded.
     """
-    image, mask = read_row(entry.row, background)
+    image, mask = read_row(entry.row)
     cut = None if mask is None else crop_mask(mask, entry.plan, flip=entry.flip)
     return crop_pixels(image, entry.plan, flip=entry.flip, mask=cut)
 

@@ -1,36 +1,25 @@
-"""The front door of the room: a folder becomes a checked, grouped, split, fingerprinted set."""
+"""The front door of the room: sources become a checked, grouped, split, fingerprinted set."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from styletune.data.buckets import (
-    CropPlan,
-    Size,
-    bucket_table,
-    choose_bucket,
-    default_step,
-    plan_crop,
-    refuse_upscale,
-)
-from styletune.data.card import Card, load_card
-from styletune.data.duplicates import Group, families, group_duplicates, perceptual_hash
-from styletune.data.findings import (
-    Finding,
-    duplicate_findings,
-    size_findings,
-    trigger_findings,
-)
+from styletune.data.buckets import choose_bucket, plan_crop
+from styletune.data.check import Checked, CheckSettings, Tables, bucket_tables, check_data, refuse
+from styletune.data.contents import read_item
+from styletune.data.duplicates import Group, families
+from styletune.data.facts_store import FactsStore
+from styletune.data.findings import Finding
 from styletune.data.fingerprint import data_fingerprint, pixel_hash
+from styletune.data.items import Item
 from styletune.data.masks import check_mask, find_masks, mask_hash, read_mask
-from styletune.data.open import open_folder
 from styletune.data.orient import Crop, decode_with_alpha, square_pixels
-from styletune.data.split import Split, split_groups
+from styletune.data.sources import Source
+from styletune.data.split import Split
 from styletune.errors import DataError
 
 if TYPE_CHECKING:
@@ -39,12 +28,17 @@ if TYPE_CHECKING:
     import datasets
 
 
+MASKS_AT_ONCE = 2  # a 100-megapixel original takes a gigabyte while it is decoded
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One image: sizes in oriented pixels, ``group`` is its duplicate family's number.
 
-    ``mask_hash`` is empty where the loss counts everywhere; ``mask_path`` where there is no mask
-    or it is the image's own alpha.
+    ``path`` and ``member`` say where its bytes are (``Item``); ``background`` is "" where none
+    is declared; ``flags`` are the codes of the warnings about it. ``mask_hash`` is empty where
+    the loss counts everywhere; ``mask_path`` where there is no mask or it is the image's own
+    alpha.
     """
 
     file_name: str
@@ -53,146 +47,158 @@ class Row:
     width: int
     height: int
     pixel_hash: str
-    group: int
-    split: Split
-    mask_path: str
-    mask_hash: str
+    member: str = ""
+    group: int = 0
+    split: Split = "train"
+    origin: str = ""
+    repeats: int = 1
+    weight: float = 1.0
+    license: str = ""
+    holder: str = ""
+    consent: str = ""
+    source: str = ""
+    machine_caption: bool = False
+    background: str = ""
+    flags: list[str] = field(default_factory=list)
+    mask_path: str = ""
+    mask_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
     """A data set that can be trained on; ``dataset`` has the fields of ``Row`` as columns.
 
-    ``background`` is what lies under transparent pixels, from the recipe or the card;
     ``tables`` are the buckets of each resolution; ``flip`` shows every training image mirrored
-    as well.
+    as well; ``note`` says why facts are not kept between runs, "" if they are.
     """
 
     dataset: datasets.Dataset
-    card: Card | None
-    background: str | None
-    tables: tuple[tuple[int, tuple[Size, ...]], ...]
+    checked: Checked
+    tables: Tables
     flip: bool
     fingerprint: str
-    groups: list[Group]
-    warnings: list[Finding]
+    note: str
 
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return self.checked.warnings
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What is kept of a decoded image."""
+    @property
+    def groups(self) -> list[Group]:
+        """Copies and variants of one picture."""
+        return [group for group in self.checked.groups if group.kind != "motif"]
 
-    width: int
-    height: int
-    pixels: str
-    structure: int
-    mask: str
-    plans: tuple[CropPlan, ...]
+    @property
+    def trigger(self) -> str:
+        """The word for the look; "" where there is none, or the sources have different ones."""
+        cards = self.checked.cards.values()
+        triggers = {card.trigger.strip() for card in cards if card.trigger}
+        return triggers.pop() if len(triggers) == 1 else ""
 
 
 def load_data(
-    path: Path,
+    sources: Sequence[Source],
+    settings: CheckSettings,
     *,
-    default_caption: str | None,
-    holdout: float,
-    resolution: int,
-    extra_resolutions: tuple[int, ...] = (),
-    buckets: bool = False,
-    bucket_step: int | None = None,
-    max_aspect: float = 2.0,
+    store: FactsStore,
     flip: bool = False,
     mask: Literal["none", "alpha", "folder"] = "none",
     mask_path: Path | None = None,
-    background: str | None = None,
-    salt: str = "",
+    tokens: Callable[[str], int] | None = None,
+    relative_to: Path = Path(),
     show_progress: bool = False,
 ) -> LoadedData:
-    """Load a folder of images: every one is decoded once, a few at a time, and none is kept.
+    """Check a set (``check_data``) and refuse it if anything in it is an error.
 
     Args:
-        path: image folder (see ``open_folder``), with a ``dataset.toml`` if there is one.
-        default_caption: caption of the images that have none; None makes that an error.
-        holdout: share of images to hold out, in whole duplicate families (``split_groups``).
-        resolution: training area in pixels, as the side of its square; images that would be
-            enlarged more than 1.25 times are refused.
-        extra_resolutions: further ones at which every image is seen as well.
-        buckets: keep each image's shape as nearly as the buckets allow; else crop squares.
-        bucket_step: sides of buckets are multiples of it; None for ``default_step``.
-        max_aspect: longest over shortest side of a bucket.
+        sources: from ``resolve_sources``.
+        settings: how it is judged and split.
+        store: facts that are known already.
         flip: also show every training image mirrored.
         mask: where the loss counts: everywhere, by alpha, or by the masks in ``mask_path``.
         mask_path: folder of masks (``find_masks``).
-        background: ``"#rrggbb"`` under transparent pixels, instead of the card's.
-        salt: another one gives another split.
-        show_progress: draw a progress bar on stderr.
+        tokens: how many CLIP tokens a caption is.
+        relative_to: what an encoder's folder is relative to.
+        show_progress: draw progress bars on stderr.
 
     Raises:
-        NotFound: there is no such folder, of images or of masks.
-        RecipeError: the card is not valid.
-        DataError: the folder, its captions or any of its images or masks cannot be used; every
-            faulty image is listed.
+        NotFound: a source, an encoder or the folder of masks is not there.
+        RecipeError: a card is not valid.
+        DataError: everything that ``check_data`` calls an error, in the same words; or masks
+            that cannot be used.
     """
-    tables = _tables((resolution, *extra_resolutions), buckets, bucket_step, max_aspect)
-    opened = open_folder(path, default_caption=default_caption)
-    card = load_card(path)
-    names: list[str] = opened["file_name"][:]
-    background = background or (card.background if card else None)
+    checked = check_data(
+        sources, settings, store=store, tokens=tokens, relative_to=relative_to,
+        show_progress=show_progress,
+    )  # fmt: skip
+    where = str(sources[0].path) if len(sources) == 1 else "[[data.sources]]"
+    refuse(checked, where)
+    items = [item for item in checked.items if item.file_name in checked.facts]
+    tables = bucket_tables(settings)
     masks: dict[str, Path] = {}
     if mask == "folder":
         assert mask_path is not None, "masks without a folder"
-        masks = find_masks(mask_path, path, names)
+        names = [item.file_name for item in items]
+        masks = find_masks(mask_path, [source.path for source in sources], names)
+    hashes = {} if mask == "none" else _mask_hashes(items, masks, tables, where)
+    rows = _rows(checked, items, masks, hashes)
+    return LoadedData(_dataset(rows), checked, tables, flip, _fingerprint(rows), store.note)
 
-    def inspect(name: str) -> _Facts:
-        image, alpha = decode_with_alpha(path / name, name=name, background=background)
-        if name in masks:
-            alpha = read_mask(masks[name], image.size, name=name)
-        return _facts(image, alpha if mask != "none" else None, tables, name)
 
-    facts = _inspect_all(path, names, inspect, show_progress)
-    groups = group_duplicates(
-        {name: fact.pixels for name, fact in facts.items()},
-        {name: fact.structure for name, fact in facts.items()},
-    )
-    members = families(names, groups)
-    sides = split_groups([[facts[f].pixels for f in family] for family in members], holdout, salt)
+def _rows(
+    checked: Checked, items: Sequence[Item], masks: Mapping[str, Path], hashes: Mapping[str, str]
+) -> list[Row]:
+    related = [group for group in checked.groups if group.kind != "motif"]
+    members = families([item.file_name for item in items], related)
     numbers = {file: number for number, family in enumerate(members) for file in family}
-    dataset = _with_columns(opened, facts, numbers, sides, masks)
-    texts: list[str] = opened["text"][:]
-    warnings = [
-        *duplicate_findings(groups),
-        *trigger_findings(dict(zip(names, texts, strict=True)), card),
-        *size_findings({name: fact.plans for name, fact in facts.items()}, buckets),
-    ]
-    return LoadedData(
-        dataset, card, background, tables, flip, _fingerprint(dataset), groups, warnings
-    )
-
-
-def _fingerprint(dataset: datasets.Dataset) -> str:
-    """That of the images; a mask counts as a part of its image's pixels."""
-    kept = ("pixel_hash", "mask_hash", "text", "split")
-    rows = [{key: row[key] for key in kept} for row in dataset]
-    return data_fingerprint(
-        {**row, "pixel_hash": f"{row['pixel_hash']} mask {row['mask_hash']}"}
-        if row["mask_hash"]
-        else row
-        for row in rows
-    )
-
-
-def _tables(
-    resolutions: tuple[int, ...], buckets: bool, step: int | None, max_aspect: float
-) -> tuple[tuple[int, tuple[Size, ...]], ...]:
-    """The buckets of each resolution; a table of one square when there are to be none."""
-    if len(set(resolutions)) < len(resolutions):
-        raise DataError(
-            "a resolution is given twice, so its images would count twice",
-            where="data.extra_resolutions",
-            fix="name each once, and not the main one again",
+    flags: dict[str, list[str]] = {}
+    for warning in checked.warnings:
+        for file in warning.files:
+            flags.setdefault(file, []).append(warning.code)
+    rows = []
+    for item in items:
+        name = item.file_name
+        facts = checked.facts[name]
+        rows.append(
+            Row(
+                file_name=name,
+                path=item.path,
+                member=item.member,
+                text=item.text or "",
+                machine_caption=item.machine_caption,
+                width=facts.width,
+                height=facts.height,
+                pixel_hash=facts.pixel_hash,
+                group=numbers[name],
+                split=checked.sides[name],
+                origin=item.origin,
+                repeats=item.repeats,
+                weight=item.weight,
+                license=item.rights.license,
+                holder=item.rights.holder,
+                consent=item.rights.consent,
+                source=item.rights.source,
+                background=item.background or "",
+                flags=sorted(set(flags.get(name, []))),
+                mask_path=str(masks[name].absolute()) if name in masks else "",
+                mask_hash=hashes.get(name, ""),
+            )
         )
-    return tuple(
-        (r, bucket_table(r, step or default_step(r), max_aspect) if buckets else ((r, r),))
-        for r in resolutions
+    return rows
+
+
+def _fingerprint(rows: Sequence[Row]) -> str:
+    """That of the images; a mask, repeats and a weight count as parts of an image's pixels."""
+
+    def content(row: Row) -> str:
+        parts = [row.pixel_hash]
+        parts += [f"mask {row.mask_hash}"] if row.mask_hash else []
+        parts += [f"repeats {row.repeats}"] if row.repeats != 1 else []
+        parts += [f"weight {row.weight!r}"] if row.weight != 1 else []
+        return " ".join(parts)
+
+    return data_fingerprint(
+        {"pixel_hash": content(row), "text": row.text, "split": row.split} for row in rows
     )
 
 
@@ -211,13 +217,15 @@ def all_rows(data: LoadedData) -> list[Row]:
     return [Row(**row) for row in data.dataset]
 
 
-def read_row(row: Row, background: str | None) -> tuple[Image.Image, Image.Image | None]:
+def read_row(row: Row) -> tuple[Image.Image, Image.Image | None]:
     """Decode one image again, upright, with its mask (mode ``L``) if it has one.
 
     Raises:
         DataError: it cannot be decoded, or is no longer what was loaded.
     """
-    image, alpha = decode_with_alpha(Path(row.path), name=row.file_name, background=background)
+    image, alpha = decode_with_alpha(
+        read_item(row.path, row.member), name=row.file_name, background=row.background or None
+    )
     mask = alpha if row.mask_hash else None
     if row.mask_path:
         mask = read_mask(Path(row.mask_path), image.size, name=row.file_name)
@@ -234,114 +242,68 @@ def read_row(row: Row, background: str | None) -> tuple[Image.Image, Image.Image
     return image, mask
 
 
-def read_square(row: Row, resolution: int, background: str | None) -> Crop:
+def read_square(row: Row, resolution: int) -> Crop:
     """Decode one image to its square without a mask, for references and previews.
 
     Raises:
         DataError: as ``read_row``.
     """
-    return square_pixels(read_row(row, background)[0], resolution, name=row.file_name)
+    return square_pixels(read_row(row)[0], resolution, name=row.file_name)
 
 
-def _facts(
-    image: Image.Image,
-    mask: Image.Image | None,
-    tables: tuple[tuple[int, tuple[Size, ...]], ...],
-    name: str,
-) -> _Facts:
-    plans = []
-    for _, table in tables:
-        bucket = choose_bucket(image.height, image.width, table)
-        plans.append(plan_crop(image.height, image.width, bucket))
-        refuse_upscale(plans[-1], name)
-    if mask is not None:
-        check_mask(mask, plans, name=name)
-    return _Facts(
-        image.width,
-        image.height,
-        pixel_hash(image),
-        perceptual_hash(image),
-        mask_hash(mask) if mask is not None else "",
-        tuple(plans),
-    )
+def _mask_hashes(
+    items: Sequence[Item], masks: Mapping[str, Path], tables: Tables, where: str
+) -> dict[str, str]:
+    """Hash of the mask of each image that has one. Raises one DataError with every faulty one."""
 
-
-def _inspect_all(
-    path: Path, names: Sequence[str], inspect: Callable[[str], _Facts], show_progress: bool
-) -> dict[str, _Facts]:
-    """Facts by name, decoded in parallel. Raises one DataError with every faulty image."""
-
-    def one(name: str) -> _Facts | DataError:
+    def one(item: Item) -> str | DataError:
+        name = item.file_name
         try:
-            return inspect(name)
+            image, mask = decode_with_alpha(
+                read_item(item.path, item.member), name=name, background=item.background
+            )
+            if name in masks:
+                mask = read_mask(masks[name], image.size, name=name)
+            if mask is None:
+                return ""
+            plans = [
+                plan_crop(image.height, image.width, choose_bucket(image.height, image.width, t))
+                for _, t in tables
+            ]
+            check_mask(mask, plans, name=name)
+            return mask_hash(mask)
         except DataError as error:
             return error
 
-    results = _map_with_progress(one, names, show_progress)
+    with ThreadPoolExecutor(MASKS_AT_ONCE, thread_name_prefix="masks") as pool:
+        results = list(pool.map(one, items))
     errors = [result for result in results if isinstance(result, DataError)]
     if errors:
-        raise _joined(path, errors, len(names))
+        lines = [f"{len(errors)} of {len(items)} images have no mask that can be used"]
+        lines += [f"  {error.where}: {error.message}" for error in errors]
+        fixes = dict.fromkeys(error.fix for error in errors if error.fix)
+        raise DataError("\n".join(lines), where=where, fix="; ".join(fixes))
     return {
-        name: result
-        for name, result in zip(names, results, strict=True)
-        if isinstance(result, _Facts)
+        item.file_name: result
+        for item, result in zip(items, results, strict=True)
+        if isinstance(result, str) and result
     }
 
 
-def _map_with_progress(
-    one: Callable[[str], _Facts | DataError], names: Sequence[str], show_progress: bool
-) -> list[_Facts | DataError]:
-    from rich.console import Console
-    from rich.progress import track
-
-    # A 100-megapixel original takes a gigabyte while it is decoded: few at a time.
-    workers = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            return list(
-                track(
-                    pool.map(one, names),
-                    description="Reading images",
-                    total=len(names),
-                    console=Console(stderr=True),
-                    disable=not show_progress,
-                )
-            )
-        except BaseException:
-            # Ctrl-C must not wait for the images that are still queued.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _joined(path: Path, errors: Sequence[DataError], images: int) -> DataError:
-    lines = [f"{len(errors)} of {images} images cannot be used"]
-    lines += [f"  {error.where}: {error.message}" for error in errors]
-    fixes = dict.fromkeys(error.fix for error in errors if error.fix)
-    return DataError("\n".join(lines), where=str(path), fix="; ".join(fixes))
-
-
-def _with_columns(
-    opened: datasets.Dataset,
-    facts: dict[str, _Facts],
-    numbers: dict[str, int],
-    sides: dict[str, Split],
-    masks: dict[str, Path],
-) -> datasets.Dataset:
+def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
+    """The manifest, typed also where a column is empty."""
     import datasets
 
-    names: list[str] = opened["file_name"][:]
-    columns = {
-        "file_name": names,
-        "path": opened["path"][:],
-        "text": opened["text"][:],
-        "width": [facts[name].width for name in names],
-        "height": [facts[name].height for name in names],
-        "pixel_hash": [facts[name].pixels for name in names],
-        "group": [numbers[name] for name in names],
-        "split": [sides[facts[name].pixels] for name in names],
-        "mask_path": [str(masks[name].absolute()) if name in masks else "" for name in names],
-        "mask_hash": [facts[name].mask for name in names],
+    types = {
+        "machine_caption": "bool", "width": "int64", "height": "int64", "group": "int64",
+        "repeats": "int64", "weight": "float64",
+    }  # fmt: skip
+    names = Row.__slots__
+    features = {
+        name: datasets.List(datasets.Value("string"))
+        if name == "flags"
+        else datasets.Value(types.get(name, "string"))
+        for name in names
     }
-    numeric = {"width", "height", "group"}
-    features = {key: datasets.Value("int64" if key in numeric else "string") for key in columns}
+    columns = {name: [getattr(row, name) for row in rows] for name in names}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from styletune.data.buckets import CropPlan
-from styletune.data.open import Problem, data_error, find_files
+from styletune.data.findings import data_error, finding
+from styletune.data.open import find_files
 from styletune.data.orient import crop_image, decode_image
 from styletune.errors import DataError, NotFound
 
@@ -23,12 +24,12 @@ VAE_FACTOR = 8
 MAX_TINT = 4
 
 
-def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Path]:
+def find_masks(folder: Path, images: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
     """The mask of every image: the file of the same relative name, whatever its extension.
 
     Args:
         folder: the masks.
-        images: the folder of the images, which may not hold the masks too.
+        images: the sources of the images, which may not hold the masks too.
         names: relative posix names of the images.
 
     Raises:
@@ -37,7 +38,7 @@ def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Pa
     """
     if not folder.is_dir():
         raise NotFound("no such folder of masks", where=str(folder), fix="correct data.mask_path")
-    if folder.resolve().is_relative_to(images.resolve()):
+    if any(folder.resolve().is_relative_to(source.resolve()) for source in images):
         raise DataError(
             "the masks lie in the folder of the images, where they are taken for images",
             where=str(folder),
@@ -64,9 +65,9 @@ def find_masks(folder: Path, images: Path, names: Sequence[str]) -> dict[str, Pa
             "keep one of them",
         ),
     )
-    problems = [Problem(what, tuple(files), fix) for what, files, fix in faults if files]
-    if problems:
-        raise data_error(folder, problems)
+    found_faults = [finding("bad-mask", files, what, fix) for what, files, fix in faults if files]
+    if found_faults:
+        raise data_error(str(folder), found_faults)
     return {name: folder / found[_stem(name)][0] for name in names}
 
 

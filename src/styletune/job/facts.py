@@ -11,6 +11,7 @@ import tomli_w
 
 from styletune import __version__
 from styletune.data.load import holdout_rows, train_rows
+from styletune.data.rights import rights_summary
 from styletune.recipe import Recipe, recipe_hash
 from styletune.runs import make_dir, write_json, write_text
 
@@ -49,18 +50,20 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def data_facts(job: Job) -> dict[str, Any]:
-    card = job.data.card
+    checked = job.data.checked
     return {
         "fingerprint": job.data.fingerprint,
         "train": [r.file_name for r in train_rows(job.data)],
         "holdout": [r.file_name for r in holdout_rows(job.data)],
         "trigger": job.trigger,
-        "holder": card.holder if card else None,
-        "license": card.license if card else None,
-        "source": card.source if card else None,
-        "consent": card.consent if card else None,
-        "palette": list(card.palette) if card else [],
-        "warnings": [asdict(w) for w in job.data.warnings],
+        "palette": list(checked.palette.declared),
+        "rights": rights_summary(
+            [i for i in checked.items if i.file_name in checked.facts],
+            opt_outs={name: f.opt_out for name, f in checked.facts.items()},
+            override=job.recipe.data.opt_out_override,
+            lowered=checked.lowered,
+        ),
+        "warnings": [asdict(w) for w in checked.warnings],
     }
 
 

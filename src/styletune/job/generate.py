@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from styletune import __version__
-from styletune.errors import Conflict
+from styletune.errors import Conflict, NotFound
 from styletune.job.facts import device_name, torch_dtype
 from styletune.job.prepare import prompt_with_trigger, short_hash
 
@@ -14,7 +14,7 @@ from styletune.job.prepare import prompt_with_trigger, short_hash
 def generate(
     *, registry: str, spec_text: str, pulled_dir: Path, out_dir: Path, prompts: Sequence[str],
     seeds: Sequence[int], strength: float | None, steps: int, guidance_scale: float,
-    base_model: str | None, batch_size: int,
+    base_model: str | None, vae: str | None, batch_size: int,
 ) -> list[Path]:  # fmt: skip
     """Pull a version, load its published file as any consumer would, and draw images with it.
 
@@ -38,15 +38,23 @@ def generate(
     from styletune.sdxl.schedule import set_sampling_schedule
     from styletune.sdxl.tokens import add_tokens, load_token_rows
 
-    base = find_base(
-        base_model or manifest.base.model, manifest.base.revision, Path.cwd(), manifest.base.vae
-    )
+    try:
+        base = find_base(
+            base_model or manifest.base.model, manifest.base.revision, Path.cwd(),
+            vae or manifest.base.vae,
+        )  # fmt: skip
+    except NotFound as error:
+        raise NotFound(
+            error.message,
+            where=error.where,
+            fix=f"{error.fix}; if it lies elsewhere here, name it with --base or --vae",
+        ) from None
     if base.hash != manifest.base.hash:
         raise Conflict(
             f"was trained on other weights than {base.model} ({manifest.base.hash[:12]}, "
             f"here are {base.hash[:12]})",
             where=f"{manifest.name}@{manifest.version}",
-            fix="give the right base model with --base",
+            fix="give the right base model with --base (and --vae if it has one of its own)",
         )
     pipe = load_pipeline(
         base, torch_dtype("bf16" if device_name() == "cuda" else "no"), device_name()

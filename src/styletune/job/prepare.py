@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from styletune.data.check import CheckSettings
 from styletune.data.entries import bucket_report, entries
+from styletune.data.facts_store import close_store, default_store_path, open_store
 from styletune.data.load import LoadedData, holdout_rows, load_data, train_rows
+from styletune.data.sources import resolve_sources
 from styletune.errors import BadInput, Conflict, NotFound
 from styletune.job.preflight import configs_of, preflight, setup_of
 from styletune.recipe import (
@@ -72,7 +75,7 @@ class Job:
 
     @property
     def trigger(self) -> str:
-        return (self.data.card.trigger or "") if self.data.card else ""
+        return self.data.trigger
 
 
 def prepare(
@@ -87,8 +90,6 @@ def prepare(
         BadInput, NotFound: something cannot be used; nothing has been written.
         Conflict: the run folder belongs to another recipe, data set or base, or is not a run.
     """
-    from styletune.sdxl.load import find_base
-
     recipe = loaded.recipe
     start_from = recipe.adapter.start_from
     if start_from and not loaded.path(start_from).is_file():
@@ -97,32 +98,26 @@ def prepare(
             fix="give an adapter's .safetensors file, relative to the recipe",
         )  # fmt: skip
     suite = load_suite(loaded.path(recipe.score.suite)) if recipe.score else None
-    missing = None
-    try:
-        base = find_base(
-            recipe.base.model, recipe.base.revision, loaded.file.parent, recipe.base.vae
-        )
-    except NotFound as error:
-        is_hub_id = recipe.base.model.count("/") == 1 and recipe.base.model[0] not in "./~"
-        if not planning or not is_hub_id:
-            raise
-        missing, base = error, _unseen_base(recipe)
+    base, missing = find_planned_base(loaded)
+    if missing is not None and not planning:
+        raise missing
     resolution = recipe.data.resolution or base.resolution
-    data = load_data(
-        loaded.path(recipe.data.path),
-        default_caption=recipe.data.default_caption,
-        holdout=recipe.data.holdout,
-        resolution=resolution,
-        extra_resolutions=recipe.data.extra_resolutions,
-        buckets=recipe.data.buckets,
-        bucket_step=recipe.data.bucket_step,
-        max_aspect=recipe.data.max_aspect,
-        flip=recipe.data.flip,
-        mask=recipe.data.mask,
-        mask_path=loaded.path(recipe.data.mask_path) if recipe.data.mask_path else None,
-        background=recipe.data.background,
-        show_progress=True,
-    )
+    settings = check_settings(recipe, resolution)
+    store = open_store(default_store_path())
+    try:
+        data = load_data(
+            resolve_sources(recipe.data.path, recipe.data.sources, loaded.file.parent),
+            settings,
+            store=store,
+            flip=recipe.data.flip,
+            mask=recipe.data.mask,
+            mask_path=loaded.path(recipe.data.mask_path) if recipe.data.mask_path else None,
+            tokens=None if missing else token_counter(base),
+            relative_to=loaded.file.parent,
+            show_progress=True,
+        )
+    finally:
+        close_store(store)
     if not train_rows(data):
         raise BadInput("no image is left to train on", where="[data] holdout", fix="lower it")
     held_out = len(holdout_rows(data))
@@ -149,6 +144,53 @@ def prepare(
     return job
 
 
+def check_settings(recipe: Recipe, resolution: int) -> CheckSettings:
+    """How the recipe's data are judged."""
+    data = recipe.data
+    return CheckSettings(
+        resolution=resolution,
+        extra_resolutions=data.extra_resolutions,
+        buckets=data.buckets,
+        bucket_step=data.bucket_step,
+        max_aspect=data.max_aspect,
+        default_caption=data.default_caption,
+        background=data.background,
+        holdout=data.holdout,
+        folds=data.folds,
+        fold=data.fold,
+        allow=data.allow,
+        require_rights=data.require_rights,
+        opt_out_override=data.opt_out_override,
+        encoder=data.encoder,
+        known_tokens=recipe.adapter.new_tokens,
+    )
+
+
+def token_counter(base: BaseFiles) -> Callable[[str], int]:
+    """How many tokens the base's CLIP makes of a text, with start and end."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(base.tokenizers[0])
+    return lambda text: len(tokenizer(text).input_ids)
+
+
+def find_planned_base(loaded: LoadedRecipe) -> tuple[BaseFiles, NotFound | None]:
+    """The recipe's base; SDXL's shape, and why, for a Hub model that is not on this machine.
+
+    Raises:
+        BadInput, NotFound: the base cannot be used, or a local one is not there.
+    """
+    from styletune.sdxl.load import find_base
+
+    section = loaded.recipe.base
+    try:
+        return find_base(section.model, section.revision, loaded.file.parent, section.vae), None
+    except NotFound as error:
+        if section.model.count("/") != 1 or section.model[0] in "./~":
+            raise
+        return _unseen_base(loaded.recipe), error
+
+
 def _unseen_base(recipe: Recipe) -> BaseFiles:
     """What a plan takes a model for that is not on this machine."""
     from styletune.sdxl.load import BaseFiles
@@ -166,19 +208,16 @@ def suite_folder(job: Job) -> Path:
 
 
 def _check_texts(job: Job) -> None:
-    """Refuse every caption and prompt of which CLIP would not see the end."""
-    from transformers import CLIPTokenizer
-
+    """Refuse every prompt of which CLIP would not see the end."""
     from styletune.sdxl.conditioning import MAX_TOKENS
 
-    tokenizer = CLIPTokenizer.from_pretrained(job.base.tokenizers[0])
-    texts = {f"caption of {r.file_name}": r.text for r in train_rows(job.data)}
-    texts |= {f"preview prompt {i + 1}": p for i, p in enumerate(job.recipe.preview.prompts)}
+    count = token_counter(job.base)
+    texts = {f"preview prompt {i + 1}": p for i, p in enumerate(job.recipe.preview.prompts)}
     if job.suite:
         prompts = [prompt_with_trigger(p, job.trigger) for p in job.suite.prompts]
         texts |= {f"suite prompt {i + 1}": p for i, p in enumerate(prompts)}
         texts["suite negative_prompt"] = job.suite.sampler.negative_prompt
-    counts = {k: len(tokenizer(t).input_ids) for k, t in texts.items()}
+    counts = {k: count(t) for k, t in texts.items()}
     long = [f"{k} ({n} tokens)" for k, n in counts.items() if n > MAX_TOKENS]
     if long:
         more = f" and {len(long) - 5} more" if len(long) > 5 else ""
@@ -271,7 +310,7 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
     steps, batch = recipe.train.steps, recipe.train.batch_size
     accumulation = recipe.train.gradient_accumulation_steps
     seen = entries(data)
-    sizes = [entry.bucket for entry in seen]
+    sizes = [entry.bucket for entry in seen for _ in range(entry.row.repeats)]
     per_epoch = sum(-(-sizes.count(size) // batch) for size in set(sizes))
     problems = [
         {
@@ -288,6 +327,15 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
                 "severity": "error", "where": job.missing_base.where,
                 "message": f"{job.missing_base.message}; planned as SDXL's base",
                 "fix": job.missing_base.fix,
+            }
+        )  # fmt: skip
+    if recipe.train.zero_terminal_snr and recipe.train.weighting == "min-snr":
+        problems.append(
+            {
+                "severity": "warning", "where": "[train] weighting",
+                "message": "min-SNR weighs velocity by min(SNR, gamma) / (SNR + 1), which is 0 at "
+                "the pure-noise step that zero_terminal_snr adds: it would not be trained",
+                "fix": 'weighting = "none"',
             }
         )  # fmt: skip
     needs, misfits = preflight(
@@ -325,7 +373,7 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
         "train": {
             "steps": steps,
             "epochs": round(steps * accumulation / per_epoch, 2),
-            "images_per_epoch": len(seen),
+            "images_per_epoch": len(sizes),
             "images_per_step": batch * accumulation,
             "checkpoints": checkpoints,
             "adapter_scale": alpha / recipe.adapter.rank,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from styletune.errors import BadInput, CheckFailed, Conflict, NotFound
+from styletune.data.findings import said
+from styletune.data.licenses import license_problem
+from styletune.data.rights import LICENSE_FIX, holder_names, publishable_problem
+from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
 from styletune.job.facts import data_facts, recipe_text
 from styletune.job.prepare import Job
 from styletune.job.score import refuse_unless_passed, score_inputs
@@ -32,6 +34,7 @@ def check_publishable(job: Job, registry: str) -> None:
     for name, section in (("publish", job.recipe.publish), ("score", job.recipe.score)):
         if section is None:
             raise BadInput(f"the recipe has no [{name}]", where=str(job.loaded.file), fix="add one")
+    _require_rights(job)
     from styletune.registry.store import open_store
     from styletune.registry.versions import list_versions
 
@@ -47,6 +50,22 @@ def check_publishable(job: Job, registry: str) -> None:
             where="[publish] version",
             fix="raise it, or leave out --publish",
         )
+
+
+def _require_rights(job: Job) -> None:
+    """Refuse to hand over what nobody is known to have allowed.
+
+    Raises:
+        CheckFailed: an image lacks rights, or its licence allows no adaptations.
+        RecipeError: the adapter's own licence is none.
+    """
+    section, checked = job.recipe.publish, job.data.checked
+    assert section is not None
+    if wrong := license_problem(section.license):
+        raise RecipeError(wrong, where="[publish] license", fix=LICENSE_FIX)
+    fault = publishable_problem([i for i in checked.items if i.file_name in checked.facts])
+    if fault is not None:
+        raise CheckFailed(f"cannot be published: {said(fault)}", where="rights", fix=fault.fix)
 
 
 def publish(job: Job, registry: str, who: str) -> dict[str, str]:
@@ -71,6 +90,7 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
             fix="styletune score first",
         )
     refuse_unless_passed(summary, run.report_file)
+    _require_rights(job)
     from styletune.registry.card import public_base
     from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
     from styletune.registry.store import open_store
@@ -90,7 +110,7 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
             hash=job.base.hash,
             revision=job.base.revision,
             resolution=job.resolution,
-            vae=job.recipe.base.vae,
+            vae=public_base(job.recipe.base.vae) if job.recipe.base.vae else None,
         ),
         adapter=AdapterEntry(
             strength=summary["chosen"]["strength"],
@@ -150,7 +170,7 @@ def _package(job: Job, section: PublishSection, summary: Mapping[str, Any], step
         base_model=public_base(job.base.model), resolution=job.resolution,
         license_id=section.license, description=section.description, trigger=job.trigger,
         strength=summary["chosen"]["strength"], prediction_type=prediction,
-        author=(job.data.card.holder if job.data.card else "") or "",
+        author=holder_names(data_facts(job)["rights"]),
     )  # fmt: skip
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
     check_exports(tensors, spec, diffusers, kohya)
@@ -169,7 +189,7 @@ def _package(job: Job, section: PublishSection, summary: Mapping[str, Any], step
         version=section.version,
         description=section.description,
         license=section.license,
-        holder=facts["data"]["holder"] or "not stated",
+        holder=holder_names(facts["data"]["rights"]) or "not stated",
         trigger=job.trigger,
         weights=weights,
         summary={k: v for k, v in summary.items() if k != "inputs"},
@@ -230,6 +250,17 @@ def _public_recipe(recipe: Recipe) -> str:
     """The recipe as others may see it: folders are reduced to their names."""
     from styletune.registry.card import public_base
 
-    data = recipe.data.model_copy(update={"path": Path(recipe.data.path).name})
-    base = recipe.base.model_copy(update={"model": public_base(recipe.base.model)})
+    path, sources = recipe.data.path, recipe.data.sources
+    data = recipe.data.model_copy(
+        update={
+            "path": public_base(path) if path else None,
+            "sources": tuple(s.model_copy(update={"path": public_base(s.path)}) for s in sources),
+        }
+    )
+    vae = recipe.base.vae
+    base = recipe.base.model_copy(
+        update={
+            "model": public_base(recipe.base.model), "vae": public_base(vae) if vae else None
+        }
+    )  # fmt: skip
     return recipe_text(recipe.model_copy(update={"data": data, "base": base}))

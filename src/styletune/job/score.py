@@ -98,12 +98,18 @@ def _report_facts(facts: Mapping[str, Any]) -> dict[str, str]:
         "base model": f"{base['model']} {base['hash'][:12]}",
         "data": f"{len(data['train'])} images trained on, {len(data['holdout'])} held out, "
         f"{data['fingerprint'][:12]}",
-        "licence of the images": data["license"] or "not stated",
-        "holder": data["holder"] or "not stated",
+        "licence of the images": _declared(data, "license"),
+        "holder": _declared(data, "holder"),
         "seed": str(facts["seed"]),
         "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         "device": facts["device"],
     }
+
+
+def _declared(data: Mapping[str, Any], key: str) -> str:
+    """Every value declared of the images, most images first."""
+    values = dict.fromkeys(entry[key] for entry in data["rights"]["declared"])
+    return ", ".join(value or "not stated" for value in values)
 
 
 def _write_references(job: Job, folder: Path) -> list[Path]:
@@ -116,7 +122,7 @@ def _write_references(job: Job, folder: Path) -> list[Path]:
     for i, row in enumerate(holdout_rows(job.data)):
         file = folder / f"{i:04d}-{row.pixel_hash[:12]}.png"
         if not file.is_file():
-            crop = read_square(row, job.resolution, job.data.background)
+            crop = read_square(row, job.resolution)
             with atomic_write(file) as stream:
                 Image.fromarray(crop.pixels).save(stream, format="PNG")
         files.append(file)

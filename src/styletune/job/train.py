@@ -139,11 +139,13 @@ def _denoiser(
     train = job.recipe.train
     assert isinstance(dtype, torch.dtype)
     alphas = alphas.to(torch.float32)
-    if train.max_timestep >= len(alphas):
-        raise BadInput(
-            f"max_timestep = {train.max_timestep}, the base model has {len(alphas)} timesteps",
-            where="[train] max_timestep",
-        )
+    for key, value in (("min", train.min_timestep), ("max", train.max_timestep or 0)):
+        if value >= len(alphas):
+            raise BadInput(
+                f"is {value}, but the base model's timesteps are 0 to {len(alphas) - 1}",
+                where=f"[train] {key}_timestep",
+                fix="leave it out, or choose a lower one",
+            )
     return Denoiser(
         unet=pipe.unet,
         dtype=dtype,
@@ -166,10 +168,12 @@ def _denoiser(
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A cache and the file name of each of its entries."""
+    """A cache, and each entry's file name, showings an epoch, and weight of its loss."""
 
     cache: Cache
     names: list[str]
+    repeats: tuple[int, ...]
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,14 +236,19 @@ def _cached(
         pipe,
         shown,
         captions,
-        lambda entry: read_entry(entry, job.data.background),
+        lambda entry: read_entry(entry),
         device=device,
         cache_dir=job.cache_dir,
         mask_floor=data.mask_floor,
         with_text=not trains_text(job.recipe),
         title=title,
     )
-    return Encoded(cache, [e.row.file_name for e in shown])
+    return Encoded(
+        cache,
+        [e.row.file_name for e in shown],
+        tuple(e.row.repeats for e in shown),
+        tuple(e.row.weight for e in shown),
+    )
 
 
 def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> list[Row]:
@@ -269,7 +278,7 @@ def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: b
         rows.append(
             Row(
                 file_name=shot.file.name, path=str(shot.file), text=prompt, width=side,
-                height=side, pixel_hash=pixels, group=0, split="train", mask_path="", mask_hash="",
+                height=side, pixel_hash=pixels,
             )
         )  # fmt: skip
     return rows
@@ -311,7 +320,7 @@ def _material(job: Job, models: Models, encoded: Encoded) -> Material:
 
     cache = encoded.cache
     texts = _live(models, cache.captions) if trains_text(job.recipe) else cached_texts(cache)
-    return Material(cache, texts, encoded.names)
+    return Material(cache, texts, encoded.names, encoded.repeats, encoded.weights)
 
 
 def _live(models: Models, captions: Sequence[str]) -> Texts:

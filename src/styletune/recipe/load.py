@@ -49,6 +49,7 @@ def training_keys(recipe: Recipe) -> dict[str, Any]:
             "preview": True,
             "score": True,
             "publish": True,
+            "data": {"allow", "require_rights", "opt_out_override", "encoder"},
             "train": {"log_every", "keep_last", "validation_every", "tracker", "tracker_project"},
         },
     )

@@ -6,9 +6,17 @@ images live where those are opened.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import difflib
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -45,10 +53,80 @@ class BaseSection(Section):
     )
 
 
-class DataSection(Section):
-    """The curated images."""
+class SourceSection(Section):
+    """One of several places that images come from."""
 
-    path: str = Field(description="Image folder, relative to the recipe.")
+    path: str = Field(
+        min_length=1,
+        description="Folder, .zip, .tar, .parquet, .arrow, or folder of such shards, relative to "
+        'the recipe; or a Hub data set, "owner/name".',
+    )
+    revision: str | None = Field(
+        None, min_length=1, description="Commit of the Hub data set to pin."
+    )
+    name: str | None = Field(
+        None,
+        pattern=r"^[^/\\\x00-\x1f]+$",
+        description="What its images' names start with; the last part of path if left out.",
+    )
+    split: str = Field(
+        "train", min_length=1, description="Which shards or folders of a Hub data set are read."
+    )
+    repeats: int = Field(1, ge=1, le=1000, description="How often an epoch shows each image.")
+    weight: float = Field(1.0, gt=0, le=100, description="What the loss of its images counts.")
+    default_caption: str | None = Field(
+        None, description="Caption of its images that have none, instead of that of [data]."
+    )
+    image_column: str = Field("image", min_length=1, description="Column of a table's images.")
+    caption_column: str = Field("text", min_length=1, description="Column of its captions.")
+
+
+def _sources(value: object) -> object:
+    """Sources from TOML; what is wrong in one is said with its number and key."""
+    if not isinstance(value, list):
+        return value
+    faults, found = list[str](), []
+    for number, table in enumerate(value, start=1):
+        try:
+            found.append(SourceSection.model_validate(table))
+        except ValidationError as error:
+            faults += [f"source {number}: {_fault(item)}" for item in error.errors()]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return tuple(found)
+
+
+def _fault(item: Any) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "table"
+    if item["type"] == "missing":
+        return f'missing key "{key}"'
+    if item["type"] == "extra_forbidden":
+        known = sorted(SourceSection.model_fields)
+        near = difflib.get_close_matches(key, known, n=1)
+        meant = f'did you mean "{near[0]}"? ' if near else ""
+        return f'unknown key "{key}"; {meant}known keys: {", ".join(known)}'
+    return f"{key}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+# Errors in the images that a recipe may lower to warnings.
+AllowedCode = Literal[
+    "unreadable-image", "foreign-file", "unread-caption-file", "empty-caption", "placeholder",
+    "too-long-caption", "too-small", "missing-rights", "bad-license",
+]  # fmt: skip
+
+
+class DataSection(Section):
+    """The curated images: either path, or one [[data.sources]] table for each place."""
+
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="Folder, .zip, .tar, .parquet, .arrow, or folder of such shards, relative to "
+        'the recipe; or a Hub data set, "owner/name".',
+    )
+    sources: Annotated[tuple[SourceSection, ...], BeforeValidator(_sources)] = Field(
+        (), description="Several places, each with keys of its own, instead of path."
+    )
     default_caption: str | None = Field(
         None, description="Caption of every image that has none; without it they are an error."
     )
@@ -60,6 +138,26 @@ class DataSection(Section):
     holdout: float = Field(
         0.2, ge=0, lt=1, description="Share of images kept from training, for scoring."
     )
+    folds: int | None = Field(
+        None, ge=2, le=20,
+        description="Instead of holdout: cut the images into this many parts, one held out.",
+    )  # fmt: skip
+    fold: int = Field(0, ge=0, le=19, description="Which of the folds is held out, from 0.")
+    allow: Annotated[tuple[AllowedCode, ...], BeforeValidator(_tuple)] = Field(
+        (),
+        description="Errors that become warnings; an unreadable image is then left out.",
+    )
+    require_rights: bool = Field(
+        False, description="Train only when every image has licence, holder, consent and source."
+    )
+    opt_out_override: str | None = Field(
+        None, pattern=r"\S",
+        description="Who decided, and why, that images whose XMP prohibits training may be used.",
+    )  # fmt: skip
+    encoder: str = Field(
+        "none", min_length=1,
+        description='Image encoder that finds pictures of one motif; "none", pixels only.',
+    )  # fmt: skip
     resolution: Side | None = Field(
         None,
         description="Pixels to train at, as the side of a square of that area; the base "
@@ -105,6 +203,13 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either path or [[data.sources]]")
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"fold = {self.fold} needs folds above {self.fold}")
+        # A resolved recipe spells the default out and must load again.
+        if self.folds and "holdout" in self.model_fields_set and self.holdout != 0.2:
+            raise ValueError("folds decide what is held out: leave holdout out")
         if (self.mask == "folder") != (self.mask_path is not None):
             raise ValueError('mask = "folder" and mask_path go together')
         varied = self.caption_shuffle or self.caption_tag_dropout > 0
@@ -218,8 +323,12 @@ class OptimizerSection(Section):
         1.0, ge=1, le=256, description="Rate of B over that of A (LoRA+, arXiv 2402.12354)."
     )
     weight_decay: float = Field(0.01, ge=0, le=1, description="Decoupled weight decay.")
-    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    beta1: float = Field(
+        0.9, ge=0, lt=1, description="Decay of the first moment; adafactor has none."
+    )
+    beta2: float = Field(
+        0.999, ge=0, lt=1, description="Decay of the second moment; adafactor sets its own."
+    )
     schedule: Literal["constant", "linear", "cosine", "polynomial"] = Field(
         "constant", description="What the learning rate does after the warm-up."
     )
@@ -234,6 +343,8 @@ class OptimizerSection(Section):
     def _consistent(self) -> Self:
         if self.name == "schedule-free-adamw" and self.schedule != "constant":
             raise ValueError('schedule-free-adamw needs schedule = "constant"')
+        if self.name == "adafactor" and (self.beta1, self.beta2) != (0.9, 0.999):
+            raise ValueError("adafactor has no moments that beta1 and beta2 could set")
         return self
 
 
@@ -287,7 +398,9 @@ class TrainSection(Section):
         "uniform", description="Which noise levels are trained how often."
     )
     min_timestep: int = Field(0, ge=0, le=999, description="Lowest timestep trained.")
-    max_timestep: int = Field(999, ge=0, le=999, description="Highest timestep trained.")
+    max_timestep: int | None = Field(
+        None, ge=0, le=999, description="Highest timestep trained; the base's last if left out."
+    )
     caption_dropout: float = Field(
         0.1, ge=0, le=1, description="Share of samples trained without their caption."
     )
@@ -307,7 +420,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.min_timestep > self.max_timestep:
+        if self.max_timestep is not None and self.min_timestep > self.max_timestep:
             raise ValueError("min_timestep is above max_timestep")
         return self
 
@@ -357,6 +470,28 @@ class Recipe(Section):
     preview: PreviewSection = PreviewSection()
     score: ScoreSection | None = None
     publish: PublishSection | None = None
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        """Prodigy finds one rate for everything; 0 leaves a part out."""
+        optimizer = self.optimizer
+        if optimizer.name != "prodigy":
+            return self
+        own = {"optimizer.lora_plus_ratio": optimizer.lora_plus_ratio}
+        own |= {
+            f"adapter.block_learning_rates {pattern}": factor
+            for pattern, factor in self.adapter.block_learning_rates.items()
+        }
+        for key in ("text_encoder", "text_encoder_2", "token"):
+            rate = getattr(optimizer, f"{key}_learning_rate")
+            if rate is not None:
+                own[f"optimizer.{key}_learning_rate"] = rate / optimizer.learning_rate
+        several = [name for name, factor in own.items() if factor not in (0, 1)]
+        if several:
+            raise ValueError(
+                f"prodigy finds one learning rate for all; leave out {', '.join(several)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _publishable(self) -> Self:

@@ -72,13 +72,30 @@ class LoopSettings:
     log_every: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Material:
-    """A cache, its captions' embeddings, and a name for each entry (for errors)."""
+    """A cache, its captions' embeddings, and a name for each entry (for errors).
+
+    An epoch shows entry i ``repeats[i]`` times, and its loss counts ``weights[i]``; all alike if
+    they are left out.
+    """
 
     cache: Cache
     texts: Texts
     names: list[str]
+    repeats: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
+
+    @functools.cached_property
+    def shown(self) -> tuple[int, ...]:
+        """The entries of an epoch, each as often as it is repeated."""
+        repeats = self.repeats or (1,) * self.cache.num_entries
+        return tuple(entry for entry, times in enumerate(repeats) for _ in range(times))
+
+    @functools.cached_property
+    def shown_buckets(self) -> tuple[int, ...]:
+        """The bucket of each of ``shown``."""
+        return tuple(self.cache.bucket_of[entry] for entry in self.shown)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +200,7 @@ def train_adapter(
     started, images = time.monotonic(), 0
     with progress("train", settings.steps, done, shown=main) as advance:
         for step in range(done, settings.steps):
-            batch = _step_batches(settings, accelerator.num_processes, material.cache, step)
+            batch = _step_batches(settings, accelerator.num_processes, material, step)
             loss, prior_loss = _backward(
                 denoiser, material, prior, noise, settings, accelerator, step, batch
             )
@@ -236,17 +253,18 @@ def train_adapter(
 
 
 def _step_batches(
-    settings: LoopSettings, processes: int, cache: Cache, step: int
+    settings: LoopSettings, processes: int, material: Material, step: int
 ) -> list[list[int]]:
     """The step's micro-batches of all processes: lists of entries, each of one bucket."""
-    return [
+    places = [
         step_batch(
-            settings.seed, step, micro, bucket_of=cache.bucket_of,
+            settings.seed, step, micro, bucket_of=material.shown_buckets,
             batch_size=settings.batch_size * processes,
             accumulation=settings.gradient_accumulation_steps,
         )
         for micro in range(settings.gradient_accumulation_steps)
     ]  # fmt: skip
+    return [[material.shown[place] for place in micro] for micro in places]
 
 
 def _backward(
@@ -290,7 +308,10 @@ def _instance_loss(
     shape = cache.latent_shape(cache.bucket_of[entries[0]])
     drawn = draw(noise, denoiser, seed, step, positions, shape)
     inputs = noised_inputs(denoiser, cache, entries, drawn)
-    return losses(denoiser, inputs, material.texts(inputs.text_rows)).sum()
+    found = losses(denoiser, inputs, material.texts(inputs.text_rows))
+    if any(weight != 1 for weight in material.weights):
+        found = found * found.new_tensor([material.weights[entry] for entry in entries])
+    return found.sum()
 
 
 def _prior_loss(

@@ -1,0 +1,139 @@
+"""Commands that use what is published: pull, generate, registry."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from styletune.cli.shared import json_option, print_json, registry_option
+from styletune.errors import BadInput, NotFound
+
+
+@click.command("pull")
+@click.argument("spec")
+@registry_option
+@click.option("--to", "dest", type=click.Path(path_type=Path), default=Path("pulled"),
+              show_default=True, help="Folder to pull into.")  # fmt: skip
+@json_option
+def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
+    """Fetch a version (horizon, horizon@^1, horizon@1.0.0); every checksum is verified."""
+    from styletune.registry.pull import pull
+    from styletune.registry.resolve import parse_spec
+    from styletune.registry.store import open_store
+
+    pulled = pull(open_store(registry, create=False), parse_spec(spec), dest)
+    manifest = pulled.manifest
+    document = {
+        "name": manifest.name, "version": manifest.version, "digest": pulled.digest,
+        "dir": str(pulled.dir),
+    }  # fmt: skip
+    if as_json:
+        print_json(document)
+        return
+    click.echo(f"{manifest.name} {manifest.version}  {pulled.digest[:12]}  verified")
+    click.echo(f"  {pulled.dir}\nread {pulled.dir / 'README.md'} for how to use it")
+
+
+@click.command("generate")
+@click.argument("spec")
+@click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
+@click.option("--prompts", "prompts_file", type=click.Path(path_type=Path),
+              help="Text file, one prompt a line.")  # fmt: skip
+@click.option("--seeds", default="1", show_default=True, help="Such as 7, 101-110 or 1,5,9.")
+@click.option("--strength", type=click.FloatRange(-2, 2), help="The published one if left out.")
+@click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
+@click.option("--base", "base_model", help="The base model, if it lies elsewhere here.")
+@click.option("--vae", help="Its separate VAE, if it has one and that lies elsewhere here.")
+@click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
+@click.option("--guidance-scale", type=click.FloatRange(1, 50), default=5.0, show_default=True)
+@registry_option
+@click.option("--pulled", type=click.Path(path_type=Path), default=Path("pulled"),
+              show_default=True, help="Folder to pull into.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), default=Path("generated"),
+              show_default=True, help="Folder for the images.")  # fmt: skip
+@json_option
+def generate_command(
+    spec: str, prompts: tuple[str, ...], prompts_file: Path | None, seeds: str,
+    strength: float | None, steps: int, guidance_scale: float, base_model: str | None,
+    vae: str | None, batch_size: int, registry: str, pulled: Path, out: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Draw images with a published version; each names its adapter, version and digest."""
+    words = [*prompts, *_read_prompts(prompts_file)]
+    if not words:
+        raise BadInput("no prompt", fix='--prompt "a city at sunset" or --prompts FILE')
+    numbers = parse_seeds(seeds)
+    from styletune.job.generate import generate
+
+    files = generate(
+        registry=registry, spec_text=spec, pulled_dir=pulled, out_dir=out, prompts=words,
+        seeds=numbers, strength=strength, steps=steps, guidance_scale=guidance_scale,
+        base_model=base_model, vae=vae, batch_size=batch_size,
+    )  # fmt: skip
+    if as_json:
+        print_json({"images": [str(f) for f in files]})
+        return
+    click.echo(f"{len(files)} images in {out}")
+
+
+def _read_prompts(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise NotFound("no such file", where=str(file), fix="one prompt a line") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot be read: {error}", where=str(file)) from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``7``, ``101-110``, ``1,5,9`` or a mixture -> seeds in order, each once."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None:
+            raise BadInput(f'"{text}" are not seeds', where="--seeds", fix="7, 101-110 or 1,5,9")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first or last - first >= 10_000 or last >= 2**32:
+            raise BadInput(f'"{part}" is not a range of seeds', where="--seeds", fix="101-110")
+        seeds += range(first, last + 1)
+    return list(dict.fromkeys(seeds))
+
+
+@click.group("registry")
+def registry_group() -> None:
+    """Look into a registry."""
+
+
+@registry_group.command("list")
+@registry_option
+@json_option
+def registry_list_command(registry: str, as_json: bool) -> None:
+    """Names and versions."""
+    from styletune.registry.store import open_store
+    from styletune.registry.versions import list_names, list_versions
+
+    store = open_store(registry, create=False)
+    found = {name: [str(v) for v in list_versions(store, name)] for name in list_names(store)}
+    if as_json:
+        print_json(found)
+        return
+    for name, versions in found.items():
+        click.echo(f"{name}  {', '.join(versions)}")
+
+
+@registry_group.command("show")
+@click.argument("spec")
+@registry_option
+@json_option
+def registry_show_command(spec: str, registry: str, as_json: bool) -> None:  # noqa: ARG001
+    """The manifest of a version, as JSON."""
+    from styletune.registry.resolve import parse_spec, resolve
+    from styletune.registry.store import open_store
+
+    manifest, digest = resolve(open_store(registry, create=False), parse_spec(spec))
+    print_json({"digest": digest, "manifest": manifest.model_dump(mode="json")})

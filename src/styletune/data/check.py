@@ -1,0 +1,306 @@
+"""The truth about a set of images: what is wrong, what to know, who is like whom, which colours."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from styletune.data.buckets import (
+    CropPlan,
+    Size,
+    bucket_table,
+    choose_bucket,
+    default_step,
+    plan_crop,
+)
+from styletune.data.caption_lint import caption_findings
+from styletune.data.card import Card
+from styletune.data.duplicates import Group, duplicate_groups, families
+from styletune.data.facts import ImageFacts, PaletteFacts
+from styletune.data.facts_store import FactsStore
+from styletune.data.features import set_features
+from styletune.data.findings import (
+    Finding,
+    data_error,
+    duplicate_findings,
+    finding,
+    named,
+    size_findings,
+    too_small_findings,
+)
+from styletune.data.inspect import inspect_all
+from styletune.data.items import Item
+from styletune.data.motifs import look_findings, motif_groups, outliers
+from styletune.data.palette import palette_facts, palette_outliers
+from styletune.data.quality import quality_findings
+from styletune.data.rights import rights_findings
+from styletune.data.sources import Source, open_sources
+from styletune.data.split import Split, fold_groups, split_groups
+from styletune.errors import DataError
+
+Tables = tuple[tuple[int, tuple[Size, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """What decides how a set is judged; names and meanings are those of the recipe's [data]."""
+
+    resolution: int
+    extra_resolutions: tuple[int, ...] = ()
+    buckets: bool = True
+    bucket_step: int | None = None
+    max_aspect: float = 2.0
+    default_caption: str | None = None
+    background: str | None = None
+    holdout: float = 0.2
+    folds: int | None = None
+    fold: int = 0
+    allow: tuple[str, ...] = ()
+    require_rights: bool = False
+    opt_out_override: str | None = None
+    encoder: str = "none"
+    known_tokens: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """Everything known about a set.
+
+    Mappings are by file name; those that need pixels lack the images that cannot be decoded.
+    ``groups`` are of kinds exact, near and motif; ``sides`` say train or holdout; ``plans`` are
+    the crops at the main resolution; ``lowered`` the errors that the recipe made warnings, as
+    they were.
+    """
+
+    items: tuple[Item, ...]
+    cards: Mapping[str, Card]
+    facts: Mapping[str, ImageFacts]
+    findings: tuple[Finding, ...]
+    groups: tuple[Group, ...]
+    sides: Mapping[str, Split]
+    plans: Mapping[str, CropPlan]
+    palette: PaletteFacts
+    resolution: int
+    lowered: tuple[Finding, ...] = ()
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity == "warning")
+
+
+def check_data(
+    sources: Sequence[Source],
+    settings: CheckSettings,
+    *,
+    store: FactsStore,
+    tokens: Callable[[str], int] | None = None,
+    relative_to: Path = Path(),
+    show_progress: bool = False,
+) -> Checked:
+    """Look at every image, caption and right of a set, once; nothing is changed or refused.
+
+    Args:
+        sources: from ``resolve_sources``.
+        settings: how it is judged.
+        store: facts that are known already; an unchanged image is not decoded again.
+        tokens: how many CLIP tokens a caption is; None leaves their length unchecked.
+        relative_to: what an encoder's folder is relative to.
+        show_progress: draw progress bars on stderr.
+
+    Raises:
+        NotFound: a source or the encoder is not there.
+        RecipeError: a card is not valid.
+        DataError: the settings contradict each other, or a folder cannot be listed.
+    """
+    tables = bucket_tables(settings)
+    opened = open_sources(
+        sources, default_caption=settings.default_caption, background=settings.background
+    )
+    inspected = inspect_all(
+        opened.items, background_override=settings.background, store=store,
+        show_progress=show_progress,
+    )  # fmt: skip
+    facts = {n: f for n, f in inspected.items() if isinstance(f, ImageFacts)}
+    groups = duplicate_groups(facts)
+    features = None
+    if settings.encoder != "none" and facts:
+        features = set_features(
+            facts, settings.encoder, store, relative_to, show_progress=show_progress
+        )
+        groups = [*groups, *motif_groups(features, list(facts), groups)]
+    plans = {name: _plans(f, tables) for name, f in facts.items()}
+    declared = tuple(dict.fromkeys(c for card in opened.cards.values() for c in card.palette))
+    palette = palette_facts(facts, declared)
+    sides, split_faults = _split(facts, groups, settings)
+    findings = [
+        *opened.findings,
+        *_unusable([f for f in inspected.values() if isinstance(f, Finding)], len(opened.items)),
+        *too_small_findings(plans),
+        *caption_findings(
+            opened.items, opened.cards, trigger=None, tokens=tokens,
+            known_tokens=settings.known_tokens, default_caption=settings.default_caption,
+            groups=groups,
+        ),
+        *_trigger_conflict(opened.cards),
+        *rights_findings(
+            opened.items, {n: f.opt_out for n, f in facts.items() if f.opt_out},
+            require=settings.require_rights, override=settings.opt_out_override,
+        ),
+        *split_faults,
+        *duplicate_findings(groups),
+        *look_findings(
+            groups,
+            outliers(features, list(facts)) if features is not None else [],
+            palette_outliers(facts, groups),
+        ),
+        *size_findings(plans, settings.buckets),
+        *quality_findings(facts, resolution=settings.resolution),
+        *_color_facts(facts),
+    ]  # fmt: skip
+    judged, lowered = _lower(findings, settings.allow)
+    return Checked(
+        opened.items, opened.cards, facts, judged, tuple(groups), sides,
+        {name: every[0] for name, every in plans.items()}, palette, settings.resolution, lowered,
+    )  # fmt: skip
+
+
+def bucket_tables(settings: CheckSettings) -> Tables:
+    """The buckets of each resolution; a table of one square when there are to be none.
+
+    Raises:
+        DataError: a resolution is given twice, or its buckets are impossible.
+    """
+    resolutions = (settings.resolution, *settings.extra_resolutions)
+    if len(set(resolutions)) < len(resolutions):
+        raise DataError(
+            "a resolution is given twice, so its images would count twice",
+            where="data.extra_resolutions",
+            fix="name each once, and not the main one again",
+        )
+    if not settings.buckets:
+        return tuple((r, ((r, r),)) for r in resolutions)
+    return tuple(
+        (r, bucket_table(r, settings.bucket_step or default_step(r), settings.max_aspect))
+        for r in resolutions
+    )
+
+
+def _plans(facts: ImageFacts, tables: Tables) -> tuple[CropPlan, ...]:
+    height, width = facts.height, facts.width
+    return tuple(
+        plan_crop(height, width, choose_bucket(height, width, table)) for _, table in tables
+    )
+
+
+def _split(
+    facts: Mapping[str, ImageFacts], groups: Sequence[Group], settings: CheckSettings
+) -> tuple[dict[str, Split], list[Finding]]:
+    """Sides by file name; pictures of one motif may part, copies and variants may not."""
+    related = [group for group in groups if group.kind != "motif"]
+    pixels = [[facts[f].pixel_hash for f in family] for family in families(facts, related)]
+    try:
+        if settings.folds:
+            by_pixels = fold_groups(pixels, settings.folds, settings.fold)
+        else:
+            by_pixels = split_groups(pixels, settings.holdout)
+    except DataError as error:
+        fault = finding("cannot-split", (), f"{error.where}: {error.message}", error.fix)
+        return dict.fromkeys(facts, "train"), [fault]
+    return {name: by_pixels[f.pixel_hash] for name, f in facts.items()}, []
+
+
+def _unusable(faults: Sequence[Finding], images: int) -> list[Finding]:
+    """One finding for all images with the same way out."""
+    alike: dict[tuple[str, str], dict[str, str]] = {}
+    for fault in faults:
+        alike.setdefault((fault.code, fault.fix), {})[fault.files[0]] = fault.message
+    return [
+        finding(code, tuple(said), f"{len(said)} of {images} images cannot be used: "
+                f"{named(said)}", fix)
+        for (code, fix), said in alike.items()
+    ]  # fmt: skip
+
+
+def _trigger_conflict(cards: Mapping[str, Card]) -> list[Finding]:
+    triggers = {name: card.trigger.strip() for name, card in cards.items() if card.trigger}
+    if len(set(triggers.values())) < 2:
+        return []
+    said = ", ".join(f'{name}: "{trigger}"' for name, trigger in triggers.items())
+    message = f"the sources have different triggers ({said}), so prompts are given none"
+    return [finding("inconsistent-trigger", (), message, "use one trigger for one look")]
+
+
+def _color_facts(facts: Mapping[str, ImageFacts]) -> list[Finding]:
+    """What the decoder did to make upright sRGB of the files."""
+    profiles = Counter(f.profile for f in facts.values() if f.profile)
+    shown = ", ".join(f"{profile} ({n})" for profile, n in profiles.most_common(5))
+    kinds = (
+        ("converted-color", [n for n, f in facts.items() if f.profile],
+         f"are read through their colour profile: {shown}"),
+        ("turned", [n for n, f in facts.items() if f.turned], "are turned upright by their Exif"),
+        ("composited", [n for n, f in facts.items() if f.transparent_share > 0],
+         "have transparent pixels, which are laid over the background"),
+    )  # fmt: skip
+    return [
+        finding(code, files, f"{len(files)} of {len(facts)} images {what}", "nothing to do")
+        for code, files, what in kinds
+        if files
+    ]
+
+
+def _lower(
+    findings: Sequence[Finding], allow: Collection[str]
+) -> tuple[tuple[Finding, ...], tuple[Finding, ...]]:
+    """Errors that the recipe allows become warnings that say so: (all, worst first; the lowered)"""
+    lowered = tuple(f for f in findings if f.severity == "error" and f.code in allow)
+    judged = [
+        replace(f, severity="warning", message=f"{f.message} (allowed by the recipe)")
+        if f in lowered
+        else f
+        for f in findings
+    ]
+    order = {"error": 0, "warning": 1, "fact": 2}
+    return tuple(sorted(judged, key=lambda f: order[f.severity])), lowered
+
+
+def check_document(checked: Checked) -> dict[str, Any]:
+    """The ``data check --json`` document."""
+
+    def told(severity: str) -> list[dict[str, Any]]:
+        return [
+            {"code": f.code, "files": list(f.files), "message": f.message, "fix": f.fix}
+            for f in checked.findings
+            if f.severity == severity
+        ]
+
+    sizes = Counter(plan.bucket for plan in checked.plans.values())
+    return {
+        "images": len(checked.items),
+        "readable": len(checked.facts),
+        "errors": told("error"),
+        "warnings": told("warning"),
+        "facts": told("fact"),
+        "groups": [{"kind": g.kind, "files": list(g.files)} for g in checked.groups],
+        "palette": [{"hex": c, "weight": round(w, 4)} for c, w in checked.palette.extracted],
+        "declared_palette": list(checked.palette.declared),
+        "coverage": {name: round(v, 4) for name, v in checked.palette.coverage.items()},
+        "split": dict(checked.sides),
+        "resolution": checked.resolution,
+        "buckets": [
+            {"width": width, "height": height, "images": n}
+            for (height, width), n in sorted(sizes.items())
+        ],
+    }
+
+
+def refuse(checked: Checked, where: str) -> None:
+    """Raise DataError with every error of the set, in the words of ``data check``."""
+    if checked.errors:
+        raise data_error(where, checked.errors)

@@ -1,0 +1,222 @@
+"""The commands on data as people use them, and what training makes of what they find."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from job_parts import Answer, write_brand
+from PIL import Image
+
+Command = Callable[..., Answer]
+
+
+@pytest.fixture
+def images(brand: Path) -> Path:
+    """The brand's images: twenty, captioned, with a card that declares their rights."""
+    return brand.parent / "brand"
+
+
+def recaption(images: Path, name: str, text: str) -> None:
+    file = images / "metadata.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        if row["file_name"] == name:
+            row["text"] = text
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_clean_set_is_ready(images: Path, styletune: Command) -> None:
+    """Exit 0, no errors, and the document that others read."""
+    answer = styletune("data", "check", images, "--resolution", "128", "--json")
+    assert answer.code == 0, answer.out
+    found = answer.json
+    assert (found["images"], found["readable"], found["errors"]) == (20, 20, [])
+    assert {"warnings", "groups", "palette", "split", "buckets"} <= found.keys()
+    assert sum(colour["weight"] for colour in found["palette"]) == pytest.approx(1, abs=0.01)
+    assert sorted(found["split"]) == [f"{i:02d}.png" for i in range(20)]
+
+
+def test_everything_wrong_is_said_at_once(images: Path, styletune: Command) -> None:
+    """Damage, a bare image, a placeholder and a foreign file: four codes, files, fixes, exit 1."""
+    (images / "03.png").write_bytes((images / "03.png").read_bytes()[:500])
+    shutil.copy(images / "04.png", images / "bare.png")
+    recaption(images, "05.png", "horizon style, [trigger] at noon")
+    (images / "logo.svg").write_text("<svg/>")
+    answer = styletune("data", "check", images, "--resolution", "128", "--json")
+    assert answer.code == 1
+    found = {each["code"]: each for each in answer.json["errors"]}
+    assert found["unreadable-image"]["files"] == ["03.png"]
+    assert found["missing-caption"]["files"] == ["bare.png"]
+    assert found["placeholder"]["files"] == ["05.png"]
+    assert found["foreign-file"]["files"] == ["logo.svg"]
+    assert all(each["fix"] for each in found.values())
+    (group,) = answer.json["groups"]
+    assert group == {"kind": "exact", "files": ["04.png", "bare.png"]}
+
+
+def test_training_refuses_with_the_same_words(
+    brand: Path, images: Path, styletune: Command, tmp_path: Path
+) -> None:
+    """Whatever check calls an error stops ``run``, in the words of check."""
+    recaption(images, "05.png", "horizon style, [trigger] at noon")
+    (images / "06.png").write_bytes(b"not an image")
+    checked = styletune("data", "check", brand, "--json")
+    assert checked.code == 1
+    ran = styletune("run", brand, "--runs-dir", tmp_path / "runs")
+    assert ran.code == 2
+    for error in checked.json["errors"]:
+        assert error["message"] in ran.err
+        assert error["fix"] in ran.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_can_be_lowered_and_that_is_recorded(
+    brand: Path, images: Path, styletune: Command, tmp_path: Path
+) -> None:
+    """A named error becomes a warning; the unreadable image is left out, and the run says so."""
+    (images / "06.png").write_bytes(b"not an image")
+    settings = ("--set", 'data.allow=["unreadable-image"]', "--set", "train.steps=1")
+    runs = tmp_path / "runs"
+    done = styletune("train", brand, "--json", "--runs-dir", runs, *settings)
+    assert done.code == 0, done.err
+    assert "unreadable-image" in done.err
+    assert "allowed by the recipe" in done.err
+    facts = json.loads((Path(done.json["run_dir"]) / "run.json").read_text())
+    assert facts["data"]["rights"]["lowered"] == {"unreadable-image": 1}
+    names = facts["data"]["train"] + facts["data"]["holdout"]
+    assert len(names) == 19
+    assert "06.png" not in names
+    (warning,) = [w for w in facts["data"]["warnings"] if w["code"] == "unreadable-image"]
+    assert warning["files"] == ["06.png"]
+
+
+def test_publishing_needs_rights(
+    brand: Path, images: Path, styletune: Command, tmp_path: Path
+) -> None:
+    """Without consent a run may train, but ``--publish`` is refused before anything is trained."""
+    card = images / "dataset.toml"
+    card.write_text(card.read_text().replace('consent = "ours"\n', ""))
+    answer = styletune(
+        "run", brand, "--publish", "--runs-dir", tmp_path / "runs", "--registry", tmp_path / "reg"
+    )
+    assert answer.code == 1
+    assert "consent" in answer.err
+    assert not (tmp_path / "runs").exists()
+    assert styletune("plan", brand, "--runs-dir", tmp_path / "runs").code == 0
+    strict = ("--set", "data.require_rights=true")
+    refused = styletune("plan", brand, "--runs-dir", tmp_path / "runs", *strict)
+    assert refused.code == 2
+    assert "consent" in refused.err
+
+
+def test_a_second_check_decodes_nothing(images: Path, styletune: Command) -> None:
+    """All images are known from before; after an edit all but that one."""
+    for image in sorted(images.glob("*.png")):  # unlike those of other tests
+        with Image.open(image) as opened:
+            changed = opened.convert("RGB")
+        changed.putpixel((0, 0), (1, 2, 3))
+        changed.save(image)
+    counts = []
+    for change in (False, False, True):
+        if change:
+            Image.new("RGB", (128, 128), (9, 8, 7)).save(images / "07.png")
+        answer = styletune("data", "check", images, "--resolution", "128")
+        counts.append(next(w for w in answer.out.splitlines() if w.startswith("images")))
+    assert ["(0 known" in counts[0], "(20 known" in counts[1], "(19 known" in counts[2]] == [
+        True, True, True,
+    ]  # fmt: skip
+
+
+def test_the_page_is_written(images: Path, styletune: Command, tmp_path: Path) -> None:
+    """``--report`` leaves one HTML file that shows every image."""
+    page = tmp_path / "pages" / "data.html"
+    answer = styletune("data", "check", images, "--resolution", "128", "--report", page)
+    assert answer.code == 0, answer.err
+    assert str(page) in answer.out
+    text = page.read_text()
+    assert all(f"{i:02d}.png" in text for i in range(20))
+    assert 'src="http' not in text
+
+
+def test_captions_are_mended_on_request(images: Path, styletune: Command) -> None:
+    """A diff first, exit 1; the same diff is then written, and nothing is left to mend."""
+    recaption(images, "05.png", "  the sea at noon,, with birds ")
+    shown = styletune("data", "captions", images)
+    assert shown.code == 1
+    assert "+" in shown.out
+    assert "horizon style, the sea at noon, with birds" in shown.out
+    before = (images / "metadata.jsonl").read_text()
+    assert "  the sea at noon,," in before
+    assert styletune("data", "captions", images, "--apply").code == 0
+    assert "horizon style, the sea at noon, with birds" in (images / "metadata.jsonl").read_text()
+    again = styletune("data", "captions", images)
+    assert (again.code, again.out) == (0, "nothing to mend\n")
+
+
+def test_several_sources_with_repeats_and_weights_are_trained_on(
+    brand: Path, images: Path, styletune: Command, tmp_path: Path
+) -> None:
+    """Two places become one set; repeats lengthen the epoch, and both are in the fingerprint."""
+    other = write_brand(tmp_path / "other").parent / "brand"
+    for file in sorted(other.glob("*.png"))[5:]:
+        file.unlink()
+    rows = (other / "metadata.jsonl").read_text().splitlines()[:5]
+    (other / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+    for file in other.glob("*.png"):  # other pictures than the first source's
+        with Image.open(file) as opened:
+            opened.transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(file)
+    archive = shutil.make_archive(str(tmp_path / "accents"), "zip", other)
+    text = brand.read_text().replace('path = "brand"\n', "")
+    sources = (
+        '[[data.sources]]\npath = "brand"\n'
+        f'[[data.sources]]\npath = "{archive}"\nrepeats = 3\nweight = 0.5\n'
+    )
+    plans = []
+    for part in (sources, sources.replace("0.5", "0.25")):
+        brand.write_text(text.replace("[adapter]", part + "[adapter]"))
+        plans.append(styletune("plan", brand, "--json", "--runs-dir", tmp_path / "runs"))
+        assert plans[-1].code == 0, plans[-1].out + plans[-1].err
+    first, second = (plan.json for plan in plans)
+    assert first["data"]["images"] == 25
+    trained_twice = first["train"]["images_per_epoch"] - first["data"]["train"]
+    assert trained_twice > 0
+    assert trained_twice % 2 == 0
+    assert first["data"]["fingerprint"] != second["data"]["fingerprint"]
+    done = styletune(
+        "train", brand, "--json", "--runs-dir", tmp_path / "runs", "--set", "train.steps=2"
+    )
+    assert done.code == 0, done.err
+
+
+def test_init_leads_to_a_plan(styletune: Command, images: Path, tmp_path: Path) -> None:
+    """A new project says that it has no images; with some it is planned."""
+    folder = tmp_path / "aurora"
+    made = styletune("init", folder, "--json")
+    assert made.code == 0, made.err
+    assert (folder / "recipe.toml").is_file()
+    empty = styletune("plan", folder / "recipe.toml", "--runs-dir", tmp_path / "runs")
+    assert empty.code == 2
+    assert "no images" in empty.err
+    again = styletune("init", folder)
+    assert again.code == 5
+
+
+def test_options_that_the_recipe_decides_are_refused(brand: Path, styletune: Command) -> None:
+    """A recipe's own resolution is not silently overruled."""
+    answer = styletune("data", "check", brand, "--resolution", "512")
+    assert answer.code == 2
+    assert "data.resolution" in answer.err
+
+
+@pytest.mark.parametrize("what", ["missing", "file.txt", "dataset.toml"])
+def test_what_is_no_data_set_is_refused(images: Path, styletune: Command, what: str) -> None:
+    """A missing folder, a stray file and the card get a clear answer, not a traceback."""
+    (images / "file.txt").write_text("x")
+    answer = styletune("data", "check", images / what)
+    assert answer.code == (3 if what == "missing" else 2)
+    assert "Traceback" not in answer.err
+    assert "fix:" in answer.err
