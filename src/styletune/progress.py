@@ -77,7 +77,8 @@ def _plain_lines(title: str, total: int, done: int) -> Advance:
         last = now
         speed = (count - done) / max(now - start, 1e-9)
         left_s = (total - count) / speed if speed > 0 else 0.0
-        message = f"{title}: {count}/{total} {note} {speed:.1f}/s, {left_s:.0f} s left"
-        print(" ".join(message.split()), file=sys.stderr, flush=True)  # noqa: T201
+        rate = "" if "/s" in note else f"{speed:.1f}/s"
+        message = f"{title}: {count}/{total} {note} {rate}, {left_s:.0f} s left"
+        print(" ".join(message.split()).replace(" ,", ","), file=sys.stderr, flush=True)  # noqa: T201
 
     return advance

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from job_parts import Answer
 from PIL import Image
 from transformers import (
     BertTokenizerFast,
@@ -91,6 +93,24 @@ def test_captions_are_written_and_marked(
         assert row["machine_caption"] is True
         assert row["caption_model"] == captioner.name
     assert captioner.name.startswith("tiny-blip@")
+
+
+def test_the_command_captions_a_folder(
+    images: list[Item], folder: Path, tmp_path: Path, styletune: Callable[..., Answer]
+) -> None:
+    """``data caption`` fills the folder's metadata, and the next check knows who wrote it."""
+    (tmp_path / "dataset.toml").write_text('trigger = "horizon style"')
+    done = styletune("data", "caption", tmp_path, "--model", folder, "--json")
+    assert done.code == 0, done.err
+    assert len(done.json["written"]) == len(images)
+    checked = styletune("data", "check", tmp_path, "--resolution", "128", "--json")
+    assert checked.code == 0, checked.out
+    (fact,) = [f for f in checked.json["facts"] if f["code"] == "machine-captions"]
+    assert len(fact["files"]) == len(images)
+    again = styletune("data", "caption", tmp_path, "--model", folder, "--json")
+    assert (len(again.json["written"]), len(again.json["kept"])) == (0, len(images))
+    missing = styletune("data", "caption", tmp_path, "--model", "some/model")
+    assert missing.code == 3
 
 
 def test_the_prompt_is_no_part_of_the_caption(

@@ -12,7 +12,6 @@ from styletune.data.duplicates import (
     Group,
     duplicate_groups,
     families,
-    group_duplicates,
 )
 from styletune.data.facts import ImageFacts
 from styletune.data.fingerprint import data_fingerprint, pixel_hash
@@ -123,16 +122,6 @@ def test_sparse_drawings_are_not_near() -> None:
     assert grouped(images) == []
 
 
-def test_near_links_chain_and_include_copies() -> None:
-    """a~b and b~c make one group, with the exact copy of c in it as well."""
-    hashes = {"a": "1", "b": "2", "c": "3", "d": "3", "e": "4"}
-    bits = {"a": 0, "b": 0b11, "c": 0b1111, "d": 0b1111, "e": (1 << 700) - 1}
-    groups = group_duplicates(hashes, bits, max_distance=2)
-    assert groups == [Group("exact", ("c", "d")), Group("near", ("a", "b", "c", "d"))]
-    assert families(hashes, groups) == [("a", "b", "c", "d"), ("e",)]
-    assert group_duplicates(hashes, bits, max_distance=1) == [Group("exact", ("c", "d"))]
-
-
 def tinted(image: Image.Image) -> Image.Image:
     hsv = np.asarray(image.convert("HSV")).copy()
     hsv[..., 0] = (hsv[..., 0].astype(int) + 4) % 256  # 5° of 360
@@ -143,6 +132,17 @@ def recompressed(image: Image.Image) -> Image.Image:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=50)
     return Image.open(stream).convert("RGB")
+
+
+def test_near_groups_include_exact_copies() -> None:
+    """Variants of one picture and the copies of a variant are one family; others stay apart."""
+    first, other = scenes(2)
+    images = {
+        "a": first, "b": recompressed(first), "c": tinted(first), "d": tinted(first), "e": other
+    }  # fmt: skip
+    groups = grouped(images)
+    assert groups == [Group("exact", ("c", "d")), Group("near", ("a", "b", "c", "d"))]
+    assert families(images, groups) == [("a", "b", "c", "d"), ("e",)]
 
 
 COPIES = {

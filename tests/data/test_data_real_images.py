@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
-from data_parts import load_folder
+from data_parts import check_folder, load_folder
+from skimage.color import deltaE_ciede2000, rgb2lab
 
+from styletune.data.card import color_bytes
 from styletune.data.load import LoadedData, all_rows
+from styletune.data.orient import decode_image
 from styletune.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -86,3 +90,35 @@ def test_the_whole_brand_set(tmp_path: Path) -> None:
     (tmp_path / "dataset.toml").unlink()
     with pytest.raises(DataError, match="transparent and no background"):
         load(tmp_path, 0.2)
+
+
+PUBLISHED = (
+    "#282a36", "#44475a", "#f8f8f2", "#6272a4", "#8be9fd", "#50fa7b", "#ffb86c", "#ff79c6",
+    "#bd93f9", "#ff5555", "#f1fa8c",
+)  # fmt: skip
+
+
+def to_lab(colors: tuple[str, ...]) -> np.ndarray:
+    return np.asarray(rgb2lab(np.array([color_bytes(color) for color in colors]) / 255.0))
+
+
+@pytest.mark.slow
+def test_the_palette_of_the_brand_set_is_the_published_one(tmp_path: Path) -> None:
+    """Every published colour on more than 0.5 % of the pixels comes out within ΔE00 5."""
+    files = sorted(WALLPAPERS.rglob("*.png"))
+    checked = check_folder(
+        link(tmp_path, files), default_caption="x", resolution=1024, buckets=True
+    )
+    share = np.zeros(len(PUBLISHED))
+    for file in files:
+        image = decode_image(file, name=file.name, background="#282a36")
+        pixels = np.asarray(image.resize((image.width // 3, image.height // 3), 0)).reshape(-1, 3)
+        colors, counts = np.unique(pixels, axis=0, return_counts=True)
+        lab = rgb2lab(colors / 255.0)
+        near = np.stack([deltaE_ciede2000(lab, c[None]) <= 5 for c in to_lab(PUBLISHED)])
+        share += (near * counts).sum(1) / counts.sum() / len(files)
+    used = [color for color, part in zip(PUBLISHED, share, strict=True) if part > 0.005]
+    assert len(used) >= 4
+    found = to_lab(tuple(color for color, _ in checked.palette.extracted))
+    for color, lab in zip(used, to_lab(tuple(used)), strict=True):
+        assert deltaE_ciede2000(found, lab[None]).min() <= 5, color

@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, product
+from itertools import product
 from typing import Literal
 
 import numpy as np
@@ -88,33 +88,12 @@ def perceptual_hash(image: Image.Image) -> int:
 def duplicate_groups(facts: Mapping[str, ImageFacts]) -> list[Group]:
     """The groups of two files and more (by file name) that show one picture, exact ones first.
 
-    Recompressed, resized, cropped (up to 7 %), mirrored, tinted, recoloured and relabelled
+    Recompressed, resized, cropped (by about 5 %), mirrored, tinted, recoloured and relabelled
     copies are found. A near group is everything that is linked by such pairs, exact copies
     included.
     """
     hashes = {name: fact.pixel_hash for name, fact in facts.items()}
     return _groups(hashes, _variants({name: facts[name] for name in _first_of_each(hashes)}))
-
-
-def group_duplicates(
-    hashes: Mapping[str, str], perceptual: Mapping[str, int], *, max_distance: int = MAX_DISTANCE
-) -> list[Group]:
-    """Find the groups of two files and more by structure alone, exact ones first.
-
-    A near group is everything linked by steps of at most ``max_distance``, exact copies
-    included; mirrored and heavily cropped copies are not recognised.
-
-    Args:
-        hashes: file name to ``pixel_hash``.
-        perceptual: file name to ``perceptual_hash``, for the same files.
-        max_distance: Hamming distance of two perceptual hashes that still links them.
-    """
-    links = [
-        pair
-        for pair in combinations(_first_of_each(hashes), 2)
-        if (perceptual[pair[0]] ^ perceptual[pair[1]]).bit_count() <= max_distance
-    ]
-    return _groups(hashes, links)
 
 
 def families(files: Iterable[str], groups: Sequence[Group]) -> list[tuple[str, ...]]:

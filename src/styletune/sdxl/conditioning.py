@@ -27,15 +27,18 @@ class PromptEmbeds:
 
 @torch.no_grad()
 def encode_prompts(
-    pipe: StableDiffusionXLPipeline, texts: Sequence[str], batch_size: int = 32
-) -> PromptEmbeds:
+    pipe: StableDiffusionXLPipeline, texts: Sequence[str], batch_size: int = 32, *,
+    cut_long: bool = False,
+) -> PromptEmbeds:  # fmt: skip
     """Encode captions with both text encoders, as the pipeline does.
+
+    With ``cut_long`` what comes after the 77th token is dropped, as it was allowed to be.
 
     Raises:
         DataError: a text has more than 77 tokens, of which the rest would be dropped.
     """
     too_long = [t for t in texts if len(pipe.tokenizer(t).input_ids) > MAX_TOKENS]
-    if too_long:
+    if too_long and not cut_long:
         raise DataError(
             f"{len(too_long)} captions have more than 77 tokens, the first: {too_long[0][:120]!r}",
             fix="shorten them: CLIP does not see what comes after the 77th token",

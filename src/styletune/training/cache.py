@@ -236,7 +236,7 @@ def _encoded_texts(
         with _placed(encoders[0], device), _placed(encoders[1], device):
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
-                encoded = encode_prompts(pipe, [keys[key] for key in chunk])
+                encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=True)
                 for i, key in enumerate(chunk):
                     found[key] = {
                         "embeds": encoded.embeds[i].cpu(), "pooled": encoded.pooled[i].cpu()
