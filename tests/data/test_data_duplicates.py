@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
+from styletune.data.copies import likely_copies
 from styletune.data.duplicates import (
     Group,
     duplicate_groups,
@@ -171,6 +173,46 @@ def test_altered_copies_find_their_original() -> None:
     right = [files for files in found if len({name[:3] for name in files}) == 1]
     assert len(right) >= 57
     assert len(found) - len(right) <= 2
+
+
+def badges(count: int) -> list[Image.Image]:
+    """Discs in the middle of white, in different colours, with different marks on them."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(count):
+        paper = Image.new("RGB", (256, 256), "white")
+        draw = ImageDraw.Draw(paper)
+        colors = [tuple(int(v) for v in rng.integers(0, 200, 3)) for _ in range(4)]
+        draw.ellipse((45, 45, 211, 211), fill=colors[0])
+        for color in colors[1:]:
+            x, y, r = (int(v) for v in rng.integers((85, 85, 8), (171, 171, 30)))
+            draw.rectangle((x - r, y - r, x + r, y + r), fill=color)
+        drawn.append(paper)
+    return drawn
+
+
+def test_few_pairs_of_one_layout_are_laid_over_each_other() -> None:
+    """Of 60 objects in the middle of white few pairs look like copies, and those include all."""
+    images = badges(60)
+    copies = [tinted(image) for image in images[:10]]
+    copies += [image.crop((12, 0, 256, 256)) for image in images[10:20]]
+    copies += [ImageOps.mirror(image) for image in images[20:30]]
+    smalls = [facts_of(image).small for image in (*images, *copies)]
+    found = {(a, b) for a, b, _ in likely_copies(smalls, np.arange(90))}
+    assert len(found) < 600  # of 8,010, of which most correlate
+    assert all({(i, 60 + i), (60 + i, i)} & found for i in range(30))
+    assert list(likely_copies(smalls, np.zeros(90, int))) == []
+
+
+def test_the_search_needs_little_memory() -> None:
+    """The samples of 1,500 images are not held as numbers all at once."""
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 48 * 256), np.uint8)
+    smalls = [each.tobytes() for each in noise]
+    tracemalloc.start()
+    assert list(likely_copies(smalls, np.arange(1500))) == []
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100e6
 
 
 def test_a_moved_object_is_another_picture() -> None:

@@ -22,6 +22,8 @@ from styletune.data.facts_store import (
     put_facts,
     put_features,
 )
+from styletune.data.features import check_encoder
+from styletune.errors import NotFound
 
 FACTS = ImageFacts(
     width=3, height=2, pixel_hash="ab", format="PNG", stored_mode="P", profile="Größe", turned=True,
@@ -90,6 +92,19 @@ def test_a_damaged_store_is_set_aside(tmp_path: Path, damage: str) -> None:
     assert get_facts(open_store(place), "7") == FACTS
 
 
+def test_a_closed_store_is_asked_in_vain_and_stays(tmp_path: Path) -> None:
+    """An interrupted check's threads may ask after it is closed; the file is as it was."""
+    place = tmp_path / "facts.sqlite"
+    store = open_store(place)
+    put_facts(store, {"7": FACTS})
+    close_store(store)
+    assert get_facts(store, "7") is None
+    put_facts(store, {"8": FACTS})
+    assert get_features(store, "mini", ["ab"]) == {}
+    assert (store.note, [file.name for file in tmp_path.iterdir()]) == ("", [place.name])
+    assert get_facts(open_store(place), "7") == FACTS
+
+
 def test_a_place_that_cannot_be_written_is_said_and_survived(tmp_path: Path) -> None:
     """Where the folder is a file, the check still works, and the note names place and remedy."""
     (tmp_path / "file").write_text("in the way")
@@ -147,3 +162,13 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
         assert writer.returncode == 0, said.decode()
     names = [f"{who}-{n}" for who in ("a", "b") for n in range(100)]
     assert get_features(open_store(place), "mini", names).keys() == set(names)
+
+
+@pytest.mark.parametrize("name", ["clip", "local-dir:nowhere"])
+def test_a_wrong_encoder_is_said_where_it_is_set(tmp_path: Path, name: str) -> None:
+    """The error names the key of the recipe; none and the embedded one pass."""
+    with pytest.raises(NotFound) as refused:
+        check_encoder(name, tmp_path)
+    assert refused.value.where == f"data.encoder = {name!r}"
+    check_encoder("none", tmp_path)
+    check_encoder("mini", tmp_path)

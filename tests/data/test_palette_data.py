@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -83,6 +84,21 @@ def test_coverage_is_the_share_near_the_palette() -> None:
     assert coverage([small], ["#ff79c6"])[0] == pytest.approx(0.25)
     assert coverage([small], ["#ff79c6", "#ffffff"])[0] == 1
     assert coverage([small], ["#00ff00"])[0] == 0
+
+
+def test_coverage_of_many_images_needs_no_memory_for_them() -> None:
+    """A thousand images take less than one each would, held as numbers."""
+    noise = np.random.default_rng(0).integers(0, 256, (1000, SMALL_PX**2 * 3), np.uint8)
+    smalls = [(each & 0xE0).tobytes() for each in noise]
+    coverage(smalls[:1], ["#ff0000"])  # what is imported does not count
+    tracemalloc.start()
+    shares = coverage(smalls, ["#ff0000", "#808080"])
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(shares)) > 10
+    assert most < 1000 * 49_000
+    alone = [coverage([small], ["#ff0000", "#808080"])[0] for small in smalls[:3]]
+    assert shares[:3] == alone
 
 
 def test_coverage_is_of_the_declared_palette_if_there_is_one() -> None:

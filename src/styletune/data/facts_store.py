@@ -47,7 +47,8 @@ class FactsStore:
     """An open store; its functions may be called from any thread.
 
     ``path`` is None where nothing is kept; ``note`` says why, and what else went wrong, for the
-    user; ``hits`` and ``misses`` count the look-ups of facts.
+    user; ``hits`` and ``misses`` count the look-ups of facts. Once it is closed nothing is found
+    and nothing kept: threads that are interrupted may still ask.
     """
 
     path: Path | None
@@ -55,6 +56,7 @@ class FactsStore:
     note: str = ""
     hits: int = 0
     misses: int = 0
+    is_closed: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -93,6 +95,7 @@ def open_store(path: Path | None) -> FactsStore:
 def close_store(store: FactsStore) -> None:
     """Close it; what was put is kept already."""
     with store.lock:
+        store.is_closed = True
         store.connection.close()
 
 
@@ -199,6 +202,8 @@ def _connect(path: Path | None) -> sqlite3.Connection:
 
 def _select(store: FactsStore, query: str, values: Sequence[str]) -> list[tuple[Any, ...]]:
     with store.lock:
+        if store.is_closed:
+            return []
         try:
             return store.connection.execute(query, values).fetchall()
         except sqlite3.OperationalError as error:
@@ -210,6 +215,8 @@ def _select(store: FactsStore, query: str, values: Sequence[str]) -> list[tuple[
 
 def _insert(store: FactsStore, query: str, rows: Iterable[tuple[object, ...]]) -> None:
     with store.lock:
+        if store.is_closed:
+            return
         try:
             with store.connection:
                 store.connection.executemany(query, rows)

@@ -12,6 +12,27 @@ from PIL import Image
 
 from styletune.data.facts import ImageFacts
 from styletune.data.facts_store import FactsStore, get_features, put_features
+from styletune.encoders.find import find_clip
+from styletune.errors import NotFound
+
+
+def check_encoder(name: str, relative_to: Path) -> None:
+    """Refuse a name that is no encoder, before any image is read; weights are not looked at.
+
+    Args:
+        name: ``data.encoder``; "none" is right.
+        relative_to: what an encoder's folder is relative to.
+
+    Raises:
+        NotFound: not such a name, or the folder is not there.
+    """
+    if name == "none":
+        return
+    try:
+        find_clip(name, relative_to)
+    except NotFound as error:
+        where = f"data.encoder = {name!r}"
+        raise NotFound(error.message, where=where, fix=error.fix) from None
 
 
 def set_features(

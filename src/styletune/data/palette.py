@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styletune.data.duplicates import Group, families
-from styletune.data.facts import ImageFacts, PaletteFacts
+from styletune.data.facts import SMALL_PX, ImageFacts, PaletteFacts
 
 Floats = NDArray[np.float64]
 
@@ -42,8 +42,8 @@ def extract_palette(
     """
     if not facts:
         return []
-    rgb = np.stack([_samples(fact.small) for fact in facts.values()])
-    rgb = rgb[:, :: max(1, rgb.shape[0] * rgb.shape[1] // _MOST_SAMPLES)].reshape(-1, 3)
+    every = max(1, len(facts) * SMALL_PX**2 // _MOST_SAMPLES)
+    rgb = np.concatenate([_samples(fact.small)[::every] for fact in facts.values()])
     return main_colors(rgb, np.full(len(rgb), 1 / len(rgb)), k)
 
 
@@ -126,16 +126,17 @@ def coverage(smalls: Sequence[bytes], palette: Sequence[str]) -> list[float]:
 
     if not smalls:
         return []
-    rgb = np.stack([_samples(small) for small in smalls]).astype(np.int32) >> 2
-    cubes = rgb @ np.array([1 << 12, 1 << 6, 1], np.int32)
-    used = np.unique(cubes)
+    is_used = np.zeros(1 << 18, bool)
+    for small in smalls:
+        is_used[_cubes(small)] = True
+    used = np.flatnonzero(is_used)
     middles = np.stack([used >> 12, used >> 6 & 63, used & 63], 1) * 4 + 1.5
     brand = rgb2lab(np.array([_rgb(color) for color in palette]) / 255.0)
     lab = rgb2lab(middles / 255.0)
     distance = np.min([deltaE_ciede2000(lab, color[None]) for color in brand], axis=0)
     is_near = np.zeros(1 << 18, bool)
     is_near[used[distance <= NEAR]] = True
-    return [float(share) for share in is_near[cubes].mean(axis=1)]
+    return [float(is_near[_cubes(small)].mean()) for small in smalls]
 
 
 def palette_facts(
@@ -205,6 +206,12 @@ def _color_quantiles(small: bytes) -> Floats:
 
 def _samples(small: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(small, np.uint8).reshape(-1, 3)
+
+
+def _cubes(small: bytes) -> NDArray[np.int32]:
+    """(4096,): the cube of side 4 that each sample is in, in [0, 2^18)."""
+    steps = _samples(small).astype(np.int32) >> 2
+    return steps[:, 0] << 12 | steps[:, 1] << 6 | steps[:, 2]
 
 
 def _rgb(color: str) -> list[int]:
