@@ -9,7 +9,7 @@ import pytest
 import tomli_w
 
 from styletune.errors import NotFound, RecipeError
-from styletune.recipe import load_recipe, recipe_hash, recipe_schema
+from styletune.recipe import load_recipe, recipe_hash, recipe_schema, training_hash
 
 GOOD = '[data]\npath = "images"\n'
 SOURCE = "[[data.sources]]\n"
@@ -120,6 +120,25 @@ def test_several_sources_are_read_and_resolved(tmp_path: Path) -> None:
     ]
     resolved = tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
     assert load_recipe(write(tmp_path, resolved, "again.toml")).recipe == recipe
+
+
+def test_the_place_of_the_images_does_not_decide_the_adapter(tmp_path: Path) -> None:
+    """Their content has a fingerprint; a name or path is no reason to train again."""
+    places = [
+        GOOD,
+        '[data]\npath = "moved/images"\n',
+        SOURCE + 'path = "images"\n',
+        SOURCE + 'path = "owner/name"\nrevision = "abc"\nname = "other"\n',
+    ]
+    recipes = [load_recipe(write(tmp_path, text)).recipe for text in places]
+    assert len({recipe_hash(recipe) for recipe in recipes}) == len(places)
+    assert len({training_hash(recipe) for recipe in recipes}) == 1
+    masks = [GOOD + f'mask = "folder"\nmask_path = "{place}"\n' for place in ("a", "b")]
+    first, second = (training_hash(load_recipe(write(tmp_path, text)).recipe) for text in masks)
+    assert first == second != training_hash(recipes[0])
+    for more in ("resolution = 512\n", 'background = "#000000"\n', "flip = true\n"):
+        changed = load_recipe(write(tmp_path, GOOD + more)).recipe
+        assert training_hash(changed) != training_hash(recipes[0])
 
 
 def test_every_key_is_explained() -> None:

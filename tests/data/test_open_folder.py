@@ -116,6 +116,20 @@ def test_hidden_files_and_the_card_are_ignored(tmp_path: Path) -> None:
     assert list(texts(tmp_path)) == ["a.png"]
 
 
+def test_a_card_in_a_sub_folder_is_not_overlooked(tmp_path: Path) -> None:
+    """Its images would get the rights of the card at the top."""
+    folder(tmp_path, "a.png", "sub/b.png", "other/c.png", captions=True)
+    (tmp_path / "dataset.toml").write_text('license = "CC0-1.0"')
+    (tmp_path / "sub/dataset.toml").write_text('license = "LicenseRef-Secret"')
+    (tmp_path / "other.dataset.toml").write_text("")
+    said = refusal(tmp_path)
+    assert list(said) == ["bad-metadata"]
+    assert "other.dataset.toml, sub/dataset.toml; " in said["bad-metadata"]
+    assert "[[data.sources]]" in said["bad-metadata"]
+    (tmp_path / "sub/b.txt").unlink()
+    assert "sub/b.png" in refusal(tmp_path)["missing-caption"]
+
+
 def test_link_loops_end(tmp_path: Path) -> None:
     """Folders that link to themselves and to each other are read once."""
     folder(tmp_path, "a/x.png", "b/y.png", captions=True)

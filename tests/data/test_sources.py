@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+import zipfile
 from pathlib import Path
 from typing import get_args
 
@@ -281,6 +282,24 @@ def test_a_path_that_is_not_there_names_its_neighbour(tmp_path: Path) -> None:
         resolve_sources(None, [SourceSection(path="images", revision="abc")], tmp_path)
 
 
+@pytest.mark.parametrize(
+    "keys", [{"split": "test"}, {"image_column": "pixels"}, {"caption_column": "caption"}]
+)
+def test_keys_that_cannot_apply_are_refused(tmp_path: Path, keys: dict[str, str]) -> None:
+    """A folder of images and an archive have no splits and no columns; defaults do no harm."""
+    image(tmp_path / "set/a.png", "x")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(tmp_path / "set/a.png", "a.png")
+        archive.write(tmp_path / "set/a.txt", "a.txt")
+    for path in ("set", "b.zip"):
+        section = SourceSection(path=path, **keys)  # type: ignore[arg-type]
+        with pytest.raises(DataError, match=f"has no {next(iter(keys))}"):
+            open_sources(resolve_sources(None, [section], tmp_path), default_caption=None)
+        spelt = SourceSection(path=path, split="train", image_column="image", caption_column="text")
+        sources = resolve_sources(None, [spelt], tmp_path)
+        assert len(open_sources(sources, default_caption=None).items) == 1
+
+
 def hub_commit(cache: Path, name: str, commit: str) -> Path:
     """A snapshot as huggingface_hub lays it out: links to blobs that have no extension."""
     folder = cache / f"datasets--{name.replace('/', '--')}"
@@ -309,15 +328,20 @@ def test_a_hub_data_set_is_read_from_the_cache(
     assert isinstance(source, Path)
     assert Image.open(source).size == (8, 8)
     (tmp_path / "hub/datasets--owner--name/snapshots" / ("b" * 40)).mkdir()
-    with pytest.raises(DataError, match="several commits"):
+    with pytest.raises(DataError, match="several commits") as several:
         opened(tmp_path, "owner/name")
+    assert (
+        f'[[data.sources]] with path = "owner/name", revision = "{"b" * 40}"' in several.value.fix
+    )
     section = SourceSection(path="owner/name", revision="aaaaaaa")
     assert "a" * 40 in str(resolve_sources(None, [section], tmp_path)[0].path)
-    with pytest.raises(NotFound, match="revision dddd of owner/name"):
+    with pytest.raises(NotFound, match="revision dddd of owner/name") as absent:
         resolve_sources(None, [SourceSection(path="owner/name", revision="dddd")], tmp_path)
+    assert "[[data.sources]] with revision" in absent.value.fix
     section = SourceSection(path="owner/name", revision="a" * 40, split="dev")
-    with pytest.raises(DataError, match="no split dev; there are: test, train"):
+    with pytest.raises(DataError, match="no split dev; there are: test, train") as no_split:
         open_sources(resolve_sources(None, [section], tmp_path), default_caption=None)
+    assert no_split.value.fix == '[[data.sources]] with split = "test"'
     (tmp_path / "hub/datasets--owner--name/blobs/cc.incomplete").write_bytes(b"")
     with pytest.raises(NotFound, match="broken off"):
         opened(tmp_path, "owner/name")

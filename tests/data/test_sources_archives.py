@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import stat
 import tarfile
 import zipfile
@@ -189,6 +190,25 @@ def test_damage_is_refused(tmp_path: Path, name: str) -> None:
         assert refusal(tmp_path / name)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_of_every_packing_method_is_named(tmp_path: Path, method: int) -> None:
+    """Each method has errors of its own; none of them is a traceback."""
+    file = tmp_path / "a.zip"
+    noise = random.Random(0).randbytes(2000)
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("a.png", noise)
+    (item,) = opened(file, "x").items
+    whole, read = file.read_bytes(), 0
+    for position in range(30, 400, 7):
+        archives._open_zip.cache_clear()
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 255]) + whole[position + 1 :])
+        try:
+            read += read_item(item.path, item.member) != noise
+        except DataError as error:
+            assert "cannot be unpacked" in str(error)  # noqa: PT017
+    assert read == 0
+
+
 def test_a_damaged_member_is_named_when_it_is_read(tmp_path: Path) -> None:
     """The checksum of the zip tells; a member that is gone is said to be gone."""
     file = write_zip(tmp_path / "a.zip", {"a.png": png()})
@@ -228,6 +248,31 @@ def test_webdataset_samples_are_read(tmp_path: Path) -> None:
         (None, False),
     ]
     assert [f.code for f in found.findings] == ["missing-caption"]
+
+
+def test_words_in_a_tar_belong_to_the_image_of_their_key(tmp_path: Path) -> None:
+    """The key ends at the first dot; a default never takes the place of words that are there."""
+    members = {
+        "0001.img.png": png(), "0001.txt": b"of a person", "0001.json": b'{"license": "MIT"}',
+        "v1.0/0002.png": png(), "v1.0/0002.caption.txt": b"two", "v1.0/0002.meta.json": b"[]",
+        "0003.png": png(), "0003.txt": b"one", "0003.long.txt": b"another",
+    }  # fmt: skip
+    found = opened(write_tar(tmp_path / "a.tar", members), "default")
+    assert [(i.text, i.rights.license) for i in found.items] == [
+        ("of a person", "MIT"),
+        ("another", ""),
+        ("two", ""),
+    ]
+    (only,) = found.findings
+    assert (only.code, only.files) == ("ambiguous-caption", ("0003.png",))
+
+
+@pytest.mark.parametrize("name", ["0002.txt", "0002.json", "0001.TXT", "0001.caption"])
+def test_words_of_no_image_in_a_tar_are_not_overlooked(tmp_path: Path, name: str) -> None:
+    """Their image would be trained with the default instead."""
+    file = write_tar(tmp_path / "a.tar", {"0001.png": png(), name: b'{"text": "x"}'})
+    (only,) = opened(file, "default").findings
+    assert (only.code, only.severity, only.files) == ("unread-caption-file", "error", (name,))
 
 
 def test_a_sample_with_two_images_is_refused(tmp_path: Path) -> None:
@@ -281,6 +326,26 @@ def test_shards_are_one_source(tmp_path: Path) -> None:
     assert found.findings == []
     write_zip(tmp_path / "c.zip", {"a.png": png()})
     assert "several kinds (.tar, .zip)" in opened(tmp_path).findings[0].message
+
+
+def test_a_card_below_the_top_is_not_overlooked(tmp_path: Path) -> None:
+    """In archives and in folders of shards, too, its rights would be replaced by others."""
+    cards = {"dataset.toml": b'holder = "A"', "sub/dataset.toml": b'holder = "B"'}
+    members = {"sub/a.png": png(), "sub/a.txt": b"x", **cards}
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_zip(folder / "c.zip", {"a.png": png(), "a.txt": b"x"})
+    (folder / "c.dataset.toml").write_text('holder = "C"')
+    for path, names in (
+        (write_zip(tmp_path / "b.zip", {"b/c/dataset.toml": b"", "b/a.png": png()}),
+         ("b/c/dataset.toml",)),
+        (write_zip(tmp_path / "a.zip", members | {"b.png": png()}), ("sub/dataset.toml",)),
+        (write_tar(tmp_path / "a.tar", members | {"b.png": png()}), ("sub/dataset.toml",)),
+        (folder, ("c.dataset.toml",)),
+    ):  # fmt: skip
+        (only,) = opened(path, "default").findings
+        assert (only.code, only.severity, only.files) == ("bad-metadata", "error", names)
+        assert "source of its own" in only.fix
 
 
 def test_an_archive_without_images_says_what_it_holds(tmp_path: Path) -> None:

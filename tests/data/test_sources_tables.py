@@ -93,8 +93,8 @@ def test_raw_bytes_and_other_columns_are_read(
     assert [read_item(i.path, i.member) for i in found.items] == IMAGES
     assert [f.files for f in found.findings] == [("000001",)]
     message = said(opened(file, "default"))
-    assert 'image_column = "pixels"' in message
-    assert 'caption_column = "caption"' in message
+    assert '[[data.sources]] with image_column = "pixels"' in message
+    assert '[[data.sources]] with caption_column = "caption"' in message
 
 
 def test_what_datasets_writes_is_read(tmp_path: Path) -> None:
@@ -109,21 +109,39 @@ def test_what_datasets_writes_is_read(tmp_path: Path) -> None:
         assert [read_item(i.path, i.member) for i in found.items] == IMAGES
 
 
-def test_a_split_is_chosen_among_shards(tmp_path: Path) -> None:
+def test_a_split_is_chosen_among_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the words of their names; others only, or names without a split beside, are errors."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     table = pa.table(columns())
-    folder = tmp_path / "set"
+    folder = tmp_path / "datasets--owner--name/snapshots" / ("a" * 40)
     (folder / "data").mkdir(parents=True)
+    hub = Path("owner/name")
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
         write_parquet(folder / f"data/{name}.parquet", table)
-    found = opened(folder)
+    found = opened(hub)
     assert len(found.items) == len({i.file_name for i in found.items}) == 20
-    assert found.items[0].file_name == "data/train-00000-of-00002.parquet/000000-0.png"
-    assert len(opened(folder, split="test").items) == 10
+    assert found.items[0].file_name == "train-00000-of-00002.parquet/000000-0.png"
+    assert len(opened(hub, split="test").items) == 10
     with pytest.raises(DataError, match="no split dev; there are: test, train"):
-        opened(folder, split="dev")
+        opened(hub, split="dev")
     write_parquet(folder / "data/extra.parquet", table)
-    assert "bad-archive: shards that name no split" in said(opened(folder))
+    assert "bad-archive: shards that name no split" in said(opened(hub))
+
+
+def test_all_shards_of_a_local_folder_are_read(tmp_path: Path) -> None:
+    """Whatever their names say; several splits in one folder are an error that names them."""
+    table = pa.table(columns())
+    for name in ("shoot-dev-0", "shoot-dev-1", "extra"):
+        write_parquet(tmp_path / f"{name}.parquet", table)
+    found = opened(tmp_path)
+    assert found.findings == []
+    assert len(found.items) == 30
+    write_parquet(tmp_path / "train-0.parquet", table)
+    (only,) = opened(tmp_path).findings
+    assert (only.code, only.severity) == ("bad-archive", "error")
+    assert only.files == ("shoot-dev-0.parquet", "shoot-dev-1.parquet", "train-0.parquet")
+    assert "dev, train" in only.message
+    assert "[[data.sources]]" in only.fix
 
 
 def test_a_hub_table_is_found_among_pictures_of_its_read_me(

@@ -6,6 +6,7 @@ links, devices), is encrypted, or is larger than anybody's image.
 
 from __future__ import annotations
 
+import lzma
 import os
 import posixpath
 import re
@@ -124,7 +125,9 @@ def read_zip(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
         return archive.read(info)
     except KeyError:
         raise DataError("is no longer in the zip", where=where, fix="start again") from None
-    except (zipfile.BadZipFile, OSError, EOFError, zlib.error, ValueError, RuntimeError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError,
+    ) as error:  # fmt: skip
         raise DataError(
             f"cannot be unpacked: {error}", where=where, fix="copy or pack the zip again"
         ) from None
@@ -217,11 +220,16 @@ def read_tar(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
     return content
 
 
+def sample_key(name: str) -> str:
+    """A tar member's WebDataset key: its name up to the first dot after the folders."""
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.partition(".")[0])
+
+
 def crowded_samples(names: list[str]) -> list[str]:
-    """Images that share a WebDataset key (the name up to its first dot) with another one."""
+    """Images that share a WebDataset key with another one."""
     keys: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(READ_EXTENSIONS):
-            folder, base = posixpath.split(name)
-            keys.setdefault(posixpath.join(folder, base.partition(".")[0]), []).append(name)
+            keys.setdefault(sample_key(name), []).append(name)
     return [name for images in keys.values() if len(images) > 1 for name in images]

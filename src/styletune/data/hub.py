@@ -51,14 +51,14 @@ def find_dataset(name: str, revision: str | None, near: str) -> Path:
         raise DataError(
             f"several commits of {name} are on this machine: {shown}",
             where="[data]",
-            fix=f'pin one: revision = "{here[-1]}"',
+            fix=f'pin one: [[data.sources]] with path = "{name}", revision = "{here[-1]}"',
         )
     commits = here if revision is None else _commits(folder, revision, here)
     if len(commits) != 1:
         raise NotFound(
             f"revision {revision or 'main'} of {name} is not on this machine; here: {shown}",
             where="[data]",
-            fix=command + (", or pin one that is here" if here else ""),
+            fix=command + (", or [[data.sources]] with revision = one of these" if here else ""),
         )
     return folder / "snapshots" / commits[0]
 
@@ -98,7 +98,7 @@ def pick_split(folder: Path, shards: Sequence[str], split: str) -> tuple[list[st
     Raises:
         DataError: there are shards of other splits only.
     """
-    words = {name: set(re.split(r"[-_./]", name.lower())) for name in shards}
+    words = {name: _words(name) for name in shards}
     chosen = [name for name in shards if split.lower() in words[name]]
     of_others = {w for name in shards if name not in chosen for w in words[name] & {*SPLITS}}
     if not chosen and of_others:
@@ -113,9 +113,25 @@ def pick_split(folder: Path, shards: Sequence[str], split: str) -> tuple[list[st
     return chosen, [Finding("bad-archive", unclear, message, fix, "error")]
 
 
+def mixed_splits(shards: Sequence[str]) -> list[Finding]:
+    """A finding where the shards of a local folder name several splits: all would be read."""
+    splits = {name: _words(name) & {*SPLITS} for name in shards}
+    named = {frozenset(words) for words in splits.values() if words}
+    if len(named) < 2:
+        return []
+    files = tuple(name for name in shards if splits[name])
+    message = f"shards of several splits ({', '.join(sorted(frozenset().union(*named)))})"
+    fix = "make each file or folder that you mean a [[data.sources]] with path of its own"
+    return [Finding("bad-archive", files, f"{message}: {shorten(files)}", fix, "error")]
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[-_./]", name.lower()))
+
+
 def _no_split(folder: Path, split: str, there: Sequence[str]) -> DataError:
     return DataError(
         f"no split {split}; there are: {', '.join(there)}",
         where=str(folder),
-        fix=f'split = "{there[0]}"',
+        fix=f'[[data.sources]] with split = "{there[0]}"',
     )

@@ -1,7 +1,8 @@
 """The ImageFolder layout, in a folder or in an archive: which words belong to which image.
 
 ``metadata.jsonl``, ``.csv`` or ``.parquet`` in any folder, or a ``.txt`` or ``.json`` of the
-same name beside an image; and the folders ``N_words`` of kohya's trainers.
+same name (in a tar: of the same key) beside an image; and the folders ``N_words`` of kohya's
+trainers.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
 
+from styletune.data.archives import sample_key
+from styletune.data.card import CARD_NAME
 from styletune.data.contents import read_item
 from styletune.data.findings import Finding
 from styletune.data.items import Item, Rights
@@ -34,6 +38,7 @@ MAX_CAPTION_BYTES = 16 << 20
 MAX_METADATA_BYTES = 512 << 20
 # kohya reads any number; one above this is a year.
 MAX_FOLDER_REPEATS = 200
+_CARD_END = f".{CARD_NAME}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,8 @@ def tree_part(tree: Tree, origin: str) -> Part:
     complete = not any(f.code == "bad-metadata" for f in findings)
     # After a fault in the metadata every caption would seem to be missing: say the cause only.
     if not metadata_findings:
-        findings += _caption_findings(found, captions, sidecars)
+        findings += _caption_findings(tree, captions, sidecars)
+    findings += card_findings(found)
     folders = kohya_folders(found.images)
     items = []
     for name in found.images:
@@ -121,6 +127,18 @@ def kohya_folders(images: Iterable[str]) -> dict[str, tuple[int, str]]:
             return {}
         found[folder] = (int(match[1]), match[2].strip())
     return found
+
+
+def card_findings(found: Found) -> list[Finding]:
+    """Cards that are not the place's own, whose rights its images would lack unnoticed."""
+    cards = [n for n in found.others if f".{posixpath.basename(n)}".lower().endswith(_CARD_END)]
+    return _error(
+        "bad-metadata",
+        cards,
+        f"data set cards that are not read; only {CARD_NAME} at the top is",
+        "make the folder or file of each a source of its own ([[data.sources]] with path), or "
+        "take the card away",
+    )
 
 
 def _error(code: str, names: Iterable[str], message: str, fix: str) -> list[Finding]:
@@ -179,16 +197,15 @@ def _metadata(tree: Tree) -> tuple[Captions, list[Finding]]:
 
 def _sidecars(tree: Tree) -> tuple[dict[str, Words], list[Finding]]:
     """What ``.txt`` and ``.json`` files beside images say, by image name."""
-    here = {*tree.found.texts, *(n for n in tree.found.others if n.endswith(".json"))}
-    if not here:
-        return {}, []
+    here = dict[str, list[str]]()
+    for name in (*tree.found.texts, *tree.found.others):
+        if name.endswith((".txt", ".json")):
+            here.setdefault(_key(tree, name), []).append(name)
     found, bad, unlike = dict[str, Words](), list[str](), list[str]()
     for name in tree.found.images:
-        stem = posixpath.splitext(name)[0]
         said = []
-        for sidecar, parse in ((f"{stem}.txt", _text_words), (f"{stem}.json", _json_words)):
-            if sidecar not in here:
-                continue
+        for sidecar in here.get(_key(tree, name), ()):
+            parse = _text_words if sidecar.endswith(".txt") else _json_words
             try:
                 said.append(parse(read_file(tree, sidecar, MAX_CAPTION_BYTES)))
             except (UnicodeDecodeError, ValueError, RecursionError, BadRowError) as error:
@@ -198,14 +215,23 @@ def _sidecars(tree: Tree) -> tuple[dict[str, Words], list[Finding]]:
         if len({words.text.strip() for words in said if words.text is not None}) > 1:
             unlike.append(name)
         if said:
-            found[name] = _merged(*said) if len(said) == 2 else said[0]
+            found[name] = reduce(_merged, said)
     unreadable = f"captions that cannot be read: {shorten(bad)}"
     return found, [
         *_error("bad-metadata", [b.partition(" (")[0] for b in bad], unreadable,
                 "save them as UTF-8 text or JSON, or take them out of the folder"),
-        *_error("ambiguous-caption", unlike, "images with unlike captions in .txt and .json",
-                "keep one of the two"),
+        *_error("ambiguous-caption", unlike, "images with unlike captions beside them",
+                "keep one of them"),
     ]  # fmt: skip
+
+
+def _is_tar(tree: Tree) -> bool:
+    return tree.members is not None and tree.path.suffix.lower() == ".tar"
+
+
+def _key(tree: Tree, name: str) -> str:
+    """What an image and the files beside it share."""
+    return sample_key(name) if _is_tar(tree) else posixpath.splitext(name)[0]
 
 
 def _text_words(content: bytes) -> Words:
@@ -240,9 +266,9 @@ def merge_rights(first: Rights, second: Rights) -> Rights:
 
 
 def _caption_findings(
-    found: Found, captions: Captions, sidecars: Mapping[str, Words]
+    tree: Tree, captions: Captions, sidecars: Mapping[str, Words]
 ) -> list[Finding]:
-    images = set(found.images)
+    images = set(tree.found.images)
     rows = Counter(captions.listed)
     twice = {n for n, w in captions.words.items() if w.text is not None}
     twice &= {n for n, w in sidecars.items() if w.text is not None}
@@ -267,21 +293,27 @@ def _caption_findings(
         ),
         *_error(
             "unread-caption-file",
-            _unread_captions(found),
+            _unread_captions(tree),
             "caption files that are not read",
             "name them like the image with .txt in place of its extension",
         ),
     ]
 
 
-def _unread_captions(found: Found) -> list[str]:
-    """Files that look like sidecars, but of a name that would be ignored: photo.jpg.txt."""
-    stems = {posixpath.splitext(name)[0] for name in found.images}
-    folded = {name.casefold() for name in (*found.images, *stems)}
+def _unread_captions(tree: Tree) -> list[str]:
+    """Files that look like sidecars, but of a name that would be ignored: photo.jpg.txt.
+
+    In a tar these are all texts that belong to no image.
+    """
+    found, tar = tree.found, _is_tar(tree)
+    keys = {_key(tree, name) for name in found.images}
+    folded = {name.casefold() for name in (*found.images, *keys)}
     wrong = []
-    for name in (*found.texts, *found.others):
+    for name in (*found.texts, *found.others) if keys else ():
         stem, suffix = posixpath.splitext(name)
-        meant = suffix.lower() in (".txt", ".caption", ".cap") and stem.casefold() in folded
-        if meant and not (stem in stems and suffix == ".txt"):
+        read = _key(tree, name) in keys and suffix in (".txt", ".json")
+        looks = suffix.lower() in (".txt", ".caption", ".cap") and stem.casefold() in folded
+        looks |= tar and suffix.lower() in (".txt", ".json", ".caption", ".cap")
+        if looks and not read:
             wrong.append(name)
     return sorted(wrong)

@@ -30,7 +30,7 @@ def license_problem(text: str) -> str | None:
     licensing = _licensing()
     try:
         parsed = licensing.parse(text, strict=True)
-    except ExpressionError:
+    except (ExpressionError, IndexError, AssertionError):  # the last two of "()" and "(AND MIT"
         return f'"{text}" is not an SPDX licence expression{_near_id(text)}'
     unknown = [
         symbol.key

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from styletune.data.card import CARD_NAME
 from styletune.data.image_file import READ_EXTENSIONS
-from styletune.errors import DataError, NotFound
+from styletune.errors import DataError
 
 # Pictures to their owner, but not to us: they must not vanish from the set unnoticed.
 FOREIGN_EXTENSIONS = (
@@ -41,17 +41,6 @@ class Found:
     shards: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-
-
-def require_folder(path: Path) -> None:
-    """Raises NotFound with the nearest folder, or DataError when it is a file."""
-    if path.is_dir():
-        return
-    if path.exists():
-        raise DataError(
-            "is a file, not a folder of images", where=str(path), fix=f"give {path.parent}"
-        )
-    raise NotFound("no such folder", where=str(path), fix=nearest(path))
 
 
 def nearest(path: Path) -> str:
@@ -122,7 +111,7 @@ def _readable(path: Path, name: str) -> bool:
 
 
 def sort_names(names: Iterable[str]) -> Found:
-    """Names of files by kind; the card is left out."""
+    """Names of files by kind; the card at the top is left out."""
     kinds: dict[str, list[str]] = {kind: [] for kind in Found.__slots__}
     for name in sorted(names):
         if name != CARD_NAME:

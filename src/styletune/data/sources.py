@@ -19,10 +19,17 @@ from styletune.data.archives import bad_archive, crowded_samples, list_tar, list
 from styletune.data.card import CARD_NAME, Card, load_card, parse_card
 from styletune.data.contents import read_item
 from styletune.data.findings import Finding
-from styletune.data.hub import find_dataset, pick_split, split_folder
+from styletune.data.hub import find_dataset, mixed_splits, pick_split, split_folder
 from styletune.data.image_file import READ_EXTENSIONS
 from styletune.data.items import Item, Rights
-from styletune.data.layout import Part, Tree, merge_rights, read_file, tree_part
+from styletune.data.layout import (
+    Part,
+    Tree,
+    card_findings,
+    merge_rights,
+    read_file,
+    tree_part,
+)
 from styletune.data.open import (
     SHARD_EXTENSIONS,
     Found,
@@ -37,6 +44,9 @@ from styletune.recipe.sections import SourceSection
 from styletune.sdxl.hub_cache import is_hub_id
 
 __all__ = ["Opened", "Source", "open_sources", "read_item", "resolve_sources"]
+
+
+_DEFAULTS = {key: info.default for key, info in SourceSection.model_fields.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +89,8 @@ def resolve_sources(
 
     Raises:
         NotFound: nothing lies at a path; a Hub data set is not on this machine.
-        DataError: a file of a kind that is not read, or two sources of one name.
+        DataError: a file of a kind that is not read, keys of a Hub data set for what is none, or
+            two sources of one name.
     """
     if path is not None:
         sections = [SourceSection(path=path)]
@@ -100,11 +111,12 @@ def _resolve(section: SourceSection, folder: Path) -> Source:
     name = path.stem if path.suffix.lower() in SHARD_EXTENSIONS else path.name
     if not path.exists() and is_hub_id(section.path):
         hub, path = section.path, find_dataset(section.path, section.revision, nearest(path))
-    elif section.revision is not None:
+    # A resolved recipe spells defaults out and must load again, so those are not refused.
+    elif given := [k for k in ("revision", "split") if getattr(section, k) != _DEFAULTS[k]]:
         raise DataError(
-            f"{section.path} is no Hub data set, so it has no revision",
-            where="[[data.sources]] revision",
-            fix="remove it",
+            f"{section.path} is no Hub data set, so it has no {' and no '.join(given)}",
+            where=f"[[data.sources]] {', '.join(given)}",
+            fix="remove it" if len(given) == 1 else "remove them",
         )
     elif not path.exists():
         raise NotFound("no such folder or file", where=str(path), fix=nearest(path))
@@ -132,7 +144,8 @@ def open_sources(
 
     Raises:
         NotFound: a source is gone.
-        DataError: a default caption without words, or a folder that cannot be listed.
+        DataError: a default caption without words, a folder that cannot be listed, or columns
+            of what is no table.
         RecipeError: a card is not valid.
     """
     for where, text in [("data.default_caption", default_caption)] + [
@@ -247,6 +260,7 @@ def _open_folder(source: Source) -> tuple[Part, Card | None]:
     card = load_card(path) or (load_card(source.path) if path != source.path else None)
     shards = [name for name in found.shards if name.lower().endswith(SHARD_EXTENSIONS)]
     if not shards or found.images:
+        _refuse_columns(source)
         part = tree_part(Tree(path, found), source.name)
         if not (found.images or any(f.code != "bad-metadata" for f in part.findings)):
             part.findings.insert(0, _no_images(path, found))
@@ -256,8 +270,12 @@ def _open_folder(source: Source) -> tuple[Part, Card | None]:
         fix = "keep one kind: the same images in two would count twice"
         mixed = bad_archive(path, f"shards of several kinds ({', '.join(kinds)})", [], fix)
         return Part([], [mixed]), card
-    chosen, faults = pick_split(path, shards, source.split)
-    items, findings, cards, complete = list[Item](), list(faults), [card], True
+    if source.hub:
+        chosen, faults = pick_split(path, shards, source.split)
+    else:
+        chosen, faults = shards, mixed_splits(shards)
+    findings = faults + card_findings(found)
+    items, cards, complete = list[Item](), [card], True
     for shard in chosen:
         part, inner = _open_file(path / shard, source)
         items += [replace(item, file_name=f"{shard}/{item.file_name}") for item in part.items]
@@ -265,6 +283,16 @@ def _open_folder(source: Source) -> tuple[Part, Card | None]:
         cards.append(inner)
         complete = complete and part.complete
     return Part(items, findings, complete), _one_card(path.name, cards, findings)
+
+
+def _refuse_columns(source: Source) -> None:
+    given = [c for c in ("image_column", "caption_column") if getattr(source, c) != _DEFAULTS[c]]
+    if given:
+        raise DataError(
+            f"{source.name} is no table, so it has no {' and no '.join(given)}",
+            where=f"[[data.sources]] {', '.join(given)}",
+            fix="remove it" if len(given) == 1 else "remove them",
+        )
 
 
 def _within(finding: Finding, shard: str) -> Finding:
@@ -301,6 +329,7 @@ def _open_file(path: Path, source: Source) -> tuple[Part, Card | None]:
         if not rows and not findings:
             findings.append(Finding("no-images", (path.name,), "a table without rows", "", "error"))
         return Part(items, findings, complete=not findings), None
+    _refuse_columns(source)
     members, findings = (list_zip if path.suffix.lower() == ".zip" else list_tar)(path)
     if findings:
         return Part([], findings), None
@@ -312,7 +341,7 @@ def _open_file(path: Path, source: Source) -> tuple[Part, Card | None]:
     found = sort_names(name for name in members if name not in cards)
     tree = Tree(path, found, members)
     part = tree_part(tree, source.name)
-    if not found.images and not part.findings:
+    if not (found.images or any(f.code != "bad-metadata" for f in part.findings)):
         part.findings.insert(0, _no_images(path, found))
     inner = [parse_card(read_file(tree, name), path / name) for name in cards]
     return part, _one_card(path.name, inner, part.findings)

@@ -100,7 +100,8 @@ def _column_faults(
         near = difflib.get_close_matches(image_column, names, n=1, cutoff=0.4)
         image_like = [n for n in names if _holds_images(schema.field(n).type)]
         meant = image_like[:1] or near
-        fix = f'image_column = "{meant[0]}"' if meant else "name the column of the images"
+        column = f'"{meant[0]}"' if meant else "the column of the images"
+        fix = f"[[data.sources]] with image_column = {column}"
         faults.append(bad_archive(path, f"no column {image_column}; {shown}", [], fix))
     elif not _holds_images(schema.field(image_column).type):
         what = f"column {image_column} holds {schema.field(image_column).type}, not encoded images"
@@ -112,7 +113,8 @@ def _column_faults(
 
     meant = caption_like(names)
     if caption_column not in names and (meant or caption_column != "text"):
-        fix = f'caption_column = "{meant[0]}"' if meant else "name the column of the captions"
+        column = f'"{meant[0]}"' if meant else "the column of the captions"
+        fix = f"[[data.sources]] with caption_column = {column}"
         metadata_fault(f"no column {caption_column}; {shown}", fix)
     elif caption_column in names and pa.types.is_nested(schema.field(caption_column).type):
         kind = schema.field(caption_column).type

@@ -42,14 +42,26 @@ def recipe_hash(recipe: Recipe) -> str:
 
 
 def training_keys(recipe: Recipe) -> dict[str, Any]:
-    """What decides the adapter; a new version number needs no new training."""
+    """What decides the adapter; a new version number needs no new training.
+
+    Neither does another place of the same images: what the sources hold and how often and how
+    much it counts is in the data's fingerprint.
+    """
     return recipe.model_dump(
         mode="json",
         exclude={
             "preview": True,
             "score": True,
             "publish": True,
-            "data": {"allow", "require_rights", "opt_out_override", "encoder"},
+            "data": {
+                "path",
+                "sources",
+                "mask_path",
+                "allow",
+                "require_rights",
+                "opt_out_override",
+                "encoder",
+            },
             "train": {"log_every", "keep_last", "validation_every", "tracker", "tracker_project"},
         },
     )
