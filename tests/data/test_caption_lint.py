@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from transformers import CLIPTokenizer
 
 from styletune.data.caption_fix import CaptionFix, apply_fixes, caption_fixes, fixes_diff
@@ -15,6 +16,7 @@ from styletune.data.card import Card
 from styletune.data.duplicates import Group
 from styletune.data.findings import Finding
 from styletune.data.items import Item
+from styletune.data.sources import open_sources, resolve_sources
 from styletune.errors import Conflict
 from styletune.mini import world
 
@@ -224,6 +226,27 @@ def test_fixes_are_written_where_the_captions_are(tmp_path: Path) -> None:
     rows = list(csv.reader(content.decode("utf-8-sig").splitlines()))
     assert rows[1:] == [["d.png", "Acme", "a fish, red"], ["e.png", "A, B", "fine"]]
     assert json.loads((tmp_path / "f.json").read_text()) == {"caption": "a fox", "holder": "Acme"}
+
+
+def test_windows_line_ends_are_read_and_kept(tmp_path: Path) -> None:
+    """Captions of several lines with CRLF are found as they were read; line ends stay."""
+    (tmp_path / "a.txt").write_bytes(b"a  cat\r\non a wall\r\n")
+    (tmp_path / "f.json").write_bytes(b'{\r\n  "text": "a  fox\\r\\nruns"\r\n}\r\n')
+    (tmp_path / "deep").mkdir()
+    crlf, lf = tmp_path / "metadata.csv", tmp_path / "deep" / "metadata.csv"
+    crlf.write_bytes(b'file_name,text\r\nb.png,"a  dog\r\nsits"\r\nc.png,fine\r\n')
+    lf.write_bytes(b'file_name,text\nd.png,"a  fish\r\nswims"\ne.png,fine')
+    for name in ("a", "b", "c", "f", "deep/d", "deep/e"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    opened = open_sources(resolve_sources(str(tmp_path), (), tmp_path), default_caption=None)
+    fixes = caption_fixes(opened.items, [], None)
+    assert len(fixes) == 4
+    assert "-b.png: a  dog\\r\\nsits" in fixes_diff(tmp_path, fixes)
+    assert len(apply_fixes(tmp_path, fixes).written) == 4
+    assert (tmp_path / "a.txt").read_bytes() == b"a cat on a wall\r\n"
+    assert (tmp_path / "f.json").read_bytes() == b'{\r\n  "text": "a fox runs"\r\n}\r\n'
+    assert crlf.read_bytes() == b"file_name,text\r\nb.png,a dog sits\r\nc.png,fine\r\n"
+    assert lf.read_bytes() == b"file_name,text\nd.png,a fish swims\ne.png,fine"
 
 
 def test_a_caption_that_changed_stops_all_fixes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import (
     BlipProcessor,
 )
 
+from styletune.data import caption_model
 from styletune.data.caption_model import CaptionModel, caption_images, load_caption_model
 from styletune.data.items import Item
 from styletune.errors import BaseModelError, Conflict, DataError, NotFound
@@ -230,3 +232,94 @@ def test_templates_archives_and_other_metadata_are_refused(
     (tmp_path / "metadata.csv").write_text("file_name,text\n")
     with pytest.raises(Conflict, match=r"metadata\.csv"):
         caption(images, captioner, out)
+
+
+CAPTION_FILES = {
+    "another column": ("metadata.jsonl", b'{"file_name": "0.png", "caption": "by hand"}\n'),
+    "not UTF-8": ("0.txt", "un café".encode("latin-1")),
+    "two rows": (
+        "metadata.jsonl",
+        b'{"file_name": "0.png", "text": "one"}\n{"file_name": "0.png", "text": "two"}\n',
+    ),
+    "another name": ("0.png.txt", b"by hand"),
+}
+
+
+@pytest.mark.parametrize("what", CAPTION_FILES)
+def test_captions_that_cannot_be_read_are_not_written_over(
+    images: list[Item], folder: Path, tmp_path: Path, styletune: Callable[..., Answer], what: str
+) -> None:
+    """What a person wrote in a way that is not read stops the command; no file is changed."""
+    name, content = CAPTION_FILES[what]
+    (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.rglob("*"))
+    done = styletune("data", "caption", tmp_path, "--model", folder, "--template", "{caption}")
+    assert done.code == 2
+    assert "0.png" in done.err or name in done.err
+    assert "fix:" in done.err
+    assert (tmp_path / name).read_bytes() == content
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(images) == 5
+
+
+def test_rights_in_a_folder_below_are_not_said_twice(
+    images: list[Item], folder: Path, tmp_path: Path, styletune: Callable[..., Answer]
+) -> None:
+    """Images that a deeper metadata file lists are refused; captioned there, all is well."""
+    deep = tmp_path / "deep" / "metadata.jsonl"
+    deep.write_text(
+        '{"file_name": "3.png", "license": "MIT"}\n{"file_name": "./4.png", "license": "MIT"}\n'
+    )
+    command = ("--model", folder, "--template", "{caption}")
+    refused = styletune("data", "caption", tmp_path, *command)
+    assert refused.code == 5
+    assert "deep/metadata.jsonl has rows for 2 of these images" in refused.err
+    assert f"caption {tmp_path / 'deep'} by itself" in refused.err
+    assert not (tmp_path / "metadata.jsonl").exists()
+    assert styletune("data", "caption", deep.parent, *command).code == 0
+    assert {row["license"] for row in rows(deep).values()} == {"MIT"}
+    done = styletune("data", "caption", tmp_path, *command, "--json")
+    assert len(done.json["written"]) == len(images) - 2
+    checked = styletune("data", "check", tmp_path, "--resolution", "128", "--json")
+    assert checked.code == 0, checked.out
+
+
+def test_a_machine_caption_elsewhere_is_not_said_twice(
+    images: list[Item], captioner: CaptionModel, tmp_path: Path
+) -> None:
+    """Redo refuses a machine's caption that lies beside its image."""
+    item = Item("0.png", images[0].path, "", "a cat", "set", machine_caption=True)
+    assert caption([item], captioner, tmp_path / "metadata.jsonl").kept == ("0.png",)
+    with pytest.raises(Conflict, match=r"not in metadata\.jsonl"):
+        caption([item], captioner, tmp_path / "metadata.jsonl", redo=True)
+
+
+def test_the_file_is_not_written_for_every_batch(
+    images: list[Item], captioner: CaptionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written when some time is over and at the end, not once a batch; nor for nothing."""
+    lengths = list[int]()
+    write = caption_model.write_text
+
+    def counted(path: Path, content: str) -> None:
+        lengths.append(content.count("\n"))
+        write(path, content)
+
+    monkeypatch.setattr(caption_model, "write_text", counted)
+    caption(images, captioner, tmp_path / "metadata.jsonl", batch_size=1)
+    assert lengths == [5]
+    caption(images, captioner, tmp_path / "metadata.jsonl", batch_size=1)
+    assert lengths == [5]
+    (tmp_path / "metadata.jsonl").unlink()
+    monkeypatch.setattr(caption_model, "SAVE_SECONDS", 0.0)
+    caption(images, captioner, tmp_path / "metadata.jsonl", batch_size=2)
+    assert lengths[1:] == [2, 4, 5]
+
+
+def test_many_images_are_sorted_out_at_once(captioner: CaptionModel, tmp_path: Path) -> None:
+    """What is to be done for 8,000 images is known in seconds: here that the first is not there."""
+    many = [Item(f"{n}.png", str(tmp_path / f"{n}.png"), "", None, "set") for n in range(8000)]
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"0\.png"):
+        caption(many, captioner, tmp_path / "metadata.jsonl")
+    assert time.monotonic() - start < 2

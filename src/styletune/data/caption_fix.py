@@ -151,7 +151,8 @@ def _one_line(text: str) -> str:
 def apply_fixes(folder: Path, fixes: Sequence[CaptionFix]) -> Applied:
     """Write the captions; every file is replaced whole or not at all.
 
-    Other columns, rows and their order stay as they are; a CSV is quoted anew where it must be.
+    Other columns, rows, their order and line ends stay as they are; a CSV is quoted anew where it
+    must be.
 
     Args:
         folder: the images, whose names in ``fixes`` are relative to it.
@@ -183,8 +184,20 @@ def _rewritten(suffix: str, text: str, changes: Mapping[int, str]) -> str:
     if suffix == ".json":
         row = json.loads(text)
         changed = row | {"text" if "text" in row else "caption": changes[0]}
-        return json.dumps(changed, ensure_ascii=False, indent=2) + "\n"
-    return changes[0] + ("\n" if text.endswith("\n") else "")
+        written = json.dumps(changed, ensure_ascii=False, indent=2) + "\n"
+        return written.replace("\n", _line_end(text))
+    return changes[0] + (_line_end(text) if text.endswith(("\n", "\r")) else "")
+
+
+def _line_end(text: str) -> str:
+    """The first end of a line in a text."""
+    found = re.search(r"\r\n?|\n", text)
+    return found.group() if found else "\n"
+
+
+def _read(file: Path) -> str:
+    """As captions are read elsewhere: ``read_text`` would make CRLF another text."""
+    return file.read_bytes().decode("utf-8-sig")
 
 
 def _find(folder: Path, fixes: Sequence[CaptionFix]) -> dict[str, _Place]:
@@ -219,10 +232,10 @@ def _place_of(folder: Path, file_name: str, tables: dict[Path, dict[str, _Place]
                 return tables[file][file_name]
     text = (folder / file_name).with_suffix(".txt")
     if text.is_file():
-        return _Place(text, None, text.read_text(encoding="utf-8-sig"))
+        return _Place(text, None, _read(text))
     record = (folder / file_name).with_suffix(".json")
     if record.is_file():
-        row = json.loads(record.read_text(encoding="utf-8-sig"))
+        row = json.loads(_read(record))
         caption = row.get("text", row.get("caption")) if isinstance(row, dict) else None
         return _Place(record, None, caption) if isinstance(caption, str) else None
     return None
@@ -230,7 +243,7 @@ def _place_of(folder: Path, file_name: str, tables: dict[Path, dict[str, _Place]
 
 def _captions_of(file: Path, parent: str) -> dict[str, _Place]:
     """The captions of a metadata file, by image name relative to the data folder."""
-    text = file.read_text(encoding="utf-8-sig")
+    text = _read(file)
     rows = _jsonl(text) if file.suffix == ".jsonl" else _csv(text)
     return {
         posixpath.normpath(posixpath.join(parent, row["file_name"])): _Place(
@@ -268,5 +281,6 @@ def _new_csv(text: str, changes: Mapping[int, str]) -> str:
     for number, after in changes.items():
         rows[number][column] = after
     out = io.StringIO(newline="")
-    csv.writer(out, lineterminator="\r\n" if "\r\n" in text else "\n").writerows(rows)
-    return out.getvalue()
+    end = _line_end(text)
+    csv.writer(out, lineterminator=end).writerows(rows)
+    return out.getvalue() if text.endswith(("\n", "\r")) else out.getvalue().removesuffix(end)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from styletune.data.items import Item
+from styletune.data.metadata import read_metadata
+from styletune.data.open import find_files
 from styletune.data.orient import decode_image
 from styletune.errors import BaseModelError, Conflict, DataError, NotFound
 from styletune.progress import progress
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_NEW_TOKENS = 60
+# The file is written whole, which for many images takes longer than a batch.
+SAVE_SECONDS = 10.0
 Rows = dict[str, dict[str, Any]]
 
 
@@ -135,12 +141,15 @@ def caption_images(
     redo: bool = False,
     show_progress: bool = True,
 ) -> Captioned:
-    """Caption the images that have no caption, and keep every batch as soon as it is written.
+    """Caption the images that have no caption, and save them while others are still waiting.
 
     Decoding is greedy, so the same command gives the same captions; broken off, it goes on where
-    it was. A row in ``out`` has ``file_name``, ``text``, ``machine_caption``: true,
-    ``caption_model`` and ``caption_settings`` (a hash of model, prompt, template and trigger);
-    rows and columns that are there already stay.
+    it was. An error or Ctrl-C loses no finished batch, a kill or power cut at most those of the
+    last ``SAVE_SECONDS``; the file is always the old one or the new one, never half of one.
+
+    A row in ``out`` has ``file_name``, ``text``, ``machine_caption``: true, ``caption_model`` and
+    ``caption_settings`` (a hash of model, prompt, template and trigger); rows and columns that are
+    there already stay.
 
     Args:
         items: of one folder of plain image files.
@@ -155,7 +164,8 @@ def caption_images(
 
     Raises:
         DataError: template, items or an image cannot be used.
-        Conflict: captions lie in another metadata file beside ``out``.
+        Conflict: another metadata file lies beside ``out``, or one deeper has rows for images
+            that are to be captioned; or ``redo`` of a caption that is not in ``out``.
         BaseModelError: the model computes numbers that are not finite.
     """
     _check(items, out, template, trigger)
@@ -168,22 +178,30 @@ def caption_images(
     rows = _read_rows(out)
     names = {item.file_name: _name_in(item, out) for item in items}
     waiting = [i for i in items if _is_wanted(i, rows.get(names[i.file_name], {}), marks, redo)]
+    _refuse_second_rows(waiting, names, rows, out)
     written, empty = list[str](), list[str]()
-    kept = [item.file_name for item in items if item not in waiting]
-    with progress("Captioning", len(items), len(kept), show_progress) as advance:
-        for batch in _batches(waiting, batch_size):
-            images = [_decode(item) for item in batch]
-            for item, words in zip(batch, _describe(captioner, images, prompt), strict=True):
-                if not words:
-                    empty.append(item.file_name)
-                    continue
-                text = template.replace("{trigger}", (trigger or "").strip())
-                name = names[item.file_name]
-                text = text.replace("{caption}", words)
-                rows[name] = {**rows.get(name, {"file_name": name}), "text": text, **marks}
-                written.append(item.file_name)
+    wanted = {item.file_name for item in waiting}
+    kept = [item.file_name for item in items if item.file_name not in wanted]
+    filled = template.replace("{trigger}", (trigger or "").strip())
+    saved, saved_at = 0, time.monotonic()
+    try:
+        with progress("Captioning", len(items), len(kept), show_progress) as advance:
+            for batch in _batches(waiting, batch_size):
+                images = [_decode(item) for item in batch]
+                for item, words in zip(batch, _describe(captioner, images, prompt), strict=True):
+                    if not words:
+                        empty.append(item.file_name)
+                        continue
+                    name, text = names[item.file_name], filled.replace("{caption}", words)
+                    rows[name] = {**rows.get(name, {"file_name": name}), "text": text, **marks}
+                    written.append(item.file_name)
+                advance(len(batch), "")
+                if len(written) > saved and time.monotonic() - saved_at >= SAVE_SECONDS:
+                    _write_rows(out, rows)
+                    saved, saved_at = len(written), time.monotonic()
+    finally:
+        if len(written) > saved:
             _write_rows(out, rows)
-            advance(len(batch), "")
     return Captioned(tuple(written), tuple(kept), tuple(empty))
 
 
@@ -234,6 +252,32 @@ def _is_wanted(item: Item, row: dict[str, Any], marks: dict[str, Any], redo: boo
     return redo and row.get("caption_settings") != marks["caption_settings"]
 
 
+def _refuse_second_rows(
+    waiting: Sequence[Item], names: dict[str, str], rows: Rows, out: Path
+) -> None:
+    """Raise Conflict where a caption in ``out`` would be the second thing said of an image."""
+    mine = {names[item.file_name] for item in waiting}
+    for file in find_files(out.parent).metadata if mine else ():
+        if file == out.name:
+            continue
+        captions, _ = read_metadata({file: (out.parent / file).read_bytes()})
+        if listed := sorted(mine.intersection(captions.listed)):
+            raise Conflict(
+                f"captions would be written to {out.name}, but {file} has rows for "
+                f"{len(listed)} of these images, such as {listed[0]}",
+                where=str(out.parent),
+                fix=f"caption {out.parent / posixpath.dirname(file)} by itself, or move the rows "
+                f"of {file} to {out.name}",
+            )
+    for item in waiting:
+        if item.text is not None and rows.get(names[item.file_name], {}).get("text") is None:
+            raise Conflict(
+                f"its caption is not in {out.name}, where a new one would be written",
+                where=item.file_name,
+                fix="remove its caption, and it will get a new one",
+            )
+
+
 def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     for start in range(0, len(items), size):
         yield items[start : start + size]
@@ -281,7 +325,7 @@ def _asked(captioner: CaptionModel, prompt: str) -> str:
 
 
 def _read_rows(out: Path) -> Rows:
-    """Rows by file name, in order. Raises DataError where a line is not one."""
+    """Rows by file name without "./", in order. Raises DataError where a line is not one."""
     if not out.is_file():
         return {}
     rows: Rows = {}
@@ -290,7 +334,7 @@ def _read_rows(out: Path) -> Rows:
             continue
         try:
             row = json.loads(line)
-            rows[row["file_name"]] = row
+            rows[posixpath.normpath(row["file_name"])] = row
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DataError(
                 f"not a row with file_name: {error}", where=f"{out} line {number}"

@@ -12,15 +12,19 @@ from styletune.data.caption_fix import CaptionFix, apply_fixes, caption_fixes, f
 from styletune.data.caption_lint import caption_findings
 from styletune.data.check import Checked, CheckSettings, check_data
 from styletune.data.facts_store import close_store, default_store_path, open_store
-from styletune.data.sources import Source, open_sources, resolve_sources
+from styletune.data.findings import data_error
+from styletune.data.sources import Opened, Source, open_sources, resolve_sources
 from styletune.errors import BadInput, DataError
 from styletune.recipe import load_recipe
 
 if TYPE_CHECKING:
     from styletune.data.caption_model import Captioned
 
-# A token is at least one character, and two of the 77 are start and end.
-MOST_CHARACTERS = 75
+# A token is at least one byte (of a Japanese letter there may be three), and two of the 77 are
+# start and end.
+MOST_BYTES = 75
+# After these nobody can say which captions people wrote, and where.
+CAPTION_FAULTS = ("ambiguous-caption", "bad-archive", "bad-metadata", "unread-caption-file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ def check_recipe(file: Path, *, show_progress: bool) -> Answer:
     recipe, folder = loaded.recipe, loaded.file.parent
     base, missing = find_planned_base(loaded)
     tokens = clip_tokens if missing else token_counter(base)
-    settings = check_settings(recipe, recipe.data.resolution or base.resolution)
+    settings = check_settings(loaded, recipe.data.resolution or base.resolution)
     sources = resolve_sources(recipe.data.path, recipe.data.sources, folder)
     return _check(sources, settings, tokens, folder, show_progress)
 
@@ -76,10 +80,10 @@ def mend_captions(folder: Path, trigger: str | None, *, applies: bool) -> Mended
     """What a rule can mend in a folder's captions; with ``applies`` it is written.
 
     Raises:
-        NotFound, DataError: as ``open_sources``.
+        NotFound, DataError: as ``open_sources``; or captions there cannot be read.
         Conflict: a caption changed in the meantime; nothing has been written.
     """
-    opened = open_sources(_folder_source(folder), default_caption=None)
+    opened = _open_captions(folder)
     findings = caption_findings(opened.items, opened.cards, trigger=trigger, tokens=None)
     fixes = caption_fixes(opened.items, findings, trigger, opened.cards)
     diff = fixes_diff(folder, fixes)
@@ -97,12 +101,12 @@ def caption_folder(
 
     Raises:
         NotFound, BaseModelError: the model is not here, or cannot be used.
-        DataError, Conflict: as ``caption_images``.
+        DataError, Conflict: as ``caption_images``; or captions there cannot be read.
     """
     from styletune.data.caption_model import caption_images, load_caption_model
     from styletune.job.facts import device_name
 
-    opened = open_sources(_folder_source(folder), default_caption=None)
+    opened = _open_captions(folder)
     card = next(iter(opened.cards.values()), None)
     trigger = trigger or (card.trigger if card else None)
     captioner = load_caption_model(model, revision=revision, device=device_name())
@@ -110,6 +114,14 @@ def caption_folder(
         opened.items, captioner, out=folder / "metadata.jsonl", template=template,
         trigger=trigger, prompt=prompt, batch_size=batch_size, redo=redo,
     )  # fmt: skip
+
+
+def _open_captions(folder: Path) -> Opened:
+    """A folder whose captions can all be read. Raises DataError that says what cannot."""
+    opened = open_sources(_folder_source(folder), default_caption=None)
+    if faults := [found for found in opened.findings if found.code in CAPTION_FAULTS]:
+        raise data_error(str(folder), faults)
+    return opened
 
 
 def _folder_source(folder: Path) -> tuple[Source, ...]:
@@ -139,8 +151,9 @@ def _check(
 
 def clip_tokens(text: str) -> int:
     """CLIP tokens of a text with start and end; exact where there may be more than 77."""
-    if len(text) <= MOST_CHARACTERS:
-        return 2 + len(text)  # at the most, and that is enough to know
+    size = len(text.lower().encode())  # as CLIP reads it
+    if size <= MOST_BYTES:
+        return 2 + size  # at the most, and that is enough to know
     return 2 + len(_clip_tokenizer().encode(text))
 
 
