@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from random_sdxl import with_random_weights
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from styletune.errors import BadInput
@@ -54,19 +55,6 @@ from styletune.training.optimizer import Group, OptimizerSettings
 
 NUM_IMAGES = 40
 RANK = 16
-
-
-def random_sdxl(device: str) -> Any:
-    """The true UNet with random bf16 weights of a size that keeps activations finite."""
-    unet = meta_unet().to(torch.bfloat16).to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in unet.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return unet
 
 
 def random_cache(unet: Any, side: int, device: str) -> Cache:
@@ -213,7 +201,11 @@ def main() -> None:
         BaseConfigs(**base_configs(base)) if mini else SDXL,
     )  # fmt: skip
     before = resident_bytes()
-    unet = load_pipeline(base, torch.float32, device).unet if mini else random_sdxl(device)
+    unet = (
+        load_pipeline(base, torch.float32, device).unet
+        if mini
+        else with_random_weights(meta_unet(), device)
+    )
     shape = AdapterShape("lora", RANK, float(RANK))
     inject_adapter({"unet": unet}, shape, {"unet": target_modules(unet, "attention")}, seed=0)
     set_checkpointing(unet, policy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
@@ -13,59 +12,24 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler
 from safetensors.torch import load_file
-from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from styletune.mini import BASE_DIR
 from styletune.runs import Run
 from styletune.sdxl.adapter import load_adapter
 from styletune.sdxl.export import check_exports, diffusers_file, kohya_file, kohya_header
 from styletune.sdxl.family import (
-    SCHEDULER_CONFIG,
-    TEXT_ENCODER_2_CONFIG,
-    TEXT_ENCODER_CONFIG,
-    VAE_CONFIG,
     meta_unet,
 )
 
 pytestmark = pytest.mark.slow
 
 
-def with_random_weights(model: nn.Module) -> nn.Module:
-    """Weights of a size that keeps activations finite, in bf16, never whole in float32."""
-    model = model.to(torch.bfloat16).to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-            else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole diffusers folder, seven gigabytes; the mini base lends tokenizers and index."""
+    """A whole diffusers folder, seven gigabytes, as the benchmarks make it."""
     folder = tmp_path_factory.mktemp("sdxl") / "base"
-    folder.mkdir()
-    shutil.copy(BASE_DIR / "model_index.json", folder)
-    for name in ("tokenizer", "tokenizer_2"):
-        shutil.copytree(BASE_DIR / name, folder / name)
-    EulerDiscreteScheduler.from_config(dict(SCHEDULER_CONFIG)).save_pretrained(folder / "scheduler")
-    with torch.device("meta"):
-        first = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
-        second = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2_CONFIG))
-        vae = AutoencoderKL.from_config(dict(VAE_CONFIG))
-    for name, build in (
-        ("text_encoder", lambda: first), ("text_encoder_2", lambda: second), ("vae", lambda: vae),
-        ("unet", meta_unet),
-    ):  # fmt: skip
-        with_random_weights(build()).save_pretrained(folder / name)
-        gc.collect()
+    script = Path(__file__).parents[2] / "scripts" / "bench" / "random_sdxl.py"
+    subprocess.run([sys.executable, str(script), str(folder)], check=True)
     return folder
 
 
