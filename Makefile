@@ -29,8 +29,10 @@ demo: $(VENV)/.user
 	@echo "next    copy recipes/mini-horizon.toml, point [data] path at your images, and"
 	@echo "        $(BIN)/styletune plan YOUR-RECIPE.toml"
 
+# One thread a worker: two torch processes of many threads each slow each other tenfold.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+	    -m "not slow and not gpu"
 
 check: lint test slow
 
@@ -44,6 +46,8 @@ slow: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/bench/train_step.py
+	$(BIN)/python scripts/bench/data.py
+	$(BIN)/python scripts/near_duplicates.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
