@@ -11,7 +11,7 @@ from styletune.data.findings import Finding
 from styletune.data.load import LoadedData, load_data
 from styletune.data.sources import resolve_sources
 
-LOADING = ("flip", "mask", "mask_path", "tokens", "show_progress")
+LOADING = ("flip", "tokens", "show_progress")
 
 
 def told(data: LoadedData, *codes: str) -> list[Finding]:

@@ -94,6 +94,49 @@ def test_an_error_can_be_lowered_and_that_is_recorded(
     assert warning["files"] == ["06.png"]
 
 
+def test_masks_are_a_part_of_the_check(brand: Path, images: Path, styletune: Command) -> None:
+    """A missing and a black mask are errors of ``data check`` on a recipe, as they are of a run."""
+    masks = brand.parent / "masks"
+    masks.mkdir()
+    for file in sorted(images.glob("*.png"))[1:]:
+        Image.new("L", (128, 128), 0 if file.name == "05.png" else 255).save(masks / file.name)
+    text = brand.read_text()
+    brand.write_text(
+        text.replace('path = "brand"', 'path = "brand"\nmask = "folder"\nmask_path = "masks"')
+    )
+    answer = styletune("data", "check", brand, "--json")
+    assert answer.code == 1
+    found = [error for error in answer.json["errors"] if error["code"] == "bad-mask"]
+    assert [error["files"] for error in found] == [["00.png"], ["05.png"]]
+
+
+def test_held_out_images_may_be_small_for_a_square(
+    brand: Path, images: Path, styletune: Command, tmp_path: Path
+) -> None:
+    """What its bucket accepts is scored with too: references fill their square however small."""
+    for file in images.glob("*.png"):
+        with Image.open(file) as opened:
+            opened.resize((150, 90)).save(file)
+    suite = brand.parent / "suite.toml"
+    suite.write_text(suite.read_text().replace("steps = 8", "steps = 2"))
+    runs = ("--runs-dir", tmp_path / "runs", "--set", "train.steps=1", "--json")
+    done = styletune("run", brand, *runs)
+    assert done.code in (0, 1), done.err  # the gate may say no; nothing else may
+    assert Path(done.json["run_dir"], "report.html").is_file()
+
+
+def test_nothing_usable_is_an_error(images: Path, brand: Path, styletune: Command) -> None:
+    """Leaving out what cannot be read must leave something."""
+    for file in images.glob("*.png"):
+        file.write_bytes(b"not an image")
+    brand.write_text(
+        brand.read_text().replace("[adapter]", 'allow = ["unreadable-image"]\n[adapter]')
+    )
+    answer = styletune("data", "check", brand, "--json")
+    assert answer.code == 1
+    assert "no-images" in [error["code"] for error in answer.json["errors"]]
+
+
 def test_an_allowed_long_caption_is_cut_and_trained_on(
     brand: Path, images: Path, styletune: Command, tmp_path: Path
 ) -> None:
@@ -168,6 +211,48 @@ def test_captions_are_mended_on_request(images: Path, styletune: Command) -> Non
     assert "horizon style, the sea at noon, with birds" in (images / "metadata.jsonl").read_text()
     again = styletune("data", "captions", images)
     assert (again.code, again.out) == (0, "nothing to mend\n")
+
+
+BROKEN_METADATA = {
+    "a JSON line": ("metadata.jsonl", '{"file_name": "00.png", "text": "a  sea"}\n{"file_na\n'),
+    "a CSV quote": ("metadata.csv", 'file_name,text\n00.png,a  sea\n01.png,"the moon\n'),
+    "another column": ("metadata.jsonl", '{"file_name": "00.png", "caption": "a  sea"}\n'),
+    "two rows": ("metadata.jsonl", '{"file_name": "00.png", "text": "a  sea"}\n' * 2),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN_METADATA)
+def test_captions_that_cannot_be_read_are_not_mended(
+    images: Path, styletune: Command, what: str
+) -> None:
+    """Never "nothing to mend" nor a traceback: what is wrong, where, and no file is changed."""
+    (images / "metadata.jsonl").unlink()
+    name, content = BROKEN_METADATA[what]
+    (images / name).write_text(content)
+    for options in ((), ("--apply",)):
+        answer = styletune("data", "captions", images, *options)
+        assert answer.code == 2, answer.out + answer.err
+        assert name in answer.err or "00.png" in answer.err
+        assert "fix:" in answer.err
+    assert (images / name).read_text() == content
+
+
+def test_windows_captions_are_mended(images: Path, styletune: Command) -> None:
+    """A caption of two lines with CRLF is no conflict."""
+    rows = (images / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (images / "metadata.jsonl").write_text("".join(r for r in rows if '"05.png"' not in r))
+    (images / "05.txt").write_bytes(b"horizon style,  the sea\r\nat noon\r\n")
+    answer = styletune("data", "captions", images, "--apply")
+    assert answer.code == 0, answer.err
+    assert (images / "05.txt").read_bytes() == b"horizon style, the sea at noon\r\n"
+
+
+def test_letters_of_several_tokens_are_counted(images: Path, styletune: Command) -> None:
+    """Fifty Japanese letters are more than 77 tokens, though fewer than 77 characters."""
+    recaption(images, "05.png", "horizon style, " + "夕暮れの海辺に立つ灯台と鳥" * 4)
+    answer = styletune("data", "check", images, "--resolution", "128", "--json")
+    (error,) = answer.json["errors"]
+    assert (error["code"], error["files"]) == ("too-long-caption", ["05.png"])
 
 
 def test_several_sources_with_repeats_and_weights_are_trained_on(

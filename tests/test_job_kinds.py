@@ -9,13 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from job_parts import Answer
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 
+from styletune.job.prepare import Job, prepare
+from styletune.job.publish import Package, build_package
 from styletune.mini import BASE_DIR
+from styletune.recipe import load_recipe
+from styletune.registry.package import DIFFUSERS_WEIGHTS
 from styletune.runs import Run
+from styletune.sampling.sample import Sampler, Shot, draw_shots
+from styletune.scoring.suite import prompt_id, suite_hash
+from styletune.sdxl.load import load_pipeline
+from styletune.sdxl.schedule import set_sampling_schedule
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +36,7 @@ def publish(styletune: Command, recipe: Path, folder: Path, *settings: str) -> P
     options = [part for setting in settings for part in ("--set", setting)]
     answer = styletune(
         "run", recipe, "--publish", "--json", "--runs-dir", folder / "runs", "--registry",
-        folder / "registry", "--set", "train.steps=120", "--set", "train.checkpoint_every=120",
+        folder / "registry", "--set", "train.checkpoint_every=40",
         *options,
     )  # fmt: skip
     assert answer.code == 0, answer.out + answer.err
@@ -88,41 +96,75 @@ def test_new_tokens_travel(styletune: Command, brand: Path, tmp_path: Path) -> N
     assert all(row.shape[0] == 1 for row in rows.values())
 
 
+def scored(
+    styletune: Command, recipe: Path, folder: Path, settings: list[str]
+) -> tuple[Job, Package]:
+    """A scored run and its package; whether so short a run passes its gates is not the point."""
+    options = [part for setting in settings for part in ("--set", setting)]
+    ran = styletune("run", recipe, "--json", "--runs-dir", folder / "runs", *options)
+    assert ran.code in (0, 1), ran.err
+    job = prepare(load_recipe(recipe, settings), runs_dir=folder / "runs", run_dir=None)
+    assert job.recipe.publish is not None
+    summary = json.loads(job.run.summary_file.read_text())
+    return job, build_package(job, job.recipe.publish, summary, 40)
+
+
+def sample(job: Job, column: str) -> np.ndarray:
+    """What ``score`` drew of the first prompt."""
+    assert job.suite is not None
+    file = job.run.samples_dir(suite_hash(job.suite), column) / f"{prompt_id(0)}-1.png"
+    return np.asarray(Image.open(file), np.float32)
+
+
+def drawn_with(job: Job, package: Package, folder: Path, *, as_trained: bool) -> np.ndarray:
+    """The same from the published file, as a consumer would draw it."""
+    assert job.suite is not None
+    weights = folder / "published.safetensors"
+    weights.write_bytes(package.files[DIFFUSERS_WEIGHTS])
+    pipe = load_pipeline(job.base, torch.float32, "cpu")
+    if as_trained:
+        zero_snr = job.recipe.train.zero_terminal_snr
+        set_sampling_schedule(pipe, package.prediction_type, zero_snr)
+    pipe.load_lora_weights(str(folder), weight_name=weights.name)
+    sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale, "", 128)
+    shot = Shot(f"{job.trigger}, {job.suite.prompts[0]}", 1, folder / f"{as_trained}.png")
+    draw_shots(pipe, [shot], sampler, {}, batch_size=1, title="published")
+    return np.asarray(Image.open(shot.file), np.float32)
+
+
 @pytest.mark.parametrize(
-    ("kind", "rate"), [("loha", "5e-3"), ("lokr", "5e-3"), ("oft", "3e-3")]
-)  # fmt: skip
-def test_other_kinds_are_published_as_plain_lora(
-    styletune: Command, brand: Path, tmp_path: Path, kind: str, rate: str
+    ("kind", "rate", "rank"), [("loha", "5e-3", 64), ("lokr", "5e-3", 128), ("oft", "3e-3", 128)]
+)
+def test_other_kinds_travel_as_plain_lora(
+    styletune: Command, brand: Path, tmp_path: Path, kind: str, rate: str, rank: int
 ) -> None:
-    """What not every tool reads is published as the nearest LoRA, and that draws the look."""
-    publish(
-        styletune, brand, tmp_path, f'adapter.kind="{kind}"', 'adapter.target="all"',
-        f"optimizer.learning_rate={rate}", "publish.plain_lora_rank=64",
+    """What not every tool reads goes out as the nearest LoRA, and that draws the same pictures."""
+    job, package = scored(
+        styletune, brand, tmp_path,
+        [f'adapter.kind="{kind}"', 'adapter.target="all"', f"optimizer.learning_rate={rate}",
+         f"publish.plain_lora_rank={rank}", "train.checkpoint_every=40"],
     )  # fmt: skip
-    with_style = generate(styletune, tmp_path)
-    without = generate(styletune, tmp_path, "--strength", "0")
-    assert all(np.abs(a - b).mean() > 0.5 for a, b in zip(with_style, without, strict=True))
-    for file in (tmp_path / "pulled").rglob("*.safetensors"):
-        with safe_open(file, "pt") as opened:
-            ranks = {opened.get_slice(k).get_shape()[0] for k in opened.keys() if "down" in k}  # noqa: SIM118
-        assert all(rank <= 64 for rank in ranks)
+    assert (package.spec.kind, package.spec.rank) == ("lora", rank)
+    own, base = sample(job, "step-000040"), sample(job, "base")
+    drawn = drawn_with(job, package, tmp_path, as_trained=True)
+    assert np.abs(drawn - own).mean() < 0.25 * np.abs(own - base).mean()
 
 
 def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(
     styletune: Command, brand: Path, tmp_path: Path
 ) -> None:
-    """The manifest says what was trained; ``generate`` samples so, and not as the base does."""
-    run_dir = publish(
-        styletune, brand, tmp_path, 'train.prediction_type="v_prediction"',
-        "train.zero_terminal_snr=true", 'train.weighting="none"',
+    """The version says what was trained; sampled so it draws what was scored, else it does not."""
+    job, package = scored(
+        styletune, brand, tmp_path,
+        ['train.prediction_type="v_prediction"', "train.zero_terminal_snr=true",
+         'train.weighting="none"', "train.checkpoint_every=40"],
     )  # fmt: skip
-    shown = styletune("registry", "show", "small", "--registry", tmp_path / "registry").json
-    adapter = shown["manifest"]["adapter"]
-    assert (adapter["prediction_type"], adapter["zero_terminal_snr"]) == ("v_prediction", True)
-    drawn = generate(styletune, tmp_path)
-    # Read as noise, what predicts velocity would draw static: every neighbour unlike the last.
-    assert all(np.abs(np.diff(image, axis=1)).mean() < 25 for image in drawn)
-    assert learned(run_dir) < 1
+    assert package.prediction_type == "v_prediction"
+    own = sample(job, "step-000040")
+    right = drawn_with(job, package, tmp_path, as_trained=True)
+    wrong = drawn_with(job, package, tmp_path, as_trained=False)
+    assert np.abs(right - own).mean() < 1
+    assert np.abs(wrong - own).mean() > 20
 
 
 def test_a_separate_vae_travels(styletune: Command, brand: Path, tmp_path: Path) -> None:

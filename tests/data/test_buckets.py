@@ -14,8 +14,8 @@ from styletune.data.buckets import (
     choose_bucket,
     default_step,
     plan_crop,
-    refuse_upscale,
 )
+from styletune.data.findings import too_small_findings
 from styletune.data.orient import crop_corner, crop_pixels
 from styletune.errors import DataError
 
@@ -133,12 +133,12 @@ def test_a_mirrored_odd_trim_has_another_corner() -> None:
     assert (crop_corner(plan, False), crop_corner(plan, True)) == ((0, 6), (0, 7))
 
 
-def test_too_small_images_are_refused_with_what_would_fit() -> None:
+def test_the_advised_resolution_fits_the_buckets_too() -> None:
     """The suggested resolution is one at which the same image passes."""
     plan = plan_crop(600, 900, choose_bucket(600, 900, SDXL))
-    with pytest.raises(DataError, match=r"900×600 .* enlarged 1\.39 times") as caught:
-        refuse_upscale(plan, "small.png")
-    assert caught.value.where == "small.png"
-    fitting = int(caught.value.fix.split("resolution ")[1].split()[0])
+    (error,) = too_small_findings({"small.png": (plan,)})
+    assert "900×600 pixels, 1.39 times" in error.message
+    fitting = int(error.fix.split("data.resolution ")[1].split()[0])
     table = bucket_table(fitting, default_step(fitting), 2.0)
-    refuse_upscale(plan_crop(600, 900, choose_bucket(600, 900, table)), "small.png")
+    better = plan_crop(600, 900, choose_bucket(600, 900, table))
+    assert too_small_findings({"small.png": (better,)}) == []

@@ -155,7 +155,7 @@ def test_unusable_masks_are_named(tmp_path: Path, mask: Image.Image, says: str) 
     with pytest.raises(DataError, match="1 of 3 images have no mask that can be used") as caught:
         load(images, masks)
     assert says in caught.value.message
-    assert "  1.png" in caught.value.message
+    assert "1.png (" in caught.value.message
 
 
 def test_a_mask_outside_the_crop_is_refused(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_mask_outside_the_crop_is_refused(tmp_path: Path) -> None:
     mask = Image.new("L", (400, 128))
     mask.paste(255, (0, 0, 20, 128))
     mask.save(masks / "1.png")
-    with pytest.raises(DataError, match=r"1\.png: the whole crop of the mask is black"):
+    with pytest.raises(DataError, match=r"1\.png \(the whole crop of the mask is black"):
         load(images, masks)
 
 

@@ -69,7 +69,9 @@ def prepare_job(
     loaded = load_recipe(recipe, overrides)  # before the heavy imports
     from styletune.job.prepare import prepare
 
-    job = prepare(loaded, runs_dir=runs_dir, run_dir=run_dir, planning=planning)
+    job = prepare(
+        loaded, runs_dir=runs_dir, run_dir=run_dir, planning=planning, show_progress=first_process()
+    )
     if first_process():
         if job.data.note:
             say(f"note: {job.data.note}")

@@ -12,6 +12,8 @@ from functools import lru_cache
 from styletune.errors import DataError
 
 Size = tuple[int, int]
+# The buckets of each resolution.
+Tables = tuple[tuple[int, tuple[Size, ...]], ...]
 
 MAX_UPSCALE = 1.25
 
@@ -95,18 +97,4 @@ def plan_crop(height: int, width: int, bucket: Size) -> CropPlan:
         left=(resized[1] - columns) // 2,
         scale=scale,
         lost_share=1 - rows * columns / (resized[0] * resized[1]),
-    )
-
-
-def refuse_upscale(plan: CropPlan, name: str) -> None:
-    """Raise DataError when an image would be enlarged more than ``MAX_UPSCALE`` times."""
-    if plan.scale <= MAX_UPSCALE:
-        return
-    (height, width), (rows, columns) = plan.original, plan.bucket
-    fitting = int(math.sqrt(rows * columns) * MAX_UPSCALE / plan.scale + 1e-9) // 8 * 8
-    raise DataError(
-        f"{width}×{height} pixels would be enlarged {plan.scale:.2f} times to fill "
-        f"{columns}×{rows}; the limit is {MAX_UPSCALE}",
-        where=name,
-        fix=f"choose data.resolution {fitting} or lower, or find a larger original",
     )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from styletune.data.buckets import (
     CropPlan,
-    Size,
+    Tables,
     bucket_table,
     choose_bucket,
     default_step,
@@ -21,7 +21,7 @@ from styletune.data.card import Card
 from styletune.data.duplicates import Group, duplicate_groups, families
 from styletune.data.facts import ImageFacts, PaletteFacts
 from styletune.data.facts_store import FactsStore
-from styletune.data.features import set_features
+from styletune.data.features import check_encoder, set_features
 from styletune.data.findings import (
     Finding,
     data_error,
@@ -33,6 +33,7 @@ from styletune.data.findings import (
 )
 from styletune.data.inspect import inspect_all
 from styletune.data.items import Item
+from styletune.data.masks import Masks, set_masks
 from styletune.data.motifs import look_findings, motif_groups, outliers
 from styletune.data.palette import palette_facts, palette_outliers
 from styletune.data.quality import quality_findings
@@ -41,12 +42,13 @@ from styletune.data.sources import Source, open_sources
 from styletune.data.split import Split, fold_groups, split_groups
 from styletune.errors import DataError
 
-Tables = tuple[tuple[int, tuple[Size, ...]], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class CheckSettings:
-    """What decides how a set is judged; names and meanings are those of the recipe's [data]."""
+    """What decides how a set is judged; names and meanings are those of the recipe's [data].
+
+    ``min_holdout`` is how many held-out images are needed, as for scoring.
+    """
 
     resolution: int
     extra_resolutions: tuple[int, ...] = ()
@@ -63,6 +65,9 @@ class CheckSettings:
     opt_out_override: str | None = None
     encoder: str = "none"
     known_tokens: Collection[str] = ()
+    mask: Literal["none", "alpha", "folder"] = "none"
+    mask_path: Path | None = None
+    min_holdout: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Checked:
     palette: PaletteFacts
     resolution: int
     lowered: tuple[Finding, ...] = ()
+    masks: Masks = field(default_factory=lambda: Masks({}, {}))
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -120,6 +126,7 @@ def check_data(
         DataError: the settings contradict each other, or a folder cannot be listed.
     """
     tables = bucket_tables(settings)
+    check_encoder(settings.encoder, relative_to)
     opened = open_sources(
         sources, default_caption=settings.default_caption, background=settings.background
     )
@@ -128,6 +135,9 @@ def check_data(
         show_progress=show_progress,
     )  # fmt: skip
     facts = {n: f for n, f in inspected.items() if isinstance(f, ImageFacts)}
+    # What may be left out need not have a caption and rights.
+    leaves_out = "unreadable-image" in settings.allow
+    used = [i for i in opened.items if i.file_name in facts or not leaves_out]
     groups = duplicate_groups(facts)
     features = None
     if settings.encoder != "none" and facts:
@@ -139,20 +149,29 @@ def check_data(
     declared = tuple(dict.fromkeys(c for card in opened.cards.values() for c in card.palette))
     palette = palette_facts(facts, declared)
     sides, split_faults = _split(facts, groups, settings)
+    masks, mask_faults = set_masks(
+        [item for item in opened.items if item.file_name in facts],
+        [item.file_name for item in opened.items],
+        [source.path for source in sources],
+        kind=settings.mask,
+        folder=settings.mask_path,
+        tables=tables,
+    )
     findings = [
-        *opened.findings,
+        *_without_left_out(opened.findings, facts, leaves_out),
         *_unusable([f for f in inspected.values() if isinstance(f, Finding)], len(opened.items)),
         *too_small_findings(plans),
         *caption_findings(
-            opened.items, opened.cards, trigger=None, tokens=tokens,
+            used, opened.cards, trigger=None, tokens=tokens,
             known_tokens=settings.known_tokens, default_caption=settings.default_caption,
             groups=groups,
         ),
         *_trigger_conflict(opened.cards),
         *rights_findings(
-            opened.items, {n: f.opt_out for n, f in facts.items() if f.opt_out},
+            used, {n: f.opt_out for n, f in facts.items() if f.opt_out},
             require=settings.require_rights, override=settings.opt_out_override,
         ),
+        *mask_faults,
         *split_faults,
         *duplicate_findings(groups),
         *look_findings(
@@ -168,6 +187,7 @@ def check_data(
     return Checked(
         opened.items, opened.cards, facts, judged, tuple(groups), sides,
         {name: every[0] for name, every in plans.items()}, palette, settings.resolution, lowered,
+        masks,
     )  # fmt: skip
 
 
@@ -213,11 +233,41 @@ def _split(
     except DataError as error:
         fault = finding("cannot-split", (), f"{error.where}: {error.message}", error.fix)
         return dict.fromkeys(facts, "train"), [fault]
-    return {name: by_pixels[f.pixel_hash] for name, f in facts.items()}, []
+    sides = {name: by_pixels[f.pixel_hash] for name, f in facts.items()}
+    held = sum(side == "holdout" for side in sides.values())
+    if facts and held == len(sides):
+        fault = finding("cannot-split", (), "no image is left to train on", "lower data.holdout")
+    elif held < settings.min_holdout:
+        fault = finding(
+            "cannot-split", (),
+            f"scoring compares with at least {settings.min_holdout} held-out images, {held} are "
+            "held out",
+            "hold out more (data.holdout = 0.2), add images, or remove [score]",
+        )  # fmt: skip
+    else:
+        return sides, []
+    return sides, [fault]
+
+
+def _without_left_out(
+    findings: Sequence[Finding], facts: Mapping[str, ImageFacts], leaves_out: bool
+) -> list[Finding]:
+    """Findings of the sources; an image that is left out needs no caption."""
+    if not leaves_out:
+        return list(findings)
+    kept = []
+    for each in findings:
+        files = tuple(name for name in each.files if name in facts)
+        if each.code in ("missing-caption", "empty-caption") and files != each.files:
+            if not files:
+                continue
+            each = replace(each, files=files)
+        kept.append(each)
+    return kept
 
 
 def _unusable(faults: Sequence[Finding], images: int) -> list[Finding]:
-    """One finding for all images with the same way out."""
+    """One finding for all images with the same way out, and one if no image is left."""
     alike: dict[tuple[str, str], dict[str, str]] = {}
     for fault in faults:
         alike.setdefault((fault.code, fault.fix), {})[fault.files[0]] = fault.message
@@ -225,7 +275,8 @@ def _unusable(faults: Sequence[Finding], images: int) -> list[Finding]:
         finding(code, tuple(said), f"{len(said)} of {images} images cannot be used: "
                 f"{named(said)}", fix)
         for (code, fix), said in alike.items()
-    ]  # fmt: skip
+    ] + ([finding("no-images", (), "none of the images can be used", "")]
+         if faults and len(faults) == images else [])  # fmt: skip
 
 
 def _trigger_conflict(cards: Mapping[str, Card]) -> list[Finding]:

@@ -167,7 +167,7 @@ def size_findings(plans: Mapping[str, Sequence[CropPlan]], buckets: bool) -> lis
 
 
 def too_small_findings(plans: Mapping[str, Sequence[CropPlan]]) -> list[Finding]:
-    """The images (by file name) that ``refuse_upscale`` refuses, smallest first, in one finding."""
+    """One finding of the images (by file name) enlarged more than ``MAX_UPSCALE`` times."""
     largest = {name: max(every, key=lambda plan: plan.scale) for name, every in plans.items()}
     refused = {n: p for n, p in largest.items() if p.scale > MAX_UPSCALE}
     if not refused:
@@ -188,6 +188,6 @@ def too_small_findings(plans: Mapping[str, Sequence[CropPlan]]) -> list[Finding]
 
 
 def _fitting_resolution(plan: CropPlan) -> int:
-    """The largest resolution at which the image is not refused, as ``refuse_upscale`` says it."""
+    """The largest resolution at which the image is not refused."""
     side = math.sqrt(plan.bucket[0] * plan.bucket[1])
     return int(side * MAX_UPSCALE / plan.scale + 1e-9) // 8 * 8

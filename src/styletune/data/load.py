@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from styletune.data.buckets import choose_bucket, plan_crop
-from styletune.data.check import Checked, CheckSettings, Tables, bucket_tables, check_data, refuse
+from styletune.data.buckets import Tables
+from styletune.data.check import Checked, CheckSettings, bucket_tables, check_data, refuse
 from styletune.data.contents import read_item
 from styletune.data.duplicates import Group, families
 from styletune.data.facts_store import FactsStore
 from styletune.data.findings import Finding
 from styletune.data.fingerprint import data_fingerprint, pixel_hash
 from styletune.data.items import Item
-from styletune.data.masks import check_mask, find_masks, mask_hash, read_mask
+from styletune.data.masks import mask_hash, read_mask
 from styletune.data.orient import Crop, decode_with_alpha, square_pixels
 from styletune.data.sources import Source
 from styletune.data.split import Split
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     import datasets
-
-
-MASKS_AT_ONCE = 2  # a 100-megapixel original takes a gigabyte while it is decoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,6 @@ def load_data(
     *,
     store: FactsStore,
     flip: bool = False,
-    mask: Literal["none", "alpha", "folder"] = "none",
-    mask_path: Path | None = None,
     tokens: Callable[[str], int] | None = None,
     relative_to: Path = Path(),
     show_progress: bool = False,
@@ -115,8 +109,6 @@ def load_data(
         settings: how it is judged and split.
         store: facts that are known already.
         flip: also show every training image mirrored.
-        mask: where the loss counts: everywhere, by alpha, or by the masks in ``mask_path``.
-        mask_path: folder of masks (``find_masks``).
         tokens: how many CLIP tokens a caption is.
         relative_to: what an encoder's folder is relative to.
         show_progress: draw progress bars on stderr.
@@ -124,8 +116,7 @@ def load_data(
     Raises:
         NotFound: a source, an encoder or the folder of masks is not there.
         RecipeError: a card is not valid.
-        DataError: everything that ``check_data`` calls an error, in the same words; or masks
-            that cannot be used.
+        DataError: everything that ``check_data`` calls an error, in the same words.
     """
     checked = check_data(
         sources, settings, store=store, tokens=tokens, relative_to=relative_to,
@@ -134,20 +125,17 @@ def load_data(
     where = str(sources[0].path) if len(sources) == 1 else "[[data.sources]]"
     refuse(checked, where)
     items = [item for item in checked.items if item.file_name in checked.facts]
-    tables = bucket_tables(settings)
-    masks: dict[str, Path] = {}
-    if mask == "folder":
-        assert mask_path is not None, "masks without a folder"
-        names = [item.file_name for item in items]
-        masks = find_masks(mask_path, [source.path for source in sources], names)
-    hashes = {} if mask == "none" else _mask_hashes(items, masks, tables, where)
-    rows = _rows(checked, items, masks, hashes)
-    return LoadedData(_dataset(rows), checked, tables, flip, _fingerprint(rows), store.note)
+    rows = _rows(checked, items)
+    # The pictures themselves are needed no more, and training lasts.
+    facts = {n: replace(f, small=b"", thumbnail=b"") for n, f in checked.facts.items()}
+    return LoadedData(
+        _dataset(rows), replace(checked, facts=facts), bucket_tables(settings), flip,
+        _fingerprint(rows), store.note,
+    )  # fmt: skip
 
 
-def _rows(
-    checked: Checked, items: Sequence[Item], masks: Mapping[str, Path], hashes: Mapping[str, str]
-) -> list[Row]:
+def _rows(checked: Checked, items: Sequence[Item]) -> list[Row]:
+    files, hashes = checked.masks.files, checked.masks.hashes
     related = [group for group in checked.groups if group.kind != "motif"]
     members = families([item.file_name for item in items], related)
     numbers = {file: number for number, family in enumerate(members) for file in family}
@@ -180,7 +168,7 @@ def _rows(
                 source=item.rights.source,
                 background=item.background or "",
                 flags=sorted(set(flags.get(name, []))),
-                mask_path=str(masks[name].absolute()) if name in masks else "",
+                mask_path=str(files[name].absolute()) if name in files else "",
                 mask_hash=hashes.get(name, ""),
             )
         )
@@ -248,46 +236,7 @@ def read_square(row: Row, resolution: int) -> Crop:
     Raises:
         DataError: as ``read_row``.
     """
-    return square_pixels(read_row(row)[0], resolution, name=row.file_name)
-
-
-def _mask_hashes(
-    items: Sequence[Item], masks: Mapping[str, Path], tables: Tables, where: str
-) -> dict[str, str]:
-    """Hash of the mask of each image that has one. Raises one DataError with every faulty one."""
-
-    def one(item: Item) -> str | DataError:
-        name = item.file_name
-        try:
-            image, mask = decode_with_alpha(
-                read_item(item.path, item.member), name=name, background=item.background
-            )
-            if name in masks:
-                mask = read_mask(masks[name], image.size, name=name)
-            if mask is None:
-                return ""
-            plans = [
-                plan_crop(image.height, image.width, choose_bucket(image.height, image.width, t))
-                for _, t in tables
-            ]
-            check_mask(mask, plans, name=name)
-            return mask_hash(mask)
-        except DataError as error:
-            return error
-
-    with ThreadPoolExecutor(MASKS_AT_ONCE, thread_name_prefix="masks") as pool:
-        results = list(pool.map(one, items))
-    errors = [result for result in results if isinstance(result, DataError)]
-    if errors:
-        lines = [f"{len(errors)} of {len(items)} images have no mask that can be used"]
-        lines += [f"  {error.where}: {error.message}" for error in errors]
-        fixes = dict.fromkeys(error.fix for error in errors if error.fix)
-        raise DataError("\n".join(lines), where=where, fix="; ".join(fixes))
-    return {
-        item.file_name: result
-        for item, result in zip(items, results, strict=True)
-        if isinstance(result, str) and result
-    }
+    return square_pixels(read_row(row)[0], resolution)
 
 
 def _dataset(rows: Sequence[Row]) -> datasets.Dataset:

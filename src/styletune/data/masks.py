@@ -6,39 +6,115 @@ White (255) counts in full, black not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from styletune.data.buckets import CropPlan
-from styletune.data.findings import data_error, finding
+from styletune.data.buckets import CropPlan, Tables, choose_bucket, plan_crop
+from styletune.data.contents import read_item
+from styletune.data.findings import Finding, finding, named
+from styletune.data.items import Item
 from styletune.data.open import find_files
-from styletune.data.orient import crop_image, decode_image
+from styletune.data.orient import crop_image, decode_image, decode_with_alpha
 from styletune.errors import DataError, NotFound
 
 VAE_FACTOR = 8
+MASKS_AT_ONCE = 2  # a 100-megapixel original takes a gigabyte while it is decoded
 # JPEG and colour profiles move equal channels apart by this much.
 MAX_TINT = 4
 
 
-def find_masks(folder: Path, images: Sequence[Path], names: Sequence[str]) -> dict[str, Path]:
-    """The mask of every image: the file of the same relative name, whatever its extension.
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Of a set, by the image's file name: mask files, and the hash of every mask there is."""
+
+    files: Mapping[str, Path]
+    hashes: Mapping[str, str]
+
+
+def set_masks(
+    items: Sequence[Item],
+    names: Sequence[str],
+    sources: Sequence[Path],
+    *,
+    kind: Literal["none", "alpha", "folder"],
+    folder: Path | None,
+    tables: Tables,
+) -> tuple[Masks, list[Finding]]:
+    """The masks of all images, read once, and what is wrong with them (``bad-mask``).
 
     Args:
-        folder: the masks.
-        images: the sources of the images, which may not hold the masks too.
-        names: relative posix names of the images.
+        items: the images that can be decoded.
+        names: of all images; a mask may belong to one that cannot.
+        sources: where the images are; the masks may not lie in there too.
+        kind: where the loss counts: everywhere, by alpha, or by the files in ``folder``.
+        folder: masks of the same relative names as their images, whatever their extensions.
+        tables: the buckets that images and masks are cut to.
+
+    Raises:
+        NotFound: there is no such folder of masks.
+        DataError: the masks lie in the folder of the images.
+    """
+    if kind == "none":
+        return Masks({}, {}), []
+    files, faults = dict[str, Path](), list[Finding]()
+    if kind == "folder":
+        assert folder is not None, "masks without a folder"
+        files, faults = find_masks(folder, sources, names)
+        items = [item for item in items if item.file_name in files]
+
+    def one(item: Item) -> str | DataError:
+        try:
+            return _read_hash(item, files.get(item.file_name), tables)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(MASKS_AT_ONCE, thread_name_prefix="masks") as pool:
+        results = dict(zip([i.file_name for i in items], pool.map(one, items), strict=True))
+    errors = {n: e for n, e in results.items() if isinstance(e, DataError)}
+    if errors:
+        said = named({name: error.message for name, error in errors.items()})
+        fixes = "; ".join(dict.fromkeys(error.fix for error in errors.values() if error.fix))
+        message = f"{len(errors)} of {len(items)} images have no mask that can be used: {said}"
+        faults.append(finding("bad-mask", tuple(errors), message, fixes))
+    hashes = {n: found for n, found in results.items() if isinstance(found, str) and found}
+    return Masks(files, hashes), faults
+
+
+def _read_hash(item: Item, file: Path | None, tables: Tables) -> str:
+    """Hash of an image's mask; "" where all is opaque. Raises DataError."""
+    name = item.file_name
+    image, mask = decode_with_alpha(
+        read_item(item.path, item.member), name=name, background=item.background
+    )
+    if file is not None:
+        mask = read_mask(file, image.size, name=name)
+    if mask is None:
+        return ""
+    height, width = image.height, image.width
+    plans = [plan_crop(height, width, choose_bucket(height, width, table)) for _, table in tables]
+    check_mask(mask, plans, name=name)
+    return mask_hash(mask)
+
+
+def find_masks(
+    folder: Path, sources: Sequence[Path], names: Sequence[str]
+) -> tuple[dict[str, Path], list[Finding]]:
+    """The mask file of every image, and what does not match.
 
     Raises:
         NotFound: there is no such folder.
-        DataError: an image has no mask or several, or a mask has no image; all are named.
+        DataError: it lies in the folder of the images.
     """
     if not folder.is_dir():
         raise NotFound("no such folder of masks", where=str(folder), fix="correct data.mask_path")
-    if any(folder.resolve().is_relative_to(source.resolve()) for source in images):
+    if any(folder.resolve().is_relative_to(source.resolve()) for source in sources):
         raise DataError(
             "the masks lie in the folder of the images, where they are taken for images",
             where=str(folder),
@@ -65,10 +141,9 @@ def find_masks(folder: Path, images: Sequence[Path], names: Sequence[str]) -> di
             "keep one of them",
         ),
     )
-    found_faults = [finding("bad-mask", files, what, fix) for what, files, fix in faults if files]
-    if found_faults:
-        raise data_error(str(folder), found_faults)
-    return {name: folder / found[_stem(name)][0] for name in names}
+    single = {stem: files[0] for stem, files in found.items() if len(files) == 1}
+    matched = {name: folder / single[_stem(name)] for name in names if _stem(name) in single}
+    return matched, [finding("bad-mask", files, what, fix) for what, files, fix in faults if files]
 
 
 def _stem(name: str) -> str:

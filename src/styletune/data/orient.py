@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from styletune.data.buckets import CropPlan, Size, plan_crop, refuse_upscale
+from styletune.data.buckets import CropPlan, Size, plan_crop
 from styletune.data.card import color_bytes
 from styletune.data.image_file import MAX_PIXELS, bad_profile, open_image
 from styletune.errors import DataError
@@ -311,18 +311,7 @@ def crop_pixels(
     return Crop(np.array(cut, np.uint8), mask, plan.original, crop_corner(plan, flip), plan.bucket)
 
 
-def plan_square(width: int, height: int, resolution: int, *, name: str) -> CropPlan:
-    """Plan the square bucket. Raises DataError on too large an upscale."""
-    plan = plan_crop(height, width, (resolution, resolution))
-    refuse_upscale(plan, name)
-    return plan
-
-
-def square_pixels(image: Image.Image, resolution: int, *, name: str = "image") -> Crop:
-    """Resize the short side to ``resolution`` and crop the centre of upright RGB.
-
-    Raises:
-        DataError: the image would be enlarged more than 1.25 times.
-    """
-    plan = plan_square(image.width, image.height, resolution, name=name)
+def square_pixels(image: Image.Image, resolution: int) -> Crop:
+    """Resize the short side of upright RGB to ``resolution``, up or down, and crop the centre."""
+    plan = plan_crop(image.height, image.width, (resolution, resolution))
     return crop_pixels(image, plan, mask=None)

@@ -79,8 +79,9 @@ class Job:
 
 
 def prepare(
-    loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None, planning: bool = False
-) -> Job:
+    loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None, planning: bool = False,
+    show_progress: bool = True,
+) -> Job:  # fmt: skip
     """Check recipe, base, data, suite and run folder against each other.
 
     With ``planning`` a Hub model that is not on this machine is taken for SDXL's base and only
@@ -102,7 +103,7 @@ def prepare(
     if missing is not None and not planning:
         raise missing
     resolution = recipe.data.resolution or base.resolution
-    settings = check_settings(recipe, resolution)
+    settings = check_settings(loaded, resolution)
     store = open_store(default_store_path())
     try:
         data = load_data(
@@ -110,24 +111,12 @@ def prepare(
             settings,
             store=store,
             flip=recipe.data.flip,
-            mask=recipe.data.mask,
-            mask_path=loaded.path(recipe.data.mask_path) if recipe.data.mask_path else None,
             tokens=None if missing else token_counter(base),
             relative_to=loaded.file.parent,
-            show_progress=True,
+            show_progress=show_progress,
         )
     finally:
         close_store(store)
-    if not train_rows(data):
-        raise BadInput("no image is left to train on", where="[data] holdout", fix="lower it")
-    held_out = len(holdout_rows(data))
-    if suite and held_out < MIN_REFERENCES:
-        raise BadInput(
-            f"scoring compares with at least {MIN_REFERENCES} held-out images, {held_out} are held "
-            "out",
-            where="[data] holdout",
-            fix="hold out more (holdout = 0.2), add images, or remove [score]",
-        )
     # The folder is named by what decides the result, so a changed recipe or image starts anew.
     unnamed = Job(
         loaded, base, data, suite, Run(runs_dir), resolution, runs_dir / CACHE_FOLDER, missing
@@ -144,9 +133,9 @@ def prepare(
     return job
 
 
-def check_settings(recipe: Recipe, resolution: int) -> CheckSettings:
+def check_settings(loaded: LoadedRecipe, resolution: int) -> CheckSettings:
     """How the recipe's data are judged."""
-    data = recipe.data
+    recipe, data = loaded.recipe, loaded.recipe.data
     return CheckSettings(
         resolution=resolution,
         extra_resolutions=data.extra_resolutions,
@@ -163,6 +152,9 @@ def check_settings(recipe: Recipe, resolution: int) -> CheckSettings:
         opt_out_override=data.opt_out_override,
         encoder=data.encoder,
         known_tokens=recipe.adapter.new_tokens,
+        mask=data.mask,
+        mask_path=loaded.path(data.mask_path) if data.mask_path else None,
+        min_holdout=MIN_REFERENCES if recipe.score else 0,
     )
 
 
@@ -273,11 +265,12 @@ def _recipe_changes(job: Job) -> str:
         return ""
     there = _flat(read_toml(job.run.recipe_file))
     here = _flat(job.recipe.model_dump(mode="json", exclude_none=True))
+    known = _flat(job.recipe.model_dump(mode="json"))
     decides = set(_flat(training_keys(job.recipe)))
     changed = [
         f"{key} was {there.get(key)!r}, is {here.get(key)!r}"
         for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key) and (key in decides or key not in here)
+        if there.get(key) != here.get(key) and (key in decides or key not in known)
     ]
     return ": " + "; ".join(changed) if changed else ""
 

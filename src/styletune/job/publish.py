@@ -19,6 +19,7 @@ from styletune.runs import read_json
 from styletune.scoring.suite import prompt_id, suite_hash
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from torch import Tensor
 
     from styletune.sdxl.adapter import AdapterSpec
@@ -97,7 +98,7 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
     from styletune.registry.versions import publish_version
 
     step = int(summary["chosen"]["checkpoint"].removeprefix("step-"))
-    package = _package(job, section, summary, step)
+    package = build_package(job, section, summary, step)
     published = publish_version(
         open_store(registry, create=True),
         name=section.name,
@@ -140,7 +141,9 @@ class Package:
     prediction_type: Literal["epsilon", "v_prediction"]
 
 
-def _package(job: Job, section: PublishSection, summary: Mapping[str, Any], step: int) -> Package:
+def build_package(
+    job: Job, section: PublishSection, summary: Mapping[str, Any], step: int
+) -> Package:
     from styletune.registry.card import public_base
     from styletune.registry.package import (
         DIFFUSERS_EMBEDDINGS,
@@ -250,17 +253,26 @@ def _public_recipe(recipe: Recipe) -> str:
     """The recipe as others may see it: folders are reduced to their names."""
     from styletune.registry.card import public_base
 
-    path, sources = recipe.data.path, recipe.data.sources
-    data = recipe.data.model_copy(
-        update={
-            "path": public_base(path) if path else None,
-            "sources": tuple(s.model_copy(update={"path": public_base(s.path)}) for s in sources),
-        }
-    )
-    vae = recipe.base.vae
-    base = recipe.base.model_copy(
-        update={
-            "model": public_base(recipe.base.model), "vae": public_base(vae) if vae else None
-        }
-    )  # fmt: skip
-    return recipe_text(recipe.model_copy(update={"data": data, "base": base}))
+    def public(place: str | None) -> str | None:
+        return public_base(place.removeprefix("local-dir:")) if place else None
+
+    data, sources = recipe.data, recipe.data.sources
+    updates: dict[str, BaseModel | None] = {
+        "data": data.model_copy(
+            update={
+                "path": public(data.path),
+                "mask_path": public(data.mask_path),
+                "encoder": public(data.encoder),
+                "sources": tuple(s.model_copy(update={"path": public(s.path)}) for s in sources),
+            }
+        ),
+        "base": recipe.base.model_copy(
+            update={"model": public(recipe.base.model), "vae": public(recipe.base.vae)}
+        ),
+        "adapter": recipe.adapter.model_copy(
+            update={"start_from": public(recipe.adapter.start_from)}
+        ),
+    }
+    if recipe.score:
+        updates["score"] = recipe.score.model_copy(update={"suite": public(recipe.score.suite)})
+    return recipe_text(recipe.model_copy(update=updates))

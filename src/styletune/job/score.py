@@ -91,11 +91,13 @@ def score_inputs(job: Job) -> dict[str, Any]:
 
 
 def _report_facts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The provenance footer."""
+    """The provenance footer; the report is published, so it names no folders of this machine."""
+    from styletune.registry.card import public_base
+
     data, base = facts["data"], facts["base"]
     return {
         "recipe": f"{facts['recipe']} {facts['recipe_hash'][:12]}",
-        "base model": f"{base['model']} {base['hash'][:12]}",
+        "base model": f"{public_base(base['model'])} {base['hash'][:12]}",
         "data": f"{len(data['train'])} images trained on, {len(data['holdout'])} held out, "
         f"{data['fingerprint'][:12]}",
         "licence of the images": _declared(data, "license"),

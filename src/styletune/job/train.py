@@ -241,6 +241,7 @@ def _cached(
         cache_dir=job.cache_dir,
         mask_floor=data.mask_floor,
         with_text=not trains_text(job.recipe),
+        cut_long="too-long-caption" in data.allow,
         title=title,
     )
     return Encoded(

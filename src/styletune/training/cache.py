@@ -102,6 +102,7 @@ def build_cache(
     cache_dir: Path | None = None,
     mask_floor: float = 0.0,
     with_text: bool = True,
+    cut_long: bool = False,
     title: str = "cache",
 ) -> Cache:
     """Encode what is not on disk yet; VAE and text encoders run only if something is missing.
@@ -118,6 +119,7 @@ def build_cache(
         cache_dir: folder of encoded files, shared by runs; None encodes everything.
         mask_floor: weight of the loss outside masks, in [0, 1).
         with_text: False leaves ``embeds`` and ``pooled`` empty, for trained text encoders.
+        cut_long: captions may lose what comes after the 77th token.
         title: of the progress bar.
 
     Raises:
@@ -136,7 +138,7 @@ def build_cache(
     buckets = tuple(_stack([encoded[i] for i in bucket], mask_floor) for bucket in members)
     embeds, pooled = torch.empty(0, 0, 0), torch.empty(0, 0)
     if with_text:
-        embeds, pooled = _encoded_texts(pipe, distinct, device, cache_dir)
+        embeds, pooled = _encoded_texts(pipe, distinct, device, cache_dir, cut_long)
     time_ids = [make_time_ids(e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries]
     cache = Cache(
         buckets=buckets,
@@ -215,7 +217,11 @@ def _read_ahead(
 
 
 def _encoded_texts(
-    pipe: StableDiffusionXLPipeline, texts: Sequence[str], device: str, cache_dir: Path | None
+    pipe: StableDiffusionXLPipeline,
+    texts: Sequence[str],
+    device: str,
+    cache_dir: Path | None,
+    cut_long: bool,
 ) -> tuple[Tensor, Tensor]:
     """``embeds`` and ``pooled`` of the texts and, last, of the empty caption."""
     encoders = (pipe.text_encoder, pipe.text_encoder_2)
@@ -236,7 +242,7 @@ def _encoded_texts(
         with _placed(encoders[0], device), _placed(encoders[1], device):
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
-                encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=True)
+                encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
                 for i, key in enumerate(chunk):
                     found[key] = {
                         "embeds": encoded.embeds[i].cpu(), "pooled": encoded.pooled[i].cpu()
