@@ -132,13 +132,18 @@ def _print_check(answer: Answer, path: Path, report: Path | None, as_json: bool)
         f"split    {sides.count('train')} to train on, {sides.count('holdout')} held out, in "
         f"{len(document['groups'])} groups of duplicates\n"
         f"palette  {palette}\n"
-        f"verdict  {counts['errors']} errors, {counts['warnings']} warnings: "
+        f"verdict  {_counted(counts['errors'], 'error')}, "
+        f"{_counted(counts['warnings'], 'warning')}: "
         + ("training would refuse this set" if counts["errors"] else "ready to train")
     )
     if report is not None:
         click.echo(f"report   {report}")
     else:
         click.echo(f"next: styletune data check {path} --report data.html")
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 @data_group.command("captions")
