@@ -73,7 +73,7 @@ def check(files: Sequence[Path], place: Path) -> float:
     items = [Item(f.name, str(f), "", None, "set", background="#ffffff") for f in files]
     store = open_store(place)
     start = time.perf_counter()
-    found = inspect_all(items, background_override=None, store=store, show_progress=False)
+    found = inspect_all(items, store=store, show_progress=False)
     taken = time.perf_counter() - start
     assert not any(isinstance(each, Finding) for each in found.values())
     return taken

@@ -6,11 +6,11 @@ import dataclasses
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from browser_parts import open_page
 from PIL import Image, ImageEnhance
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -139,25 +139,6 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield started
         started.close()
-
-
-@dataclass(slots=True)
-class Noise:
-    """What a page said, asked for and popped up while it was used."""
-
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    popped: list[str] = field(default_factory=list)
-
-
-def open_page(browser: Browser, file: Path, width: int = 1280) -> tuple[Page, Noise]:
-    page, noise = browser.new_page(viewport={"width": width, "height": 900}), Noise()
-    page.on("console", lambda message: noise.said.append(message.text))
-    page.on("pageerror", lambda error: noise.said.append(str(error)))
-    page.on("request", lambda request: noise.asked.append(request.url))
-    page.on("dialog", lambda dialog: (noise.popped.append(dialog.message), dialog.dismiss()))
-    page.goto(file.as_uri())
-    return page, noise
 
 
 def card_id(checked: Checked, name: str) -> str:

@@ -48,7 +48,7 @@ def items_of(folder: Path, background: str | None = None) -> list[Item]:
 
 
 def inspected(items: list[Item], store: FactsStore) -> dict[str, ImageFacts | Finding]:
-    return inspect_all(items, background_override=None, store=store, show_progress=False)
+    return inspect_all(items, store=store, show_progress=False)
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ def test_all_faults_are_found_at_once(folder: Path, tmp_path: Path) -> None:
             assert finding.fix
 
 
-def test_backgrounds_are_an_item_s_own_unless_overridden(tmp_path: Path) -> None:
-    """One transparent file under two backgrounds is two pictures, and one under an override."""
+def test_backgrounds_are_an_items_own(tmp_path: Path) -> None:
+    """One transparent file under two backgrounds is two pictures."""
     file = tmp_path / "logo.png"
     Image.new("RGBA", (8, 8)).save(file)
     items = [
@@ -151,10 +151,6 @@ def test_backgrounds_are_an_item_s_own_unless_overridden(tmp_path: Path) -> None
         b"\xff\0\0",
         b"\0\0\xff",
     ]
-    same = inspect_all(items, background_override="#00ff00", store=store, show_progress=False)
-    assert [bytes(f.small[:3]) for f in same.values() if isinstance(f, ImageFacts)] == [
-        b"\0\xff\0"
-    ] * 2
 
 
 def test_archive_members_are_inspected_like_files(folder: Path, tmp_path: Path) -> None:
@@ -211,7 +207,7 @@ def test_more_pixels_than_fit_wait_and_do_not_block(
     for number in range(3):
         world(number).resize((400, 400)).save(folder / f"giant {number}.png")
     found = inspect_all(
-        items_of(folder), background_override=None, store=open_store(None), show_progress=False,
+        items_of(folder), store=open_store(None), show_progress=False,
         workers=6,
     )  # fmt: skip
     assert len(found) == 15
@@ -243,7 +239,7 @@ from styletune.data.inspect import inspect_all
 from styletune.data.items import Item
 file, store = sys.argv[1:]
 items = [Item(str(n), file, "", None, "set", background=f"#{n:06x}") for n in range(3000)]
-inspect_all(items, background_override=None, store=open_store(Path(store)), show_progress=True)
+inspect_all(items, store=open_store(Path(store)), show_progress=True)
 """
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser_parts import open_page
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, sync_playwright
 
 from styletune.errors import BadInput
 from styletune.mini.world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
@@ -104,23 +105,6 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
         yield started
         started.close()
-
-
-@dataclass(slots=True)
-class Noise:
-    """What a page said and asked for while it was used."""
-
-    said: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-
-
-def open_page(browser: Browser, file: Path, width: int = 1280) -> tuple[Page, Noise]:
-    page, noise = browser.new_page(viewport={"width": width, "height": 900}), Noise()
-    page.on("console", lambda message: noise.said.append(message.text))
-    page.on("pageerror", lambda error: noise.said.append(str(error)))
-    page.on("request", lambda request: noise.asked.append(request.url))
-    page.goto(file.as_uri())
-    return page, noise
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def check_data(
         sources, default_caption=settings.default_caption, background=settings.background
     )
     inspected = inspect_all(
-        opened.items, background_override=settings.background, store=store,
+        opened.items, store=store,
         show_progress=show_progress,
     )  # fmt: skip
     facts = {n: f for n, f in inspected.items() if isinstance(f, ImageFacts)}
@@ -271,12 +271,14 @@ def _unusable(faults: Sequence[Finding], images: int) -> list[Finding]:
     alike: dict[tuple[str, str], dict[str, str]] = {}
     for fault in faults:
         alike.setdefault((fault.code, fault.fix), {})[fault.files[0]] = fault.message
-    return [
-        finding(code, tuple(said), f"{len(said)} of {images} images cannot be used: "
-                f"{named(said)}", fix)
-        for (code, fix), said in alike.items()
-    ] + ([finding("no-images", (), "none of the images can be used", "")]
-         if faults and len(faults) == images else [])  # fmt: skip
+    found = []
+    for (code, fix), said in alike.items():
+        message = f"{len(said)} of {images} images cannot be used: {named(said)}"
+        found.append(finding(code, tuple(said), message, fix))
+    if faults and len(faults) == images:
+        fix = "replace them by images that can be read, or give another source"
+        found.append(finding("no-images", (), "none of the images can be used", fix))
+    return found
 
 
 def _trigger_conflict(cards: Mapping[str, Card]) -> list[Finding]:

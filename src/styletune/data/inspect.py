@@ -106,7 +106,6 @@ def _thumbnail(rgb: Image.Image) -> bytes:
 def inspect_all(
     items: Sequence[Item],
     *,
-    background_override: str | None,
     store: FactsStore,
     show_progress: bool,
     workers: int | None = None,
@@ -119,7 +118,6 @@ def inspect_all(
 
     Args:
         items: file names are unique.
-        background_override: instead of the items' own backgrounds.
         store: what is known already; new facts are put there. Findings are not kept.
         show_progress: draw a progress bar on stderr.
         workers: threads; None for one a core. (Pillow works outside Python's lock.)
@@ -131,8 +129,7 @@ def inspect_all(
     gate = _Gate(PIXELS_IN_FLIGHT)
 
     def one(item: Item) -> tuple[str, str, _Result, bool]:
-        background = background_override or item.background
-        return (item.file_name, *_inspect_item(item, background, store, gate))
+        return (item.file_name, *_inspect_item(item, store, gate))
 
     found: dict[str, _Result] = {}
     new: dict[str, ImageFacts] = {}
@@ -155,18 +152,16 @@ def inspect_all(
     return {item.file_name: found[item.file_name] for item in items}
 
 
-def _inspect_item(
-    item: Item, background: str | None, store: FactsStore, gate: _Gate
-) -> tuple[str, _Result, bool]:
+def _inspect_item(item: Item, store: FactsStore, gate: _Gate) -> tuple[str, _Result, bool]:
     """(key, facts or finding, whether they were known); an empty key is not to be kept."""
     try:
         source, file_hash = _read(item)
-        key = facts_key(file_hash, background)
+        key = facts_key(file_hash, item.background)
         known = get_facts(store, key)
         if known is not None:
             return key, known, True
         with gate.passed(header_pixels(source)):
-            result = inspect_image(source, name=item.file_name, background=background)
+            result = inspect_image(source, name=item.file_name, background=item.background)
     except DataError as error:
         # The archive's own error; where it says which member.
         code = "bad-archive" if item.member else "broken-file"

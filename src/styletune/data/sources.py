@@ -327,7 +327,9 @@ def _open_file(path: Path, source: Source) -> tuple[Part, Card | None]:
             for name, member, words in rows
         ]  # fmt: skip
         if not rows and not findings:
-            findings.append(Finding("no-images", (path.name,), "a table without rows", "", "error"))
+            fix = "write the images into it again, or take it out of the sources"
+            message = "a table without rows"
+            findings.append(Finding("no-images", (path.name,), message, fix, "error"))
         return Part(items, findings, complete=not findings), None
     _refuse_columns(source)
     members, findings = (list_zip if path.suffix.lower() == ".zip" else list_tar)(path)
