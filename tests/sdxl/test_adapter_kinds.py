@@ -10,6 +10,7 @@ import pytest
 import torch
 from adapter_parts import LORA, draw, inject, mini_pipe, models_of, random_adapter, shake, spec_of
 from diffusers import StableDiffusionXLPipeline
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from styletune.errors import BaseModelError, RecipeError
@@ -18,10 +19,13 @@ from styletune.sdxl.adapter import (
     adapter_parameters,
     adapter_tensors,
     cayley,
+    inject_adapter,
     load_into,
     merged,
+    target_modules,
     weight_updates,
 )
+from styletune.sdxl.quantize import Quantization, quantize_unet
 
 SHAPES = {
     "lora": LORA,
@@ -92,6 +96,54 @@ def test_all_parameters_learn_on_a_bf16_base(name: str) -> None:
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         assert parameter.grad.any(), key
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_lora_keeps_no_float32_copies_of_its_inputs(quantization: Quantization) -> None:
+    """On a bf16 base q, k and v share the input that is kept, and gradients stay close to fp32's.
+
+    The same adapter left to peft, which computes it in float32, is the measure of both.
+    """
+    found: dict[bool, tuple[dict[str, Tensor], int]] = {}
+    for ours in (True, False):
+        unet = mini_pipe(torch.bfloat16).unet
+        quantize_unet(unet, quantization, "cpu")
+        models: dict[str, nn.Module] = {"unet": unet}
+        inject_adapter(models, LORA, {"unet": target_modules(unet, "attention")}, seed=3)
+        load_into(models, shake(adapter_tensors(models)))
+        if not ours:
+            for module in unet.modules():
+                if isinstance(module, LoraLayer):
+                    module.cast_input_dtype_enabled = True
+        frozen = {p.untyped_storage().data_ptr() for p in unet.parameters()}
+        kept: dict[int, int] = {}
+
+        def pack(value: Tensor, kept: dict[int, int] = kept, frozen: set[int] = frozen) -> Tensor:
+            storage = value.untyped_storage()
+            if value.dtype == torch.float32 and storage.data_ptr() not in frozen:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return value
+
+        generator = torch.Generator().manual_seed(8)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            out = unet(
+                torch.randn(2, 4, 16, 16, generator=generator).bfloat16(), torch.tensor([500, 20]),
+                encoder_hidden_states=torch.randn(2, 77, 160, generator=generator).bfloat16(),
+                added_cond_kwargs={
+                    "text_embeds": torch.ones(2, 96).bfloat16(),
+                    "time_ids": torch.ones(2, 6).bfloat16(),
+                },
+            ).sample  # fmt: skip
+        out.float().square().mean().backward()
+        parameters = adapter_parameters(models)
+        gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}
+        assert gradients.keys() == parameters.keys()
+        found[ours] = gradients, sum(kept.values())
+    (mine, small), (pefts, large) = found[True], found[False]
+    assert {g.dtype for g in mine.values()} == {torch.float32}
+    assert small < 0.2 * large
+    flat = [torch.cat([g[n].flatten() for n in mine]) for g in (mine, pefts)]
+    assert torch.cosine_similarity(*flat, dim=0) > 0.995
 
 
 @pytest.mark.parametrize("name", ["locon", "dora", "oft"])

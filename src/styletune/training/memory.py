@@ -3,14 +3,12 @@
 The step itself is measured by ``styletune.training.meter``. Everything else is counted from
 shapes. On SDXL at 1024², one image, bf16 base, rank-16 attention LoRA (bytes / 1e9):
 
-    weights 5.14 · activations 7.81 (no recomputation), 5.50 (ff), 0.58 (full)
+    weights 5.14 · activations 4.87 (no recomputation), 3.40 (ff), 0.55 (full)
 
-The 7.81 are 33 tensors of (tokens, channels) in each of the 70 transformer blocks: 12 of the
-feed-forward layer's product and gate (2.52), 4 q, k, v of self- and q of cross-attention and
-their 2 outputs (1.27), 3 inputs of layer norms (0.63), and 12 (in bf16 units) that peft adds
-because it turns the input of every adapted layer into float32 on its own (2.52): q, k and v
-each hold a copy of the same tensor. With the adapter in bf16, which does not copy, 5.61 are
-left. Resnets and the skip connections' concatenations are the rest.
+What the backward pass keeps without recomputation, 4.80, is 19 tensors of (tokens, channels) in
+each of the 70 transformer blocks: 8 of the feed-forward layer's product and gate (1.68), 4 q, k,
+v of self- and q of cross-attention and their 2 outputs (1.27), 3 inputs of layer norms and 2 of
+their outputs (1.05); resnets and the skip connections' concatenations are the rest.
 """
 
 from __future__ import annotations
