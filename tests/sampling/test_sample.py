@@ -47,6 +47,28 @@ def test_image_depends_on_its_own_seed_and_words(
     assert np.abs(pixels(together[2].file) - pixels(together[3].file)).max() > 20
 
 
+def test_image_is_the_pipelines_own(pipe: StableDiffusionXLPipeline, tmp_path: Path) -> None:
+    """What is drawn with encoders that only visit is what diffusers draws by itself."""
+    draw(pipe, [Shot("the sea at noon", s, tmp_path / f"{s}.png") for s in (1, 2)])
+    wanted = pipe(
+        ["the sea at noon"] * 2, num_inference_steps=3, guidance_scale=4.0,
+        generator=[torch.Generator().manual_seed(s) for s in (1, 2)],
+    ).images  # fmt: skip
+    for seed, image in zip((1, 2), wanted, strict=True):
+        assert np.abs(pixels(tmp_path / f"{seed}.png") - np.asarray(image).astype(int)).max() <= 1
+
+
+def test_drawing_leaves_the_models_as_they_were(tmp_path: Path) -> None:
+    """A VAE in float32 beside a bf16 base draws in bf16 and is afterwards what it was."""
+    pipe = load_pipeline(
+        find_base("mini", None, Path()), torch.bfloat16, "cpu", vae_dtype=torch.float32
+    )
+    before = {n: p.clone() for n, p in pipe.vae.named_parameters()}
+    draw(pipe, [Shot("the sea at noon", 1, tmp_path / "a.png")])
+    assert all(torch.equal(before[n], p) for n, p in pipe.vae.named_parameters())
+    assert {p.dtype for p in pipe.vae.parameters()} == {torch.float32}
+
+
 def test_only_what_is_missing_is_drawn(pipe: StableDiffusionXLPipeline, tmp_path: Path) -> None:
     """Whole images with the same settings stay; broken ones and other settings are drawn again."""
     shots = [Shot("the sea at noon", s, tmp_path / f"{s}.png") for s in (1, 2)]

@@ -234,6 +234,21 @@ def test_class_images_double_the_step() -> None:
     assert images.saved_bytes == pytest.approx(2 * plain.saved_bytes, rel=0.01)
 
 
+def test_scoring_counts_as_a_phase_of_its_own() -> None:
+    """It draws on the whole base, whatever training quantises; fewer at a time need less."""
+    setup = Setup(replace(MINI_STEP, quantization="int8"), score_batch=64)
+    found, plain = estimate(setup, MINI), estimate(Setup(MINI_STEP, score_batch=64), MINI)
+    assert found.phases["score"] == plain.phases["score"] > found.phases["step"]
+    alone = estimate(replace(setup, trains=False), MINI)
+    assert alone.phases == {"score": found.phases["score"]}
+    fewer = estimate(replace(setup, score_batch=1), MINI).phases["score"]
+    changes = fits(setup, (fewer + found.phases["score"]) // 2, MINI)
+    assert [c.setting for c in changes] == ["[score] batch_size = 16"]
+    elsewhere = fits(setup, fewer - 10**6, MINI)
+    assert any("larger card" in change.setting for change in elsewhere)
+    assert elsewhere[-1].peak_bytes <= fewer - 10**6
+
+
 @pytest.mark.parametrize("kind", ["dora", "loha", "lokr", "oft"])
 def test_every_kind_is_measured(kind: Any) -> None:
     """The kinds that build whole weights keep more than plain LoRA does."""
@@ -269,7 +284,8 @@ def test_suggestions_make_it_fit() -> None:
     assert found[-1].peak_bytes <= limit
     assert all(estimate(s.setup, MINI).peak_bytes == s.peak_bytes for s in found)
     assert not any("rank" in s.setting for s in found)
-    drawn = fits(replace(setup, preview_batch=16), limit, MINI)
+    # What is drawn by the batch is the denoising; an image at a time is decoded.
+    drawn = fits(replace(setup, preview_batch=256), limit, MINI)
     assert [s.setting for s in drawn] == ["[preview] prompts = []", *(s.setting for s in found)]
     hopeless = fits(setup, 10**8, MINI)
     assert hopeless[-1].peak_bytes > 10**8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from styletune.data.buckets import Size
@@ -56,6 +55,9 @@ def setup_of(recipe: Recipe, largest: Size, shown: int, captions: int) -> Setup:
         images=shown + class_images,
         captions=captions + 1,
         preview_batch=DRAWN_AT_ONCE if draws else 0,
+        score_batch=recipe.score.batch_size if recipe.score else 0,
+        # SDXL's own VAE overflows in float16: the pipeline then decodes in float32.
+        decode_bytes=2 if train.mixed_precision == "bf16" else 4,
     )
 
 
@@ -112,11 +114,17 @@ def preflight(
     }]  # fmt: skip
 
 
-def require_fit(problems: Sequence[dict[str, str]]) -> None:
-    """Raise BadInput for the first problem that is an error."""
-    for problem in problems:
-        if problem["severity"] == "error":
-            raise BadInput(problem["message"], where=problem["where"], fix=problem["fix"])
+def require_room(setup: Setup, base: BaseConfigs) -> None:
+    """Refuse what this machine's card cannot hold; without one anything goes.
+
+    Raises:
+        BadInput: names the settings that would make it fit.
+    """
+    gpu = present_gpu()
+    if gpu is None:
+        return
+    for problem in preflight(setup, base, 1, 1, gpu)[1]:
+        raise BadInput(problem["message"], where=problem["where"], fix=problem["fix"])
 
 
 def present_gpu() -> Gpu | None:

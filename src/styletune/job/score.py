@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from styletune import __version__
 from styletune.data.load import holdout_rows, read_square
 from styletune.errors import BadInput, CheckFailed, NotFound
 from styletune.job.facts import data_facts, device_name, origin_facts, torch_dtype
-from styletune.job.prepare import Job, prompt_with_trigger, suite_folder
+from styletune.job.preflight import configs_of, require_room
+from styletune.job.prepare import Job, job_setup, prompt_with_trigger, suite_folder
 from styletune.runs import file_sha256, read_json
 from styletune.scoring.suite import Suite, prompt_id, suite_hash
 
@@ -38,14 +40,17 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
         summary: dict[str, Any] = read_json(run.summary_file)
         if summary.get("inputs") == inputs:
             return summary, False
+    require_room(replace(job_setup(job), trains=False), configs_of(job.base))
     from styletune.encoders.clip import encode_images, encode_texts, load_clip
     from styletune.scoring.report import write_report
     from styletune.scoring.score import Column, score_columns, write_scores
 
-    encoder = load_clip(suite.encoder.name, suite_folder(job), device_name())
     references = _write_references(job, run.samples_dir(suite_hash(suite), "references"))
+    # All images first: the base model and the encoder are never in memory together.
+    drawn = list(_sample_columns(job, suite, steps, section.batch_size))
+    encoder = load_clip(suite.encoder.name, suite_folder(job), device_name())
     columns = []
-    for name, step, files in _sample_columns(job, suite, steps, section.batch_size):
+    for name, step, files in drawn:
         features = encode_images(encoder, files, title=f"encode {name}")
         columns.append(Column(name, step, 0.0 if step is None else 1.0, files, features))
     reference_features = encode_images(encoder, references, title="references")

@@ -13,7 +13,7 @@ from styletune.data.load import Row
 from styletune.errors import BadInput
 from styletune.job.adapt import Models, adapt, parameter_groups
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
-from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, preflight, present_gpu, require_fit
+from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.job.prepare import Job, job_setup
 from styletune.recipe import Recipe
 from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
@@ -43,10 +43,7 @@ def train(job: Job) -> bool:
         return False
     import torch
 
-    gpu = present_gpu()
-    if gpu is not None:
-        _, misfits = preflight(job_setup(job), configs_of(job.base), 1, 1, gpu)
-        require_fit(misfits)
+    require_room(replace(job_setup(job), score_batch=0), configs_of(job.base))
     from styletune.sdxl.checkpointing import set_checkpointing
     from styletune.sdxl.load import load_pipeline
     from styletune.training.loop import make_accelerator, train_adapter
@@ -258,6 +255,7 @@ def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: b
 
     from styletune.data.fingerprint import pixel_hash
     from styletune.sampling.sample import Sampler, Shot, draw_shots
+    from styletune.sdxl.placement import placed
 
     section, side = job.recipe.dreambooth, job.resolution
     prompt = section.class_prompt or ""
@@ -267,7 +265,7 @@ def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: b
     ]
     if draws:
         sampler = Sampler(CLASS_STEPS, CLASS_GUIDANCE, "", side)
-        with _ready_to_draw(pipe, device):
+        with placed(pipe.unet, device):
             draw_shots(
                 pipe, shots, sampler, origin_facts(job), batch_size=DRAWN_AT_ONCE,
                 title="class images",
@@ -295,23 +293,6 @@ def _place(job: Job, pipe: StableDiffusionXLPipeline, device: str) -> None:
     if trains_text(job.recipe):
         for encoder in (pipe.text_encoder, pipe.text_encoder_2):
             encoder.to(device)
-
-
-@contextlib.contextmanager
-def _ready_to_draw(pipe: StableDiffusionXLPipeline, device: str) -> Iterator[None]:
-    """The whole pipeline on the device, its VAE in the UNet's dtype; then back where it was."""
-    modules = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
-    homes = [m.device for m in modules]
-    dtype = pipe.vae.dtype
-    for module in modules:
-        module.to(device)
-    pipe.vae.to(pipe.text_encoder.dtype)
-    try:
-        yield
-    finally:
-        pipe.vae.to(dtype)
-        for module, home in zip(modules, homes, strict=True):
-            module.to(home)
 
 
 def _material(job: Job, models: Models, encoded: Encoded) -> Material:
@@ -441,9 +422,6 @@ def _preview_drawer(job: Job, models: Models) -> Callable[[int], None]:
             for i, prompt in enumerate(preview.prompts)
         ]
         origin = {**origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0}
-        with _ready_to_draw(pipe, str(pipe.unet.device)):
-            draw_shots(
-                pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}"
-            )
+        draw_shots(pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}")
 
     return draw

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from styletune.progress import progress
 from styletune.runs import atomic_write
 from styletune.sdxl.conditioning import PromptEmbeds, empty_prompt, encode_prompts
+from styletune.sdxl.placement import placed
 
 CHUNK = "styletune"
 
@@ -52,6 +53,9 @@ def draw_shots(
 ) -> int:
     """Draw what is missing and return how many images were drawn.
 
+    The UNet decides where. The text encoders visit its device for the prompts, the VAE for the
+    images, which it decodes one by one: so an 8 GB card draws as well as it trains.
+
     Args:
         pipe: with whatever adapter merged or loaded that ``origin`` names.
         shots: the noise of each depends on its seed alone, never on its neighbours.
@@ -72,21 +76,39 @@ def draw_shots(
         return 0
     # All texts, drawn already or not: a resumed batch must see the same last bits.
     texts = list(dict.fromkeys(shot.prompt for shot in shots))
-    encoded = encode_prompts(pipe, texts)
-    negative = (
-        encode_prompts(pipe, [sampler.negative_prompt])
-        if sampler.negative_prompt
-        else empty_prompt(pipe)
-    )
+    device = pipe.unet.device
+    with placed(pipe.text_encoder, device), placed(pipe.text_encoder_2, device):
+        encoded = encode_prompts(pipe, texts)
+        negative = (
+            encode_prompts(pipe, [sampler.negative_prompt])
+            if sampler.negative_prompt
+            else empty_prompt(pipe)
+        )
     missing = sum(len(batch) for batch in todo)
-    with progress(title, len(shots), done=len(shots) - missing) as advance:
+    with (
+        placed(pipe.vae, device, pipe.text_encoder.dtype),
+        progress(title, len(shots), done=len(shots) - missing) as advance,
+    ):
+        without_encoders = _without_encoders(pipe)
         for batch in todo:
             rows = [texts.index(shots[i].prompt) for i in batch]
-            images = _draw(pipe, encoded, rows, negative, [shots[i].seed for i in batch], sampler)
+            seeds = [shots[i].seed for i in batch]
+            images = _draw(without_encoders, encoded, rows, negative, seeds, sampler)
             for i, image in zip(batch, images, strict=True):
                 save_png(shots[i].file, image, settings[i])
             advance(len(batch), "")
     return missing
+
+
+def _without_encoders(pipe: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
+    """The same pipeline for encoded prompts, wherever the text encoders are."""
+    made = StableDiffusionXLPipeline(
+        vae=pipe.vae, unet=pipe.unet, scheduler=pipe.scheduler, text_encoder=None,
+        text_encoder_2=None, tokenizer=None, tokenizer_2=None, add_watermarker=False,
+        force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 @torch.no_grad()

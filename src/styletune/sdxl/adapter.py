@@ -294,7 +294,8 @@ class _Conv2d(nn.Conv2d):
     """The same for a convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.weight.to(x.dtype), None)
+        result: Tensor = self._conv_forward(x, self.weight.to(x.dtype), None)
+        return result
 
 
 def _compute_in_input_dtype(model: nn.Module) -> None:

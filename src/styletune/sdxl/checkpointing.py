@@ -67,7 +67,7 @@ class _Geglu(torch.autograd.Function):
         return hidden * F.gelu(gate)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         (grad,) = grads
         hidden, gate = ctx.saved_tensors[0].chunk(2, dim=-1)

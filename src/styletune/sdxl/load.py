@@ -62,11 +62,12 @@ def load_pipeline(
     quantization: Quantization = "none",
     vae_dtype: torch.dtype | None = None,
 ) -> StableDiffusionXLPipeline:
-    """Load a whole pipeline; every module is in ``dtype`` on ``device``, frozen, in eval mode.
+    """Load a whole pipeline in ``dtype``, frozen, in eval mode, its UNet on ``device``.
 
-    With ``quantization`` the UNet's attention blocks have 8- or 4-bit linear weights instead; it
-    never lies on the device in full. ``vae_dtype`` is the VAE's alone: float32 for encoding a
-    data set, read in float32 rather than rounded on the way.
+    Text encoders and VAE stay in the host's memory; who needs them lets them visit. With
+    ``quantization`` the UNet's attention blocks have 8- or 4-bit linear weights instead; it never
+    lies on the device in full. ``vae_dtype`` is the VAE's alone: float32 for encoding a data set,
+    read in float32 rather than rounded on the way.
 
     Raises:
         BaseModelError: a part cannot be loaded, or did not come out as asked.
@@ -94,8 +95,12 @@ def load_pipeline(
         module.to(dtype=wanted).requires_grad_(False).eval()
         if name == "unet":
             quantize_unet(pipe.unet, quantization, device)
-        module.to(device=device)
-        _check_loaded(module, name, wanted, device, quantization if name == "unet" else "none")
+            module.to(device=device)
+            _check_loaded(module, name, wanted, device, quantization)
+        else:
+            _check_loaded(module, name, wanted, "cpu", "none")
+    # Several images at once would need as many times the memory, and take no less time.
+    pipe.vae.enable_slicing()
     return pipe
 
 

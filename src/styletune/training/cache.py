@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from styletune.data.orient import Crop
 from styletune.progress import progress
 from styletune.sdxl.conditioning import empty_prompt, encode_prompts, make_time_ids
 from styletune.sdxl.latents import encode_pixels
+from styletune.sdxl.placement import placed
 from styletune.training.cache_files import (
     Tensors,
     content_key,
@@ -173,7 +174,7 @@ def _encoded_images(
         if missing:
             # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
             with (
-                _placed(pipe.vae, device, torch.float32),
+                placed(pipe.vae, device, torch.float32),
                 contextlib.closing(_read_ahead(read, list(missing.values()))) as crops,
             ):
                 for (key, entry), crop in zip(missing.items(), crops, strict=True):
@@ -239,7 +240,7 @@ def _encoded_texts(
     missing = [key for key in keys if key not in found]
     size = 1 if device == "cpu" else 32
     if missing or empty_key not in found:
-        with _placed(encoders[0], device), _placed(encoders[1], device):
+        with placed(encoders[0], device), placed(encoders[1], device):
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
                 encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
@@ -257,18 +258,6 @@ def _encoded_texts(
                 write_stored(cache_dir, "texts", empty_key, found[empty_key])
     rows = [found[key] for key in (*keys, empty_key)]
     return torch.stack([r["embeds"] for r in rows]), torch.stack([r["pooled"] for r in rows])
-
-
-@contextlib.contextmanager
-def _placed(module: Any, device: str, dtype: torch.dtype | None = None) -> Iterator[None]:
-    """A frozen model on a device and in a dtype for a while."""
-    before = next(module.parameters())
-    home, precision = before.device, before.dtype
-    module.to(device=device, dtype=dtype or precision)
-    try:
-        yield
-    finally:
-        module.to(device=home, dtype=precision)
 
 
 def _stack(rows: Sequence[Tensors], mask_floor: float) -> Latents:

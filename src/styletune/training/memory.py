@@ -50,8 +50,10 @@ class Setup:
     """What a run needs memory for; the recipe's keys of the same names explain them.
 
     ``images`` and ``captions`` are cached entries (an image counts once a resolution and flip);
-    ``preview_batch`` images are drawn at a time during training, 0 for none;
-    ``encode_beside_unet`` says that images are encoded while the UNet is on the device.
+    ``preview_batch`` images are drawn at a time during training and ``score_batch`` afterwards,
+    0 for none; ``decode_bytes`` is what a number takes when the VAE decodes them; without
+    ``trains`` only the scoring counts; ``encode_beside_unet`` says that images are encoded while
+    the UNet is on the device.
     """
 
     step: StepShape
@@ -61,6 +63,9 @@ class Setup:
     images: int = 0
     captions: int = 0
     preview_batch: int = 0
+    score_batch: int = 0
+    decode_bytes: int = 2
+    trains: bool = True
     encode_beside_unet: bool = False
 
 
@@ -82,9 +87,10 @@ class Estimate:
     """Bytes on the device at the worst moment, and FLOPs.
 
     ``parts`` add up to ``peak_bytes``; they are those of the ``phase`` that needs most.
-    ``phases`` has the peak of each: "encode" (images and captions into the cache), "step" and
-    "preview". ``saved_bytes`` is what the backward pass of one micro-batch finds.
-    ``step_flops`` is a whole optimizer step, ``forward_flops`` one micro-batch's forward pass.
+    ``phases`` has the peak of each: "encode" (images and captions into the cache), "step",
+    "preview" and "score" (drawing for it, on the base as it is without quantisation).
+    ``saved_bytes`` is what the backward pass of one micro-batch finds. ``step_flops`` is a whole
+    optimizer step, ``forward_flops`` one micro-batch's forward pass.
     """
 
     peak_bytes: int
@@ -137,8 +143,13 @@ def estimate(setup: Setup, base: BaseConfigs = SDXL) -> Estimate:
     if setup.preview_batch:
         # While an average stands in for the adapter, the live values are kept beside it.
         swapped = {"ema": 2 * kept["ema"]}
-        drawing = _drawing(setup, base)
+        drawing = _drawing(setup, base, setup.preview_batch, texts_stay=cost.text_bytes > 0)
         phases["preview"] = {**weights, **kept, **swapped, **drawing, **overhead}
+    if not setup.trains:
+        phases = {}
+    if setup.score_batch:
+        drawing = _drawing(setup, base, setup.score_batch, texts_stay=False)
+        phases["score"] = {"unet": cost.unet_plain_bytes, **drawing, **overhead}
     peaks = {name: sum(parts.values()) for name, parts in phases.items()}
     worst = max(peaks, key=lambda name: peaks[name])
     return Estimate(
@@ -169,17 +180,22 @@ def _encoding(step: StepShape, base: BaseConfigs) -> dict[str, int]:
     return {"vae": vae, "text_encoders": _text_bytes(step, base), "activations": activations}
 
 
-def _drawing(setup: Setup, base: BaseConfigs) -> dict[str, int]:
-    """Guided denoising, then all images of a batch through the whole VAE, in the base's dtype."""
-    step, count = setup.step, setup.preview_batch
+def _drawing(setup: Setup, base: BaseConfigs, count: int, texts_stay: bool) -> dict[str, int]:
+    """The worst moment of: prompts through the text encoders, guided denoising of ``count``
+    images, and one after the other through the whole VAE.
+    """
+    step = setup.step
     denoising, _ = measure_drawing(
         _json(base.unet), step.height, step.width, count, step.base_bytes
     )
     vae, decoding, _ = measure_vae(
-        _json(base.vae), "decode", step.height, step.width, count, step.base_bytes
+        _json(base.vae), "decode", step.height, step.width, 1, setup.decode_bytes
     )
     texts = _text_bytes(step, base)
-    return {"vae": vae, "text_encoders": texts, "activations": max(denoising, decoding)}
+    drawing = {"vae": vae, "activations": max(denoising, decoding)}
+    if texts_stay:
+        return {**drawing, "text_encoders": texts}
+    return drawing if sum(drawing.values()) >= texts else {"text_encoders": texts}
 
 
 def _text_bytes(step: StepShape, base: BaseConfigs) -> int:
@@ -266,6 +282,17 @@ def _without_previews(setup: Setup) -> tuple[str, Setup]:
     return "[preview] prompts = []", replace(setup, preview_batch=0)
 
 
+def _score_fewer(setup: Setup) -> tuple[str, Setup]:
+    """A quarter of the images at a time."""
+    batch = max(min(setup.score_batch, 1), setup.score_batch // 4)
+    return f"[score] batch_size = {batch}", replace(setup, score_batch=batch)
+
+
+def _score_elsewhere(setup: Setup) -> tuple[str, Setup]:
+    setting = "no [score], and styletune score on a larger card"
+    return setting, replace(setup, score_batch=0) if setup.trains else setup
+
+
 def _recompute(setup: Setup) -> tuple[str, Setup]:
     step = replace(setup.step, gradient_checkpointing="full")
     return '[train] gradient_checkpointing = "full"', replace(setup, step=step)
@@ -310,6 +337,9 @@ def _smaller_images(setup: Setup) -> tuple[str, Setup]:
 
 _CHANGES: tuple[Callable[[Setup], tuple[str, Setup]], ...] = (
     _without_previews,
+    _score_fewer,
+    _score_fewer,
+    _score_elsewhere,
     _recompute,
     _eight_bit_base,
     _one_image,

@@ -150,7 +150,8 @@ class StepCost:
     ``saved_bytes`` is alive when the loss is there; ``peak_bytes`` the highest sum in the two
     passes, of which ``gradients_at_peak`` are finished gradients; ``peak_other_bytes`` the
     highest sum without gradients; ``saved_by_op`` what saved bytes come from, largest first;
-    ``unet_bytes`` and ``text_bytes`` the frozen weights; ``trained`` the trained tensors' names and
+    ``unet_bytes`` and ``text_bytes`` the frozen weights, ``unet_plain_bytes`` the UNet's without
+    quantisation; ``trained`` the trained tensors' names and
     shapes.
     """
 
@@ -162,6 +163,7 @@ class StepCost:
     forward_flops: int
     step_flops: int
     unet_bytes: int
+    unet_plain_bytes: int
     text_bytes: int
     trained: tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -182,6 +184,7 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
     dtype = DTYPES[shape.base_bytes]
     unet = meta_unet(json.loads(unet_json))
     unet_bytes = weight_bytes(unet, shape.base_bytes, shape.quantization)
+    unet_plain_bytes = weight_bytes(unet, shape.base_bytes)
     models: dict[str, nn.Module] = {"unet": unet}
     if shape.text_encoders != "none" or shape.new_tokens:
         # Both are in use then: captions are encoded anew at every step.
@@ -218,6 +221,7 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
         forward_flops=forward_flops,
         step_flops=meter.flops,
         unet_bytes=unet_bytes,
+        unet_plain_bytes=unet_plain_bytes,
         text_bytes=text_bytes,
         trained=tuple((name, tuple(p.shape)) for name, p in trained.items()),
     )
