@@ -147,6 +147,7 @@ def test_plan_before_the_weights_are_here(brand: Path, styletune: Command) -> No
     answer = styletune(
         "plan", brand, "--json", "--gpu", "RTX 4060", "--set", "base.model=acme/sdxl",
         "--set", "data.resolution=128", "--set", "train.mixed_precision=bf16",
+        "--set", "train.batch_size=64",
     )  # fmt: skip
     assert answer.code == 3
     plan = answer.json

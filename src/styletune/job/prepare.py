@@ -125,12 +125,38 @@ def prepare(
     job = replace(unnamed, run=Run(run_dir or runs_dir / loaded.name / run_id))
     _check_run_folder(job)
     if missing is None:
+        _check_objective(job)
         _check_texts(job)
     if suite:
         from styletune.encoders.find import find_clip
 
         find_clip(suite.encoder.name, suite_folder(job))
     return job
+
+
+def _check_objective(job: Job) -> None:
+    """Refuse what the base's noise schedule cannot do."""
+    from styletune.sdxl.load import scheduler_config
+    from styletune.sdxl.schedule import resolve_prediction_type
+
+    train, schedule = job.recipe.train, scheduler_config(job.base)
+    base = str(schedule.get("prediction_type", "epsilon"))
+    predicts = resolve_prediction_type(train.prediction_type, base, train.zero_terminal_snr)
+    if job.recipe.dreambooth.prior == "prediction" and predicts != base:
+        raise BadInput(
+            f"the base predicts {base} and the adapted model is to predict {predicts}: the one "
+            "cannot be the other's target",
+            where="[dreambooth] prior",
+            fix='prior = "images", or prediction_type = "auto"',
+        )
+    last = int(schedule.get("num_train_timesteps", 1000)) - 1
+    for key, value in (("min", train.min_timestep), ("max", train.max_timestep or 0)):
+        if value > last:
+            raise BadInput(
+                f"is {value}, but the base model's timesteps are 0 to {last}",
+                where=f"[train] {key}_timestep",
+                fix="leave it out, or choose a lower one",
+            )
 
 
 def check_settings(loaded: LoadedRecipe, resolution: int) -> CheckSettings:
@@ -209,6 +235,8 @@ def _check_texts(job: Job) -> None:
         prompts = [prompt_with_trigger(p, job.trigger) for p in job.suite.prompts]
         texts |= {f"suite prompt {i + 1}": p for i, p in enumerate(prompts)}
         texts["suite negative_prompt"] = job.suite.sampler.negative_prompt
+    if job.recipe.adapter.new_tokens:
+        _check_new_tokens(job)
     counts = {k: count(t) for k, t in texts.items()}
     long = [f"{k} ({n} tokens)" for k, n in counts.items() if n > MAX_TOKENS]
     if long:
@@ -218,6 +246,16 @@ def _check_texts(job: Job) -> None:
             where=str(job.loaded.file),
             fix="shorten them; what comes after would be cut off",
         )
+
+
+def _check_new_tokens(job: Job) -> None:
+    """Refuse new words that a tokenizer knows already or tears apart."""
+    from transformers import CLIPTokenizer
+
+    from styletune.sdxl.tokens import teach_tokenizer
+
+    for folder in job.base.tokenizers:
+        teach_tokenizer(CLIPTokenizer.from_pretrained(folder), job.recipe.adapter.new_tokens)
 
 
 def prompt_with_trigger(prompt: str, trigger: str) -> str:

@@ -136,13 +136,6 @@ def _denoiser(
     train = job.recipe.train
     assert isinstance(dtype, torch.dtype)
     alphas = alphas.to(torch.float32)
-    for key, value in (("min", train.min_timestep), ("max", train.max_timestep or 0)):
-        if value >= len(alphas):
-            raise BadInput(
-                f"is {value}, but the base model's timesteps are 0 to {len(alphas) - 1}",
-                where=f"[train] {key}_timestep",
-                fix="leave it out, or choose a lower one",
-            )
     return Denoiser(
         unet=pipe.unet,
         dtype=dtype,

@@ -36,8 +36,18 @@ class LoadedRecipe:
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """SHA-256 (hex) of the resolved recipe's canonical JSON; comments and order do not count."""
-    canonical = json.dumps(recipe.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """SHA-256 (hex) of the resolved recipe's canonical JSON.
+
+    Comments and order do not count, but for the patterns by block, of which the first match does.
+    """
+    return _canonical_hash(recipe.model_dump(mode="json"))
+
+
+def _canonical_hash(tree: dict[str, Any]) -> str:
+    adapter = tree["adapter"]
+    for key in ("block_ranks", "block_learning_rates"):
+        adapter[key] = list(adapter[key].items())
+    canonical = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -68,9 +78,8 @@ def training_keys(recipe: Recipe) -> dict[str, Any]:
 
 
 def training_hash(recipe: Recipe) -> str:
-    """SHA-256 (hex) of ``training_keys``."""
-    canonical = json.dumps(training_keys(recipe), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    """SHA-256 (hex) of ``training_keys``, as ``recipe_hash``."""
+    return _canonical_hash(training_keys(recipe))
 
 
 def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -191,13 +200,17 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
             shown = f"[{key}]" if kind == "section" else f'"{key}"'
             info = owner.model_fields.get(key)
             return where, f"missing {kind} {shown}", (info.description or "") if info else ""
+    message = item["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not loc or (loc == [key] and key in sections):
+        # A rule between keys: its words name them; the whole section would say less.
+        return f"[{key}]" if key else "recipe", message, ""
     value = json.dumps(item.get("input"), default=str)
     choices = _choices(owner, key)
     if choices:
         near = difflib.get_close_matches(str(item.get("input")), choices, n=1)
         fix = f'did you mean "{near[0]}"? ' if near else ""
         return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
-    message = item["msg"][0].lower() + item["msg"][1:]
     info = owner.model_fields.get(key)
     return where, f"{key} = {value}: {message}", (info.description or "") if info else ""
 

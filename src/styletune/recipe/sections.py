@@ -212,6 +212,8 @@ class DataSection(Section):
             raise ValueError("folds decide what is held out: leave holdout out")
         if (self.mask == "folder") != (self.mask_path is not None):
             raise ValueError('mask = "folder" and mask_path go together')
+        if self.mask_floor and self.mask == "none":
+            raise ValueError("mask_floor needs a mask")
         varied = self.caption_shuffle or self.caption_tag_dropout > 0
         if varied != (self.caption_variants > 1):
             raise ValueError(
@@ -233,7 +235,7 @@ class AdapterSection(Section):
     """What is trained."""
 
     kind: Literal["lora", "dora", "loha", "lokr", "oft"] = Field(
-        "lora", description="Form of the update; only lora is read by every tool."
+        "lora", description="Form of the update; only lora means the same in every tool."
     )
     rank: int = Field(16, ge=1, le=1024, description="Rank of the update (OFT: block size).")
     alpha: float | None = Field(
@@ -273,6 +275,18 @@ class AdapterSection(Section):
         None,
         description="Adapter file to go on from, in this tool's, diffusers' or kohya's layout.",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.text_encoder_rank is not None and self.text_encoders == "none":
+            raise ValueError("text_encoder_rank needs text_encoders")
+        if self.rslora and self.kind not in ("lora", "dora"):
+            raise ValueError(f"rslora is a scale of lora and dora; {self.kind} has none like it")
+        if self.kind == "oft" and self.alpha not in (None, float(self.rank)):
+            raise ValueError("oft has no alpha: leave it out")
+        if self.kind == "oft" and self.conv_rank is not None:
+            raise ValueError("oft adapts no convolutions: leave conv_rank out")
+        return self
 
 
 class DreamboothSection(Section):
@@ -343,6 +357,13 @@ class OptimizerSection(Section):
     def _consistent(self) -> Self:
         if self.name == "schedule-free-adamw" and self.schedule != "constant":
             raise ValueError('schedule-free-adamw needs schedule = "constant"')
+        if self.name == "schedule-free-adamw" and self.ema_decay:
+            raise ValueError("schedule-free-adamw averages by itself: leave ema_decay out")
+        if self.name == "prodigy" and self.learning_rate < 0.1:
+            raise ValueError(
+                f"learning_rate = {self.learning_rate:g} multiplies the rate that prodigy finds: "
+                "set learning_rate = 1.0"
+            )
         if self.name == "adafactor" and (self.beta1, self.beta2) != (0.9, 0.999):
             raise ValueError("adafactor has no moments that beta1 and beta2 could set")
         return self
@@ -454,7 +475,7 @@ class PublishSection(Section):
     description: str = Field("", description="One sentence for the model card.")
     plain_lora_rank: int | None = Field(
         None, ge=1, le=1024,
-        description="Publish loha, lokr and oft as the nearest plain LoRA of this rank (SVD).",
+        description="Rank of the plain LoRA (nearest by SVD) that other kinds are published as.",
     )  # fmt: skip
 
 
@@ -494,13 +515,37 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _used(self) -> Self:
+        """No key without the one that it belongs to: it would do nothing, in silence."""
+        optimizer, adapter = self.optimizer, self.adapter
+        trained = {
+            "text_encoder": adapter.text_encoders in ("first", "both"),
+            "text_encoder_2": adapter.text_encoders in ("second", "both"),
+            "token": bool(adapter.new_tokens),
+        }
+        for part, is_trained in trained.items():
+            if getattr(optimizer, f"{part}_learning_rate") is not None and not is_trained:
+                needs = "new_tokens" if part == "token" else "text_encoders"
+                raise ValueError(f"optimizer.{part}_learning_rate needs adapter.{needs}")
+        if optimizer.warmup_steps > self.train.steps:
+            raise ValueError("optimizer.warmup_steps is above train.steps")
+        if optimizer.lora_plus_ratio != 1 and adapter.kind not in ("lora", "dora"):
+            raise ValueError(f"optimizer.lora_plus_ratio is for lora and dora, not {adapter.kind}")
+        if self.base.quantization != "none" and adapter.kind != "lora":
+            raise ValueError(
+                f"adapter.kind {adapter.kind} needs the base's own weights: set base.quantization "
+                '= "none", or adapter.kind = "lora"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def _publishable(self) -> Self:
-        if self.publish and self.adapter.kind not in ("lora", "dora"):
-            if self.publish.plain_lora_rank is None:
-                raise ValueError(
-                    f"no file of kind {self.adapter.kind} is read by every tool; set "
-                    "publish.plain_lora_rank to publish the nearest plain LoRA, or remove [publish]"
-                )
-        elif self.publish and self.publish.plain_lora_rank is not None:
-            raise ValueError(f"publish.plain_lora_rank is not for kind {self.adapter.kind}")
+        kind, publish = self.adapter.kind, self.publish
+        if publish and kind != "lora" and publish.plain_lora_rank is None:
+            raise ValueError(
+                f"no file of kind {kind} means the same in every tool; set "
+                "publish.plain_lora_rank to publish the nearest plain LoRA, or remove [publish]"
+            )
+        if publish and kind == "lora" and publish.plain_lora_rank is not None:
+            raise ValueError("publish.plain_lora_rank is not for kind lora, which is plain already")
         return self

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
@@ -182,6 +183,7 @@ def _from_folder(model: str, revision: str | None, place: Place, vae: VaeFiles |
     side = config.get("sample_size")
     if not isinstance(side, int):
         raise BaseModelError("its UNet's configuration lacks sample_size", where=where)
+    check_schedule(read_config(place, "scheduler/scheduler_config.json"), where)
     tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
     names = ("model_index.json", "scheduler/scheduler_config.json")
     digest = _digest([
@@ -194,6 +196,22 @@ def _from_folder(model: str, revision: str | None, place: Place, vae: VaeFiles |
     return BaseFiles(
         model, folder, revision, digest, side * scales[0], variant, tokenizers, None, vae
     )
+
+
+def check_schedule(config: Mapping[str, Any], where: str) -> None:
+    """Refuse a base whose noise process is not DDPM's (arXiv 2006.11239). Raises BaseModelError."""
+    name, predicts = str(config.get("_class_name")), config.get("prediction_type", "epsilon")
+    if "EDM" in name or "Flow" in name:
+        raise BaseModelError(
+            f"its scheduler is {name}; only bases with a DDPM noise schedule can be trained",
+            where=where,
+            fix="choose a base model such as stabilityai/stable-diffusion-xl-base-1.0",
+        )
+    if predicts not in ("epsilon", "v_prediction"):
+        raise BaseModelError(
+            f"its UNet predicts {predicts}; only epsilon and v_prediction can be trained",
+            where=where,
+        )
 
 
 def _from_file(model: str, file: Path, where: str, vae: VaeFiles | None) -> BaseFiles:

@@ -92,6 +92,7 @@ def configs_for(names: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str
         scheduler["prediction_type"] = "v_prediction"
     if "ztsnr" in names:
         scheduler["rescale_betas_zero_snr"] = True
+        scheduler["timestep_spacing"] = "trailing"  # else the pure-noise step is never sampled
     return {**SDXL_CONFIGS, "scheduler": scheduler}
 
 

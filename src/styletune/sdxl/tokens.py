@@ -79,7 +79,7 @@ def add_tokens(
                 f"{encoder_name} has {table.num_embeddings} embeddings, its tokenizer "
                 f"{len(tokenizer)} tokens", where=WHERE, fix="choose another base model",
             )  # fmt: skip
-        taught[key] = _taught(tokenizer, tokens)
+        taught[key] = teach_tokenizer(tokenizer, tokens)
         rows[key] = _mean_row(tokenizer, table.weight, init_words).repeat(len(tokens), 1)
     for key, (tokenizer_name, encoder_name) in ENCODERS.items():
         setattr(pipe, tokenizer_name, taught[key])
@@ -91,8 +91,12 @@ def add_tokens(
     return token_parameters(pipe)
 
 
-def _taught(tokenizer: Any, tokens: Sequence[str]) -> Any:
-    """A copy of the tokenizer that knows the words. Raises RecipeError."""
+def teach_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> Any:
+    """A copy of the tokenizer that knows the words.
+
+    Raises:
+        RecipeError: a word is known already, named twice, or not kept in one piece.
+    """
     from transformers import AddedToken
 
     if len({t.lower() for t in tokens}) != len(tokens):

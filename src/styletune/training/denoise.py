@@ -150,7 +150,8 @@ def predict(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
         encoder_hidden_states=text.embeds.to(dtype),
         added_cond_kwargs={
             "text_embeds": text.pooled.to(dtype),
-            "time_ids": inputs.time_ids.to(dtype),
+            # Not in the UNet's dtype: bf16 has no 3001. Its embedding layer casts what it makes.
+            "time_ids": inputs.time_ids,
         },
     ).sample
     return output

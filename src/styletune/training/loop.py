@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -184,6 +185,7 @@ def train_adapter(
         OutputError: a checkpoint cannot be written.
     """
     main = accelerator.is_main_process
+    clipped = [p for g in groups if g.rate_factor for p in g.parameters.values()]
     inner = make_optimizer(groups, optimizer_settings)
     ema = ema_start(parameters) if settings.ema_decay else None
     trained = Trained(parameters, inner, ema, accelerator.scaler, accelerator.num_processes)
@@ -198,16 +200,15 @@ def train_adapter(
             _look(trained, set_training, lambda: on_checkpoint(done))
     log = _open_log(run.log_file, done) if main else _silent
     started, images = time.monotonic(), 0
+    unchecked: list[StepResult] = []
     with progress("train", settings.steps, done, shown=main) as advance:
         for step in range(done, settings.steps):
             batch = _step_batches(settings, accelerator.num_processes, material, step)
-            loss, prior_loss = _backward(
-                denoiser, material, prior, noise, settings, accelerator, step, batch
-            )
+            result = _backward(denoiser, material, prior, noise, settings, accelerator, step, batch)
             _share_gradients(parameters, accelerator)
-            grad_norm = accelerator.clip_grad_norm_(
-                list(parameters.values()), optimizer_settings.max_grad_norm
-            )
+            # Parts of rate 0 are not trained: their gradients must not shrink the others'.
+            grad_norm = accelerator.clip_grad_norm_(clipped, optimizer_settings.max_grad_norm)
+            unchecked.append(replace(result, grad_norm=grad_norm))
             rate = set_rates(inner, step, optimizer_settings)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -224,14 +225,11 @@ def train_adapter(
             note, line = "", {}
             if now % settings.log_every == 0 or is_checkpoint or is_validation:
                 # Values are fetched only here: every fetch waits for the device.
-                names = [material.names[e] for micro in batch for e in micro]
-                values = {"loss": _summed(loss, accelerator)}
+                _require_finite(unchecked, material.names, accelerator.scaler is not None)
+                unchecked = []
+                values = {"loss": _summed(result.loss, accelerator)}
                 if prior is not None:
-                    values["prior_loss"] = _summed(prior_loss, accelerator)
-                for what, value in values.items():
-                    assert_finite(value, what, now, names)
-                if accelerator.scaler is None:
-                    assert_finite(float(grad_norm), "gradient norm", now, names)
+                    values["prior_loss"] = _summed(result.prior_loss, accelerator)
                 speed = images / (time.monotonic() - started)
                 line = {
                     **values, "learning_rate": rate,
@@ -267,17 +265,35 @@ def _step_batches(
     return [[material.shown[place] for place in micro] for micro in places]
 
 
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step gave, on the device: nothing here has been waited for.
+
+    ``loss`` and the unweighted ``prior_loss`` are this process's share; ``samples`` its samples'
+    losses, one a member of ``entries``; ``others`` the entries of all processes.
+    """
+
+    step: int
+    loss: Tensor
+    prior_loss: Tensor
+    samples: Tensor
+    entries: list[int]
+    others: list[int]
+    grad_norm: Tensor | None = None
+
+
 def _backward(
     denoiser: Denoiser, material: Material, prior: Prior | None, noise: NoiseSettings,
     settings: LoopSettings, accelerator: Accelerator, step: int, batch: list[list[int]],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Add up the gradients of this process's share; (its loss, its unweighted prior loss).
+) -> StepResult:  # fmt: skip
+    """Add up the gradients of this process's share.
 
     Every sample of the step counts alike, so the sum over processes and micro-batches is the
     mean over the step.
     """
     device = denoiser.alphas_cumprod.device
     total, total_prior = torch.zeros((), device=device), torch.zeros((), device=device)
+    samples, seen = [torch.zeros(0, device=device)], list[int]()
     mine = slice(accelerator.process_index, None, accelerator.num_processes)
     size = settings.batch_size * accelerator.num_processes
     count = sum(map(len, batch))
@@ -286,21 +302,44 @@ def _backward(
         if not entries:
             continue  # a ragged batch smaller than the number of processes
         positions = [micro * size + i for i in range(len(every))[mine]]
-        loss = _instance_loss(denoiser, material, noise, settings.seed, step, entries, positions)
-        loss = loss / count
+        each = _instance_losses(denoiser, material, noise, settings.seed, step, entries, positions)
+        loss = each.sum() / count
         total += loss.detach()
         if prior is not None:
-            prior_loss = _prior_loss(
+            priors = _prior_losses(
                 denoiser, material, prior, noise, settings.seed, step, entries, positions
             )
-            prior_loss = prior_loss / count
+            each = each + prior.weight * priors
+            prior_loss = priors.sum() / count
             total_prior += prior_loss.detach()
             loss = loss + prior.weight * prior_loss
+        samples.append(each.detach())
+        seen += entries
         accelerator.backward(loss)
-    return total, total_prior
+    others = [entry for micro in batch for entry in micro]
+    return StepResult(step + 1, total, total_prior, torch.cat(samples), seen, others)
 
 
-def _instance_loss(
+def _require_finite(results: list[StepResult], names: list[str], scaled: bool) -> None:
+    """Stop at the first step that went wrong since the last look, and name its images.
+
+    An overflow of the gradients under fp16 scaling is no fault: the scaler skips the step.
+
+    Raises:
+        CheckFailed: a loss or a gradient is NaN or infinite.
+    """
+    for result in results:
+        bad = ~torch.isfinite(result.samples)
+        if bool(bad.any()):
+            theirs = itertools.compress(result.entries, bad.tolist())
+            value = float(result.samples[bad][0])
+            assert_finite(value, "loss", result.step, [names[entry] for entry in theirs])
+        if result.grad_norm is not None and not scaled:
+            value = float(result.grad_norm)
+            assert_finite(value, "gradient norm", result.step, [names[e] for e in result.others])
+
+
+def _instance_losses(
     denoiser: Denoiser, material: Material, noise: NoiseSettings, seed: int, step: int,
     entries: list[int], positions: list[int],
 ) -> Tensor:  # fmt: skip
@@ -311,10 +350,10 @@ def _instance_loss(
     found = losses(denoiser, inputs, material.texts(inputs.text_rows))
     if any(weight != 1 for weight in material.weights):
         found = found * found.new_tensor([material.weights[entry] for entry in entries])
-    return found.sum()
+    return found
 
 
-def _prior_loss(
+def _prior_losses(
     denoiser: Denoiser, material: Material, prior: Prior, noise: NoiseSettings, seed: int,
     step: int, entries: list[int], positions: list[int],
 ) -> Tensor:  # fmt: skip
@@ -323,8 +362,8 @@ def _prior_loss(
     if prior.images is not None:
         count = prior.images.cache.num_entries
         # Positions are unique within a step, so a step sees different class images.
-        chosen = [(step * 7919 + p) % count for p in positions]
-        return _instance_loss(denoiser, prior.images, noise, seed, step, chosen, apart)
+        chosen = [(step * 10007 + p) % count for p in positions]
+        return _instance_losses(denoiser, prior.images, noise, seed, step, chosen, apart)
     cache = material.cache
     shape = cache.latent_shape(cache.bucket_of[entries[0]])
     drawn = draw(noise, denoiser, seed, step, apart, shape)
@@ -332,7 +371,7 @@ def _prior_loss(
     rows = torch.zeros(len(entries), dtype=torch.long)
     return prior_losses(
         denoiser, inputs, prior.prompt(rows), prior.adapter_off, prior.base_prompt(rows)
-    ).sum()
+    )
 
 
 def _share_gradients(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
