@@ -120,7 +120,7 @@ def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
             material=Material(cache, cached_texts(cache), [""] * NUM_IMAGES),
             held_out=None, prior=None, settings=settings,
             spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
-            identity=Identity("r", "d", "b"), run=run,
+            identity=Identity("r", "d", "o", "b"), run=run,
             accelerator=make_accelerator("no", "none", run), on_checkpoint=lambda _: None,
             set_training=unet.train,
         )  # fmt: skip

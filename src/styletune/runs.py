@@ -95,6 +95,11 @@ class Run:
         ]
         return sorted(s for s in steps if self.state_facts_file(s).is_file())
 
+    def remove_leftovers(self) -> None:
+        """Delete the temporary files of checkpoints whose writing a kill interrupted."""
+        for file in self.checkpoints_dir.glob("step-*/.*"):
+            file.unlink(missing_ok=True)
+
     def samples_dir(self, suite_hash: str, column: str) -> Path:
         """Images of one column ("base", "step-000200") of one suite."""
         return self.dir / "samples" / suite_hash[:12] / column

@@ -428,7 +428,7 @@ def test_the_cache_is_resident_where_it_fits(images: Path, monkeypatch: pytest.M
     texts = [["x"]] * len(found)
     resident = build_cache(pipe, found, texts, read, device="cuda")
     assert all(b.mean.is_cuda for b in resident.buckets)
-    monkeypatch.setattr(module, "RESIDENT_SHARE", 0.0)
+    monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
     pinned = build_cache(pipe, found, texts, read, device="cuda")
     assert all(b.mean.is_pinned() for b in pinned.buckets)
     assert pinned.latents([1, 4])[0].is_cuda

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from styletune.errors import BadInput, RecipeError
+from styletune.job.preflight import preflight
 from styletune.mini import BASE_DIR
 from styletune.sdxl.adapter import AdapterShape, adapter_parameters, inject_adapter, target_modules
 from styletune.sdxl.checkpointing import set_checkpointing
@@ -28,7 +29,7 @@ from styletune.sdxl.family import (
     meta_vae,
 )
 from styletune.sdxl.quantize import quantize_unet
-from styletune.training.flops import GPUS, find_gpu, floor_s
+from styletune.training.flops import GPUS, Gpu, find_gpu, floor_s
 from styletune.training.memory import BaseConfigs, Setup, estimate, fits, state_bytes
 from styletune.training.meter import (
     Meter,
@@ -217,6 +218,8 @@ def test_settings_cost_what_they_hold() -> None:
     assert estimate(replace(plain, ema=True), MINI).phases["step"] - peak == adapter
     images = estimate(replace(plain, images=3), MINI).phases["step"] - peak
     assert images == 3 * 4 * (2 * 4 * 16 * 16 + 6)
+    # More than half a gibibyte stays in the host's memory.
+    assert estimate(replace(plain, images=10**5), MINI).phases["step"] == peak
     captions = estimate(replace(plain, captions=3), MINI).phases["step"] - peak
     assert captions == 3 * 4 * (77 * 160 + MINI.text_encoder_2["projection_dim"])
     twice = estimate(replace(plain, gradient_accumulation_steps=2), MINI)
@@ -236,8 +239,9 @@ def test_class_images_double_the_step() -> None:
 
 def test_scoring_counts_as_a_phase_of_its_own() -> None:
     """It draws on the whole base, whatever training quantises; fewer at a time need less."""
-    setup = Setup(replace(MINI_STEP, quantization="int8"), score_batch=64)
-    found, plain = estimate(setup, MINI), estimate(Setup(MINI_STEP, score_batch=64), MINI)
+    step = replace(MINI_STEP, base_bytes=2)
+    setup = Setup(replace(step, quantization="int8"), score_batch=64)
+    found, plain = estimate(setup, MINI), estimate(Setup(step, score_batch=64), MINI)
     assert found.phases["score"] == plain.phases["score"] > found.phases["step"]
     alone = estimate(replace(setup, trains=False), MINI)
     assert alone.phases == {"score": found.phases["score"]}
@@ -275,7 +279,7 @@ def test_pattern_without_a_match_is_refused() -> None:
 
 def test_suggestions_make_it_fit() -> None:
     """Each suggestion is a setting whose new peak was computed, and the last one fits."""
-    setup = Setup(replace(MINI_STEP, batch_size=16))
+    setup = Setup(replace(MINI_STEP, base_bytes=2, batch_size=16))
     now = estimate(setup, MINI)
     assert fits(setup, now.peak_bytes, MINI) == []
     limit = now.peak_bytes - (now.parts["activations"] * 4) // 5
@@ -291,12 +295,46 @@ def test_suggestions_make_it_fit() -> None:
     assert hopeless[-1].peak_bytes > 10**8
 
 
+def test_suggestions_are_about_what_the_run_has() -> None:
+    """Half precision comes first; class images, prodigy and large extra sizes get their own."""
+    setup = Setup(MINI_STEP, optimizer="prodigy", class_batch=64, side_key="extra")
+    hopeless = [c.setting for c in fits(replace(setup, step=replace(MINI_STEP, prior="images")),
+                                        10**8, MINI)]  # fmt: skip
+    assert hopeless[0] == '[train] mixed_precision = "bf16"'
+    assert '[dreambooth] prior = "prediction"' in hopeless
+    assert '[optimizer] name = "adamw8bit", learning_rate = 1e-4' in hopeless
+    assert any(s.startswith("extra = ") for s in hopeless)
+    assert "[preview] prompts = []" not in hopeless
+
+
+def test_class_images_are_drawn_by_the_whole_base() -> None:
+    """They come before the base is quantised, so their phase has all of its weights."""
+    step = replace(MINI_STEP, base_bytes=2, quantization="nf4", prior="images")
+    found = estimate(Setup(step, class_batch=1), MINI)
+    plain = estimate(Setup(replace(step, quantization="none"), class_batch=1), MINI)
+    assert found.phases["class images"] == plain.phases["class images"]
+    assert found.phases["step"] < plain.phases["step"]
+
+
+def test_a_card_without_figures_is_planned_for() -> None:
+    """A card that no table has is judged by its memory alone, without a floor."""
+    setup = Setup(MINI_STEP)
+    card = Gpu("RTX 9999", None, 8 * 2**30)
+    document, problems = preflight(setup, MINI, 10, 1, card)
+    assert problems == []
+    assert document["compute"]["gpu"] == "RTX 9999"
+    assert document["compute"]["floor_s"] is None
+    _, problems = preflight(setup, MINI, 10, 1, Gpu("RTX 9999", None, 2**20))
+    assert "RTX 9999" in problems[0]["where"]
+
+
 def test_floor_is_flops_over_the_cards_best() -> None:
     """14.5 TFLOP take an RTX 4090 88 ms, so 11.4 images a second at the very best."""
     assert 1 / floor_s(14_500_000_000_000, find_gpu("NVIDIA GeForce RTX 4090")) == pytest.approx(
         11.4, abs=0.05
     )
-    assert find_gpu("NVIDIA A100-SXM4-80GB").memory_gib == 80
+    assert find_gpu("NVIDIA A100-SXM4-80GB").memory_bytes == int(0.98 * 80 * 2**30)
+    assert floor_s(1, Gpu("RTX 9999", None, 1)) is None
     assert all(find_gpu(gpu.name) == gpu for gpu in GPUS)
     for other in ("AMD Instinct MI300X", "NVIDIA GeForce RTX 3080 Ti"):
         with pytest.raises(BadInput):

@@ -56,7 +56,10 @@ def _train(recipe: str, run_dir: str, options: tuple[str, ...], errors: str) -> 
     os.dup2(descriptor, 2)
     from styletune.cli import main
 
-    main(["train", recipe, "--run-dir", run_dir, *(f"--set={o}" for o in options)])
+    # What is encoded lies beside the run, so a run in a new folder encodes anew.
+    runs_dir = str(Path(run_dir).parent)
+    main(["train", recipe, "--run-dir", run_dir, "--runs-dir", runs_dir,
+          *(f"--set={o}" for o in options)])  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,21 +91,25 @@ def finish(process: ForkServerProcess, run: Run) -> None:
     assert process.exitcode == 0, text[-3000:]
 
 
-def kill(process: ForkServerProcess) -> None:
+def kill(process: ForkServerProcess) -> bool:
+    """Whether it was still alive to be killed."""
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
+    alive = process.exitcode is None
+    if alive:
+        os.kill(process.pid, signal.SIGKILL)
     process.join()
+    return alive and process.exitcode == -signal.SIGKILL
 
 
-def kill_while_writing(process: ForkServerProcess, run: Run) -> None:
+def kill_while_writing(process: ForkServerProcess, run: Run) -> bool:
     """Wait until a checkpoint is half there, then kill."""
     deadline = time.monotonic() + 120
     while process.exitcode is None and time.monotonic() < deadline:
         folders = run.checkpoints_dir.glob("step-*") if run.checkpoints_dir.is_dir() else ()
         if any(not (f / "state.json").is_file() and any(f.iterdir()) for f in folders):
-            kill(process)
-            return
+            return kill(process)
         time.sleep(0.0005)
+    return False
 
 
 def check_kills(
@@ -110,29 +117,32 @@ def check_kills(
     kills: int, seed: int,
 ) -> None:  # fmt: skip
     recipe = write_brand(folder / "project")
-    straight = Run(folder / "straight")
+    straight, started = Run(folder / "straight" / "run"), time.monotonic()
     finish(start(children, recipe, straight, options), straight)
-    # Once more with everything that is cached outside the run: the time a warm run takes.
-    warm, started = Run(folder / "warm"), time.monotonic()
-    finish(start(children, recipe, warm, options), warm)
     duration_s = time.monotonic() - started
+    # Once more with everything that is cached outside the run.
+    warm = Run(folder / "straight" / "warm")
+    finish(start(children, recipe, warm, options), warm)
     wanted = file_sha256(straight.adapter_file(STEPS))
     assert file_sha256(warm.adapter_file(STEPS)) == wanted
-    rng, broken, landed = random.Random(seed), Run(folder / "broken"), 0
-    while landed < kills:
+    rng, broken, landed = random.Random(seed), Run(folder / "broken" / "run"), 0
+    for _ in range(5 * kills):
+        if landed == kills:
+            break
         process = start(children, recipe, broken, options)
         if landed % 4 == 3:
-            kill_while_writing(process, broken)
+            landed += kill_while_writing(process, broken)
         else:
             process.join(rng.uniform(0.0, duration_s))
-            if process.exitcode is None:
-                kill(process)
-        landed += 1
+            landed += kill(process)
         if process.exitcode == 0 or STEPS in broken.checkpoint_steps():
             finish(start(children, recipe, broken, options), broken)
             assert file_sha256(broken.adapter_file(STEPS)) == wanted
-            shutil.rmtree(broken.dir)
+            shutil.rmtree(broken.dir.parent)  # what was encoded, too
+    assert landed == kills
     finish(start(children, recipe, broken, options), broken)
+    leftovers = [f.name for f in broken.dir.rglob(".*") if f.name.count(".") > 1]
+    assert leftovers == []
     assert file_sha256(broken.adapter_file(STEPS)) == wanted
     assert file_sha256(broken.state_file(STEPS)) == file_sha256(straight.state_file(STEPS))
 

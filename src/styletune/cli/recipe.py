@@ -61,8 +61,8 @@ def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
     )
     click.echo(
         f"train    {train['steps']} steps of {train['images_per_step']} images = "
-        f"{train['epochs']:g} epochs at {job.resolution} px; adapter scale "
-        f"{train['adapter_scale']:g}; {len(train['checkpoints'])} checkpoints"
+        f"{train['epochs']:g} epochs of {train['images_per_epoch']} at {job.resolution} px; "
+        f"adapter scale {train['adapter_scale']:g}; {len(train['checkpoints'])} checkpoints"
     )
     memory, compute = document["memory"], document["compute"]
     parts = sorted(memory["parts"].items(), key=lambda item: -item[1])
@@ -72,7 +72,7 @@ def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
     )
     floor = (
         f"; at least {compute['floor_s'] / 60:.1f} min on {compute['gpu']}, which never does more "
-        f"than {compute['images_per_s']:g} images/s" if compute["gpu"] else ""
+        f"than {compute['images_per_s']:g} images/s" if compute["floor_s"] is not None else ""
     )  # fmt: skip
     click.echo(f"compute  {compute['step_flops'] / 1e12:.3g} TFLOP a step{floor}")
     if train["done_steps"]:
@@ -85,7 +85,8 @@ def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
     click.echo("\nwould be written:")
     for output in document["outputs"]:
         click.echo(f"  {output}")
-    click.echo(f"\nnext: styletune run {recipe}")
+    refused = any(p["severity"] == "error" for p in document["problems"])
+    click.echo(f"\nnext: {'mend the errors above' if refused else f'styletune run {recipe}'}")
 
 
 @click.command("train")

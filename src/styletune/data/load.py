@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,6 +190,15 @@ def _fingerprint(rows: Sequence[Row]) -> str:
     return data_fingerprint(
         {"pixel_hash": content(row), "text": row.text, "split": row.split} for row in rows
     )
+
+
+def order_hash(data: LoadedData) -> str:
+    """SHA-256 (hex) of the images' order by file name, in which training goes through them.
+
+    The fingerprint does not depend on names; when an image is seen, and with what noise, does.
+    """
+    order = [[row.pixel_hash, row.text, row.mask_hash] for row in all_rows(data)]
+    return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
 
 def train_rows(data: LoadedData) -> list[Row]:

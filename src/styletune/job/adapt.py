@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | No
     modules = {"unet": target_modules(pipe.unet, section.target, section.conv_rank is not None)}
     for name in ENCODERS[section.text_encoders]:
         adapted[name] = getattr(pipe, name)
-        modules[name] = text_encoder_modules(adapted[name])
+        modules[name] = text_encoder_modules(adapted[name], section.text_encoder_target)
     inject_adapter(adapted, shape, modules, recipe.train.seed)
     parameters = adapter_parameters(adapted)
     if section.new_tokens:
@@ -102,16 +103,31 @@ def _start_from(
     file: Path, pipe: StableDiffusionXLPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
 ) -> None:
     """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
-    from styletune.sdxl.adapter import load_into
+    from styletune.sdxl.adapter import TOKEN_KEYS, load_into
     from styletune.sdxl.layouts import read_adapter_file, rescaled
     from styletune.sdxl.tokens import load_token_rows
 
     where = f"[adapter] start_from = {str(file)!r}"
     tensors, given = read_adapter_file(file)
+    has_words = TOKEN_KEYS[0] in tensors
+    # A file of another tool may have rows and not say of which words; ours says it.
+    if (given.tokens and given.tokens != spec.tokens) or (has_words and not spec.tokens):
+        named = ", ".join(given.tokens) or "without their names"
+        raise BadInput(
+            f"was trained with new words ({named}), the recipe has "
+            f"{', '.join(spec.tokens) or 'none'}",
+            where=where, fix=f"new_tokens = {json.dumps(list(given.tokens))}" if given.tokens
+            else "name them in new_tokens, in the order of the rows",
+        )  # fmt: skip
+    if given.tokens and not has_words:
+        raise BadInput(
+            f"holds no rows of its new words ({', '.join(given.tokens)})", where=where,
+            fix="start from the checkpoint's adapter.safetensors, which has them",
+        )  # fmt: skip
     values = rescaled(tensors, given, spec)
     try:
         load_into(adapted, values)
-        if spec.tokens:
+        if has_words:
             load_token_rows(pipe, tensors)
     except StyletuneError as error:
         raise BadInput(

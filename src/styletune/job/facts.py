@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from styletune import __version__
-from styletune.data.load import holdout_rows, train_rows
+from styletune.data.load import holdout_rows, order_hash, train_rows
 from styletune.data.rights import rights_summary
 from styletune.recipe import Recipe, recipe_hash
 from styletune.runs import make_dir, write_json, write_text
@@ -53,6 +53,7 @@ def data_facts(job: Job) -> dict[str, Any]:
     checked = job.data.checked
     return {
         "fingerprint": job.data.fingerprint,
+        "order": order_hash(job.data),
         "train": [r.file_name for r in train_rows(job.data)],
         "holdout": [r.file_name for r in holdout_rows(job.data)],
         "trigger": job.trigger,

@@ -40,21 +40,28 @@ def setup_of(recipe: Recipe, largest: Size, shown: int, captions: int) -> Setup:
         block_ranks=tuple(adapter.block_ranks.items()),
         target=adapter.target,
         text_encoders=adapter.text_encoders,
+        text_encoder_target=adapter.text_encoder_target,
         text_encoder_rank=adapter.text_encoder_rank,
         new_tokens=len(adapter.new_tokens),
         gradient_checkpointing=train.gradient_checkpointing,
         prior=dreambooth.prior,
     )
     class_images = dreambooth.num_class_images if dreambooth.prior == "images" else 0
-    draws = bool(recipe.preview.prompts) or class_images > 0
+    extra = recipe.data.extra_resolutions
+    side_key = "[data] resolution"
+    if extra and max(extra) > (recipe.data.resolution or min(largest)):
+        side_key = "[data] extra_resolutions, at most"
     return Setup(
         step=step,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         optimizer=recipe.optimizer.name,
         ema=recipe.optimizer.ema_decay > 0,
         images=shown + class_images,
-        captions=captions + 1,
-        preview_batch=DRAWN_AT_ONCE if draws else 0,
+        # Trained text encoders read the words anew at every step.
+        captions=0 if adapter.text_encoders != "none" or adapter.new_tokens else captions + 1,
+        side_key=side_key,
+        preview_batch=DRAWN_AT_ONCE if recipe.preview.prompts else 0,
+        class_batch=DRAWN_AT_ONCE if class_images else 0,
         score_batch=recipe.score.batch_size if recipe.score else 0,
         # SDXL's own VAE overflows in float16: the pipeline then decodes in float32.
         decode_bytes=2 if train.mixed_precision == "bf16" else 4,
@@ -76,8 +83,8 @@ def preflight(
 
     ``images`` is how many a step sees.
     """
-    from styletune.training.flops import floor_s
-    from styletune.training.memory import GIB, estimate, fits
+    from styletune.training.flops import GIB, floor_s
+    from styletune.training.memory import estimate, fits
 
     found = estimate(setup, base)
     document: dict[str, Any] = {
@@ -92,13 +99,13 @@ def preflight(
     }  # fmt: skip
     if gpu is None:
         return document, []
+    document["compute"]["gpu"] = gpu.name
     floor = floor_s(found.step_flops, gpu)
-    document["compute"] |= {
-        "gpu": gpu.name,
-        "floor_s": round(floor * steps, 1),
-        "images_per_s": round(images / floor, 2),
-    }
-    limit = int(gpu.memory_gib * GIB * USABLE_SHARE)
+    if floor is not None:
+        document["compute"] |= {
+            "floor_s": round(floor * steps, 1), "images_per_s": round(images / floor, 2),
+        }  # fmt: skip
+    limit = int(gpu.memory_bytes * USABLE_SHARE)
     if found.peak_bytes <= limit:
         return document, []
     changes = fits(setup, limit, base)
@@ -134,11 +141,10 @@ def present_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     from styletune.training.flops import Gpu, find_gpu
-    from styletune.training.memory import GIB
 
     facts = torch.cuda.get_device_properties(0)
-    memory_gib = int(facts.total_memory / GIB)
     try:
-        return Gpu(facts.name, find_gpu(facts.name).tflops, memory_gib)
+        tflops = find_gpu(facts.name).tflops
     except BadInput:
-        return Gpu(facts.name, float("inf"), memory_gib)
+        tflops = None
+    return Gpu(facts.name, tflops, facts.total_memory)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from styletune.data.check import CheckSettings
 from styletune.data.entries import bucket_report, entries
 from styletune.data.facts_store import close_store, default_store_path, open_store
-from styletune.data.load import LoadedData, holdout_rows, load_data, train_rows
+from styletune.data.load import LoadedData, holdout_rows, load_data, order_hash, train_rows
 from styletune.data.sources import resolve_sources
 from styletune.errors import BadInput, Conflict, NotFound
 from styletune.job.preflight import configs_of, preflight, setup_of
@@ -71,7 +71,9 @@ class Job:
     def identity(self) -> Identity:
         from styletune.training.checkpoint import Identity
 
-        return Identity(self.training_hash, self.data.fingerprint, self.base.hash)
+        return Identity(
+            self.training_hash, self.data.fingerprint, order_hash(self.data), self.base.hash
+        )
 
     @property
     def trigger(self) -> str:
@@ -121,10 +123,15 @@ def prepare(
     unnamed = Job(
         loaded, base, data, suite, Run(runs_dir), resolution, runs_dir / CACHE_FOLDER, missing
     )
-    run_id = short_hash(unnamed.training_hash, data.fingerprint, base.hash)
+    run_id = short_hash(unnamed.training_hash, data.fingerprint, order_hash(data), base.hash)
     job = replace(unnamed, run=Run(run_dir or runs_dir / loaded.name / run_id))
-    _check_run_folder(job)
+    if recipe.train.validation_every and not holdout_rows(data):
+        raise BadInput(
+            "no image is held out to measure it on", where="[train] validation_every",
+            fix="set data.holdout, or leave validation_every out",
+        )  # fmt: skip
     if missing is None:
+        _check_run_folder(job)
         _check_objective(job)
         _check_texts(job)
     if suite:
@@ -285,6 +292,7 @@ def _check_run_folder(job: Job) -> None:
     for found, wanted, label in (
         (facts.get("training_hash"), identity.recipe_hash, "recipe"),
         (facts.get("data", {}).get("fingerprint"), identity.data_fingerprint, "data set"),
+        (facts.get("data", {}).get("order"), identity.data_order, "order of the images"),
         (facts.get("base", {}).get("hash"), identity.base_hash, "base model"),
     ):
         if found != wanted:

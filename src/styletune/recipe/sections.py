@@ -262,6 +262,11 @@ class AdapterSection(Section):
     text_encoders: Literal["none", "first", "second", "both"] = Field(
         "none", description="Text encoders whose attention also gets a LoRA."
     )
+    text_encoder_target: Literal["attention", "all"] = Field(
+        "attention",
+        description="Which of their layers: the attention, or the feed-forward layers as well, "
+        "as kohya's tools do.",
+    )
     text_encoder_rank: int | None = Field(
         None, ge=1, le=1024, description="Its rank; the UNet's if left out."
     )
@@ -278,8 +283,10 @@ class AdapterSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.text_encoder_rank is not None and self.text_encoders == "none":
-            raise ValueError("text_encoder_rank needs text_encoders")
+        if self.text_encoders == "none":
+            for key in ("text_encoder_rank", "text_encoder_target"):
+                if getattr(self, key) not in (None, "attention"):
+                    raise ValueError(f"{key} needs text_encoders")
         if self.rslora and self.kind not in ("lora", "dora"):
             raise ValueError(f"rslora is a scale of lora and dora; {self.kind} has none like it")
         if self.kind == "oft" and self.alpha not in (None, float(self.rank)):

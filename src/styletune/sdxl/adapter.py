@@ -64,6 +64,7 @@ PRESETS = {
     "content-block": (ATTENTION, "up_blocks.0.attentions.0."),
 }
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
 TOKEN_KEYS = ("clip_l", "clip_g")
 _NAME = "styletune"
 _PART = re.compile(
@@ -167,11 +168,16 @@ def unet_order(unet: nn.Module) -> list[str]:
     return [name for name, _ in unet.named_modules()]
 
 
-def text_encoder_modules(text_encoder: nn.Module) -> list[str]:
-    """Names of the attention's projections: 48 in SDXL's first encoder, 128 in its second."""
+def text_encoder_modules(text_encoder: nn.Module, target: str = "attention") -> list[str]:
+    """Names of a text encoder's linear modules.
+
+    "attention", its projections: 48 in SDXL's first encoder, 128 in its second. "all", the
+    feed-forward layers too: 72 and 192, what kohya's tools train.
+    """
+    leaves = TEXT_ATTENTION if target == "attention" else TEXT_ATTENTION + TEXT_FEED_FORWARD
     return [
         n for n, m in text_encoder.named_modules()
-        if isinstance(m, nn.Linear) and ".self_attn." in n and n.endswith(TEXT_ATTENTION)
+        if isinstance(m, nn.Linear) and ".layers." in n and n.endswith(leaves)
     ]  # fmt: skip
 
 
@@ -417,11 +423,14 @@ def load_adapter(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
 def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Copy an adapter's values into the injected one; new words' rows are not its business.
 
+    A whole component that the adapter does not have, such as a text encoder, stays as it is.
+
     Raises:
         IntegrityError: other names or shapes than were injected.
     """
-    parameters = adapter_parameters(models)
     given = tensors.keys() - set(TOKEN_KEYS)
+    components = {name.partition(".")[0] for name in given}
+    parameters = adapter_parameters({c: m for c, m in models.items() if c in components})
     if parameters.keys() != given:
         odd = sorted(parameters.keys() ^ given)
         raise IntegrityError(f"the adapter's modules differ, first: {odd[0]}")

@@ -139,6 +139,9 @@ def kohya_file(
 ) -> bytes:
     """The WebUI layout; ``header`` is string to string, hashes are added here.
 
+    New words are not in it: diffusers and InvokeAI refuse a file with any key that is no LoRA's.
+    See ``embeddings_file``.
+
     Raises:
         BadInput: an OFT adapter (tools disagree on its meaning), or a header over 1 MiB.
         IntegrityError: a module without a name there, or two with the same.
@@ -148,7 +151,7 @@ def kohya_file(
             "no two tools agree on what an oft file means", where="kohya layout", fix=FIX_PLAIN
         )
     factor_of = factors(tensors, spec)
-    renamed = {k: tensors[k] for k in TOKEN_KEYS if k in tensors}
+    renamed: dict[str, Tensor] = {}
     for module, parts in sorted(module_parts(tensors).items()):
         name = kohya_name(module)
         if f"{name}.alpha" in renamed:
@@ -264,12 +267,8 @@ def check_exports(
     trained = weight_updates(low, spec)
     for label, (content, names) in files.items():
         found = {k.split(".")[0] if label == "kohya" else _diffusers_module(k) for k in content}
-        if found - set(TOKEN_KEYS) != set(names):
+        if found != set(names):
             raise IntegrityError(f"the {label} file holds other modules than were trained")
-    for key in TOKEN_KEYS:
-        if key in tensors and not torch.equal(files["kohya"][0].get(key, torch.empty(0)),
-                                              tensors[key]):  # fmt: skip
-            raise IntegrityError(f"the kohya file changes the new words' {key}")
     for module, update in trained:
         for label, (content, _) in files.items():
             name = kohya_name(module) if label == "kohya" else module

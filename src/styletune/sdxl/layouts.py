@@ -27,6 +27,7 @@ from styletune.sdxl.adapter import (
     FEED_FORWARD,
     PROJECTIONS,
     TEXT_ATTENTION,
+    TEXT_FEED_FORWARD,
     TOKEN_KEYS,
     AdapterSpec,
     Kind,
@@ -84,6 +85,8 @@ def read_adapter_file(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
     modules = {m: _own_shape(m, parts, file) for m, parts in modules.items()}
     settings = _json(header.get("lora_adapter_metadata"))
     factor_of = {m: _factor(m, parts, alphas, settings) for m, parts in modules.items()}
+    if kind in ("lora", "dora"):
+        modules = {m: _trimmed(parts) for m, parts in modules.items()}
     ranks = {m: _rank(parts) for m, parts in modules.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
     factor = Counter(factor_of.values()).most_common(1)[0][0]
@@ -231,6 +234,18 @@ def _own_shape(module: str, parts: dict[str, Tensor], file: Path) -> dict[str, T
     return parts
 
 
+def _trimmed(parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without components that are zero on both sides: padding, which could never be trained."""
+    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
+    used = (
+        a.flatten(1).any(dim=1) | b.flatten(2).any(dim=2).any(dim=0)
+        if b.ndim > 2
+        else (a.flatten(1).any(dim=1) | b.any(dim=0))
+    )
+    keep = max(1, int(used.nonzero().max()) + 1) if bool(used.any()) else 1
+    return {**parts, "lora_A.weight": a[:keep], "lora_B.weight": b[:, :keep]}
+
+
 def _rank(parts: Mapping[str, Tensor]) -> int:
     for key in ("lora_A.weight", "hada_w1_b", "lokr_w2_b"):
         if key in parts:
@@ -261,7 +276,7 @@ def _factor(
 
 
 def _text_modules(component: str, layers: int) -> Iterator[str]:
-    leaves = [f"self_attn.{p}" for p in TEXT_ATTENTION] + ["mlp.fc1", "mlp.fc2"]
+    leaves = [*(f"self_attn.{p}" for p in TEXT_ATTENTION), *TEXT_FEED_FORWARD]
     for layer, leaf in itertools.product(range(layers), leaves):
         yield f"{component}.text_model.encoder.layers.{layer}.{leaf}"
 

@@ -30,9 +30,8 @@ from styletune.training.cache_files import (
     weights_hash,
     write_stored,
 )
+from styletune.training.memory import RESIDENT_BYTES
 
-# Of the free memory of the GPU; the training step needs the rest.
-RESIDENT_SHARE = 0.1
 # Images decoded in advance; a 100-megapixel original takes a gigabyte while it is decoded.
 READ_AHEAD = 2
 
@@ -271,15 +270,14 @@ def _stack(rows: Sequence[Tensors], mask_floor: float) -> Latents:
 
 
 def _resident(cache: Cache) -> Cache:
-    """Move the tensors to the device if they are small beside its free memory, else pin them."""
+    """Move the tensors to the device if they are few, as the memory plan expects, else pin them."""
     if torch.device(cache.device).type != "cuda":
         return _moved(cache, lambda tensor: tensor.to(cache.device))
     tensors = [cache.embeds, cache.pooled]
     for bucket in cache.buckets:
         tensors += [t for t in (bucket.mean, bucket.logvar, bucket.mask) if t is not None]
     needed_bytes = sum(t.numel() * t.element_size() for t in tensors)
-    free_bytes, _ = torch.cuda.mem_get_info(cache.device)
-    if needed_bytes <= RESIDENT_SHARE * free_bytes:
+    if needed_bytes <= RESIDENT_BYTES:
         return _moved(cache, lambda tensor: tensor.to(cache.device))
     return _moved(cache, lambda tensor: tensor.pin_memory())
 

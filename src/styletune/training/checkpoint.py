@@ -40,6 +40,7 @@ class Identity:
 
     recipe_hash: str
     data_fingerprint: str
+    data_order: str
     base_hash: str
 
 
@@ -84,7 +85,7 @@ def save_checkpoint(
     run: Run, step: int, trained: Trained, spec: AdapterSpec, identity: Identity,
     keep_last: int | None,
 ) -> None:  # fmt: skip
-    """Write the checkpoint after ``step`` optimizer steps, then drop states beyond ``keep_last``.
+    """Write the checkpoint after ``step`` optimizer steps and drop states beyond ``keep_last``.
 
     Raises:
         CheckFailed: a weight is NaN or infinite; the checkpoint before stays the last one.
@@ -101,6 +102,8 @@ def save_checkpoint(
         state |= {LIVE + n: t for n, t in live.items()}
     if trained.ema is not None:
         state |= {EMA + n: t.detach().cpu() for n, t in trained.ema.items()}
+    # Before the room is measured too: a smaller keep_last is how a full disk is mended.
+    _drop_states(run, keep_last)
     _require_space(run, sum(t.nbytes for t in (*used.values(), *state.values())))
     save_adapter(run.adapter_file(step), used, spec)
     write_bytes(run.state_file(step), pack_tensors(state, {}))
@@ -108,6 +111,7 @@ def save_checkpoint(
         "step": step,
         "recipe_hash": identity.recipe_hash,
         "data_fingerprint": identity.data_fingerprint,
+        "data_order": identity.data_order,
         "base_hash": identity.base_hash,
         "processes": trained.processes,
         "optimizer": facts,
@@ -116,6 +120,11 @@ def save_checkpoint(
         "state_sha256": file_sha256(run.state_file(step)),
     }
     write_json(run.state_facts_file(step), receipt)
+    _drop_states(run, keep_last)
+
+
+def _drop_states(run: Run, keep_last: int | None) -> None:
+    """Remove the states of all but the last checkpoints; their adapters stay."""
     if keep_last is not None:
         for old in run.checkpoint_steps()[:-keep_last]:
             run.state_file(old).unlink(missing_ok=True)
@@ -143,7 +152,8 @@ def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = Fa
     receipt: Mapping[str, object] = read_json(run.state_facts_file(step))
     where = str(run.checkpoint_dir(step))
     for key, label in (
-        ("recipe_hash", "recipe"), ("data_fingerprint", "data set"), ("base_hash", "base model")
+        ("recipe_hash", "recipe"), ("data_fingerprint", "data set"),
+        ("data_order", "order of the images"), ("base_hash", "base model"),
     ):  # fmt: skip
         if receipt.get(key) != getattr(identity, key):
             raise Conflict(f"belongs to another {label}", where=where, fix="use another --run-dir")
@@ -156,8 +166,17 @@ def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = Fa
             raise IntegrityError(
                 f"{file.name} is missing or is not what its checkpoint recorded",
                 where=where,
-                fix=f"delete {where} to go on from the checkpoint before it",
+                fix=_way_back(run, step),
             )
+
+
+def _way_back(run: Run, step: int) -> str:
+    """How to go on when this checkpoint cannot be used; without keep_last, the one before it."""
+    earlier = [s for s in run.checkpoint_steps() if s < step and run.state_file(s).is_file()]
+    if not earlier:
+        return "no earlier checkpoint has a state to go on from: train anew with another --run-dir"
+    broken = [str(run.checkpoint_dir(s)) for s in run.checkpoint_steps() if s > earlier[-1]]
+    return f"delete {', '.join(broken)} to go on from step {earlier[-1]}"
 
 
 def restore_checkpoint(run: Run, step: int, trained: Trained, identity: Identity) -> None:

@@ -193,6 +193,8 @@ def train_adapter(
     to_train(inner)
     optimizer = accelerator.prepare(inner)
     done = max(run.checkpoint_steps(), default=0)
+    if main:
+        run.remove_leftovers()
     if done:
         # After prepare, which copies a state and would take paged moments out of their pages.
         restore_checkpoint(run, done, trained, identity)
@@ -239,7 +241,7 @@ def train_adapter(
                 }  # fmt: skip
                 note = f"loss {values['loss']:.4f}, {speed:.1f} images/s"
             if is_validation and held_out is not None and main:
-                line |= _validate(trained, denoiser, held_out, set_training)
+                line |= _validate(trained, denoiser, held_out, settings.batch_size, set_training)
             if line:
                 log({"step": now, **line})
                 accelerator.log({k: v for k, v in line.items() if isinstance(v, float)}, step=now)
@@ -401,13 +403,15 @@ def _summed(value: Tensor, accelerator: Accelerator) -> float:
 
 
 def _validate(
-    trained: Trained, denoiser: Denoiser, held_out: Material, set_training: Callable[[bool], None]
-) -> dict[str, float]:
+    trained: Trained, denoiser: Denoiser, held_out: Material, batch_size: int,
+    set_training: Callable[[bool], None],
+) -> dict[str, float]:  # fmt: skip
     found: dict[int, float] = {}
-    _look(
-        trained, set_training,
-        lambda: found.update(validation_losses(denoiser, held_out.cache, held_out.texts)),
-    )  # fmt: skip
+
+    def measure() -> None:
+        found.update(validation_losses(denoiser, held_out.cache, held_out.texts, batch_size))
+
+    _look(trained, set_training, measure)
     named = {f"validation_loss/{t}": v for t, v in found.items()}
     return {"validation_loss": sum(found.values()) / len(found), **named}
 

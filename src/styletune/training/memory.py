@@ -27,6 +27,7 @@ from styletune.sdxl.family import (
     VAE_CONFIG,
     VAE_FACTOR,
 )
+from styletune.training.flops import GIB
 from styletune.training.meter import (
     StepCost,
     StepShape,
@@ -36,10 +37,12 @@ from styletune.training.meter import (
     measure_vae,
 )
 
-GIB = 2**30
 # What no tensor accounts for: the CUDA context with its kernels (0.3 to 0.5 GiB by driver and
 # card), cuBLAS' and cuDNN's workspaces (up to 0.1 GiB), and what the allocator rounds up.
 OVERHEAD_BYTES = 3 * GIB // 4
+
+# A cache of up to this size lies on the device, a larger one in the host's pinned memory.
+RESIDENT_BYTES = GIB // 2
 
 _BLOCK_8BIT = 256  # numbers that share a scale in bitsandbytes' 8-bit optimizers
 _SMALL_8BIT = 4096  # tensors with fewer numbers stay in 32 bits there
@@ -50,10 +53,10 @@ class Setup:
     """What a run needs memory for; the recipe's keys of the same names explain them.
 
     ``images`` and ``captions`` are cached entries (an image counts once a resolution and flip);
-    ``preview_batch`` images are drawn at a time during training and ``score_batch`` afterwards,
-    0 for none; ``decode_bytes`` is what a number takes when the VAE decodes them; without
-    ``trains`` only the scoring counts; ``encode_beside_unet`` says that images are encoded while
-    the UNet is on the device.
+    ``class_batch`` images are drawn at a time before training, ``preview_batch`` during it and
+    ``score_batch`` afterwards, 0 for none; ``decode_bytes`` is what a number takes when the VAE
+    decodes them; without ``trains`` only the scoring counts; ``side_key`` is the recipe's key
+    that decides the largest size.
     """
 
     step: StepShape
@@ -62,11 +65,12 @@ class Setup:
     ema: bool = False
     images: int = 0
     captions: int = 0
+    class_batch: int = 0
     preview_batch: int = 0
     score_batch: int = 0
     decode_bytes: int = 2
     trains: bool = True
-    encode_beside_unet: bool = False
+    side_key: str = "[data] resolution"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,9 @@ class Estimate:
     """Bytes on the device at the worst moment, and FLOPs.
 
     ``parts`` add up to ``peak_bytes``; they are those of the ``phase`` that needs most.
-    ``phases`` has the peak of each: "encode" (images and captions into the cache), "step",
-    "preview" and "score" (drawing for it, on the base as it is without quantisation).
+    ``phases`` has the peak of each: "class images" (drawn by the base before it is quantised),
+    "encode" (images and captions into the cache), "step", "preview" and "score" (drawing for it,
+    on the base without quantisation).
     ``saved_bytes`` is what the backward pass of one micro-batch finds. ``step_flops`` is a whole
     optimizer step, ``forward_flops`` one micro-batch's forward pass.
     """
@@ -126,11 +131,7 @@ def estimate(setup: Setup, base: BaseConfigs = SDXL) -> Estimate:
         gradients, activations = adapter, cost.peak_other_bytes
     overhead = {"overhead": OVERHEAD_BYTES}
     phases = {
-        "encode": {
-            **(weights if setup.encode_beside_unet else {}),
-            **_encoding(setup.step, base),
-            **overhead,
-        },
+        "encode": {**_encoding(setup.step, base), **overhead},
         "step": {
             **weights,
             "text_encoders": cost.text_bytes,
@@ -140,16 +141,20 @@ def estimate(setup: Setup, base: BaseConfigs = SDXL) -> Estimate:
             **overhead,
         },
     }
+    whole_unet = {"unet": cost.unet_plain_bytes}
+    if setup.class_batch:
+        drawing = _drawing(setup, base, setup.class_batch, texts_stay=False)
+        phases["class images"] = {**whole_unet, **drawing, **overhead}
     if setup.preview_batch:
-        # While an average stands in for the adapter, the live values are kept beside it.
-        swapped = {"ema": 2 * kept["ema"]}
+        # The live values are kept beside what is drawn with, an average stands in for them.
+        copies = {"copies": adapter + kept["ema"]}
         drawing = _drawing(setup, base, setup.preview_batch, texts_stay=cost.text_bytes > 0)
-        phases["preview"] = {**weights, **kept, **swapped, **drawing, **overhead}
+        phases["preview"] = {**weights, **kept, **copies, **drawing, **overhead}
     if not setup.trains:
         phases = {}
     if setup.score_batch:
         drawing = _drawing(setup, base, setup.score_batch, texts_stay=False)
-        phases["score"] = {"unet": cost.unet_plain_bytes, **drawing, **overhead}
+        phases["score"] = {**whole_unet, **drawing, **overhead}
     peaks = {name: sum(parts.values()) for name, parts in phases.items()}
     worst = max(peaks, key=lambda name: peaks[name])
     return Estimate(
@@ -205,12 +210,17 @@ def _text_bytes(step: StepShape, base: BaseConfigs) -> int:
 
 
 def cache_bytes(setup: Setup, base: BaseConfigs = SDXL) -> int:
-    """Posterior mean and log-variance of each image, two embeddings of each caption, float32."""
+    """What of the cache lies on the device: all of it, or nothing where it is large.
+
+    Posterior mean and log-variance of each image in float32, two embeddings of each caption in
+    the encoders' dtype.
+    """
     latent = setup.step.height // VAE_FACTOR * (setup.step.width // VAE_FACTOR)
-    image = 2 * base.vae["latent_channels"] * latent + 6
+    image = 4 * (2 * base.vae["latent_channels"] * latent + 6)
     pooled = base.text_encoder_2["projection_dim"]
-    caption = MAX_TOKENS * base.unet["cross_attention_dim"] + pooled
-    return 4 * int(setup.images * image + setup.captions * caption)
+    caption = setup.step.base_bytes * (MAX_TOKENS * base.unet["cross_attention_dim"] + pooled)
+    total = int(setup.images * image + setup.captions * caption)
+    return total if total <= RESIDENT_BYTES else 0
 
 
 def state_bytes(optimizer: str, trained: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
@@ -278,6 +288,12 @@ def _excess(estimated: Estimate, memory_bytes: int) -> int:
     return sum(max(0, peak - memory_bytes) for peak in estimated.phases.values())
 
 
+def _half_precision(setup: Setup) -> tuple[str, Setup]:
+    step = replace(setup.step, base_bytes=min(setup.step.base_bytes, 2))
+    changed = replace(setup, step=step, decode_bytes=2) if step != setup.step else setup
+    return '[train] mixed_precision = "bf16"', changed
+
+
 def _without_previews(setup: Setup) -> tuple[str, Setup]:
     return "[preview] prompts = []", replace(setup, preview_batch=0)
 
@@ -298,11 +314,26 @@ def _recompute(setup: Setup) -> tuple[str, Setup]:
     return '[train] gradient_checkpointing = "full"', replace(setup, step=step)
 
 
+def _prior_by_prediction(setup: Setup) -> tuple[str, Setup]:
+    """Its target costs a pass without gradients, but no drawing."""
+    step = setup.step
+    if step.prior == "images":
+        step = replace(step, prior="prediction")
+    return '[dreambooth] prior = "prediction"', replace(setup, step=step, class_batch=0)
+
+
 def _eight_bit_base(setup: Setup) -> tuple[str, Setup]:
     step = setup.step
     if step.quantization == "none" and step.kind == "lora":
         step = replace(step, quantization="int8")
     return '[base] quantization = "int8"', replace(setup, step=step)
+
+
+def _four_bit_base(setup: Setup) -> tuple[str, Setup]:
+    step = setup.step
+    if step.kind == "lora":
+        step = replace(step, quantization="nf4")
+    return '[base] quantization = "nf4"', replace(setup, step=step)
 
 
 def _one_image(setup: Setup) -> tuple[str, Setup]:
@@ -318,7 +349,9 @@ def _one_image(setup: Setup) -> tuple[str, Setup]:
 def _eight_bit_optimizer(setup: Setup) -> tuple[str, Setup]:
     small = setup.optimizer in ("adafactor", "lion", "paged-adamw8bit")
     optimizer = setup.optimizer if small else "adamw8bit"
-    return '[optimizer] name = "adamw8bit"', replace(setup, optimizer=optimizer)
+    # Prodigy's rate is a factor, AdamW's the rate itself.
+    rate = ", learning_rate = 1e-4" if setup.optimizer == "prodigy" else ""
+    return f'[optimizer] name = "adamw8bit"{rate}', replace(setup, optimizer=optimizer)
 
 
 def _lower_rank(setup: Setup) -> tuple[str, Setup]:
@@ -332,18 +365,21 @@ def _smaller_images(setup: Setup) -> tuple[str, Setup]:
     height, width = (max(64, side * 3 // 4 // 64 * 64) for side in (step.height, step.width))
     side = round(math.sqrt(height * width) / 64) * 64
     step = replace(step, height=height, width=width)
-    return f"[data] resolution = {side}", replace(setup, step=step)
+    return f"{setup.side_key} = {side}", replace(setup, step=step)
 
 
 _CHANGES: tuple[Callable[[Setup], tuple[str, Setup]], ...] = (
+    _half_precision,
     _without_previews,
     _score_fewer,
     _score_fewer,
     _score_elsewhere,
     _recompute,
+    _prior_by_prediction,
     _eight_bit_base,
     _one_image,
     _eight_bit_optimizer,
+    _four_bit_base,
     _lower_rank,
     _smaller_images,
     _smaller_images,

@@ -137,6 +137,7 @@ class StepShape:
     block_ranks: tuple[tuple[str, int], ...] = ()
     target: str | tuple[str, ...] = "attention"
     text_encoders: Literal["none", "first", "second", "both"] = "none"
+    text_encoder_target: Literal["attention", "all"] = "attention"
     text_encoder_rank: int | None = None
     new_tokens: int = 0
     gradient_checkpointing: Policy = "none"
@@ -335,7 +336,7 @@ def _with_adapter(models: Mapping[str, nn.Module], shape: StepShape) -> dict[str
     modules = {"unet": target_modules(models["unet"], shape.target, shape.conv_rank is not None)}
     for name, choice in (("text_encoder", "first"), ("text_encoder_2", "second")):
         if shape.text_encoders in (choice, "both"):
-            modules[name] = text_encoder_modules(models[name])
+            modules[name] = text_encoder_modules(models[name], shape.text_encoder_target)
     adapter = AdapterShape(
         kind=shape.kind, rank=shape.rank, alpha=float(shape.rank), conv_rank=shape.conv_rank,
         block_ranks=dict(shape.block_ranks), text_encoder_rank=shape.text_encoder_rank,

@@ -21,15 +21,17 @@ from styletune.training.denoise import (
 
 VALIDATION_TIMESTEPS = (100, 300, 500, 700, 900)
 VALIDATION_SEED = 20_231
-BATCH = 8
 PLAIN_NOISE = NoiseSettings(caption_dropout=0.0)
 
 
 @torch.no_grad()
-def validation_losses(denoiser: Denoiser, cache: Cache, texts: Texts) -> dict[int, float]:
+def validation_losses(
+    denoiser: Denoiser, cache: Cache, texts: Texts, batch_size: int
+) -> dict[int, float]:
     """Mean unweighted squared error at each timestep over all held-out images.
 
-    The noise is a function of image and timestep, so two calls differ only by the weights.
+    With a step's ``batch_size`` it needs less memory than the step. The noise is a function of
+    image and timestep, so two calls differ only by the weights.
     """
     plain = replace(denoiser, objective=replace(denoiser.objective, weighting="none", loss="mse"))
     found = {}
@@ -38,8 +40,8 @@ def validation_losses(denoiser: Denoiser, cache: Cache, texts: Texts) -> dict[in
         total = 0.0
         for bucket in sorted(set(cache.bucket_of)):
             members = [i for i, b in enumerate(cache.bucket_of) if b == bucket]
-            for start in range(0, len(members), BATCH):
-                entries = members[start : start + BATCH]
+            for start in range(0, len(members), batch_size):
+                entries = members[start : start + batch_size]
                 drawn = draw(
                     noise, plain, VALIDATION_SEED, timestep, entries, cache.latent_shape(bucket)
                 )
