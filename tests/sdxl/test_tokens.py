@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from adapter_parts import draw, mini_pipe
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import load
 
 from styletune.errors import IntegrityError, RecipeError
+from styletune.registry.card import new_words_code
 from styletune.sdxl.export import embeddings_file
 from styletune.sdxl.tokens import add_tokens, load_token_rows, token_parameters
 
@@ -150,21 +151,22 @@ def test_rows_come_back_from_an_adapter() -> None:
         load_token_rows(two, {"clip_l": torch.zeros(1, 64), "clip_g": torch.zeros(1, 96)})
 
 
-def test_diffusers_draws_with_the_embeddings_file() -> None:
-    """Loaded row by row as diffusers documents, the words draw the image we draw."""
+def test_diffusers_draws_with_the_embeddings_file(tmp_path: Path) -> None:
+    """Loaded by the code in the model card, the words draw the image we draw.
+
+    Also in an encoder that, as SDXL's second, does not say which token ends a text.
+    """
     ours, theirs = mini_pipe(), mini_pipe()
+    for pipe in (ours, theirs):
+        getattr(pipe.text_encoder_2, "text_model", pipe.text_encoder_2).eos_token_id = 2
     rows = add_tokens(ours, WORDS, "sea")
     with torch.no_grad():
         for parameter in rows.values():
             parameter += 0.5 * torch.randn(parameter.shape)
-    file = load(embeddings_file({k: p.detach() for k, p in rows.items()}))
-    for key, tokenizer, encoder in (
-        ("clip_l", theirs.tokenizer, theirs.text_encoder),
-        ("clip_g", theirs.tokenizer_2, theirs.text_encoder_2),
-    ):
-        theirs.load_textual_inversion(
-            list(file[key]), token=list(WORDS), tokenizer=tokenizer, text_encoder=encoder
-        )
+    (tmp_path / "diffusers").mkdir()
+    content = embeddings_file({k: p.detach() for k, p in rows.items()})
+    (tmp_path / "diffusers" / "learned_embeds.safetensors").write_bytes(content)
+    exec(new_words_code(str(tmp_path), WORDS), {"pipe": theirs})  # noqa: S102
     prompt = "the sea in <acme> and <acme2>"
     assert abs(draw(ours, prompt) - draw(theirs, prompt)).max() < 2e-3
     plain = copy.copy(prompt).replace("<acme2>", "noon").replace("<acme>", "noon")

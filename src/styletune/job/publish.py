@@ -201,6 +201,7 @@ def build_package(
         recipe_text=_public_recipe(job.recipe),
         previews={f.name: f.read_bytes() for f in shown},
         prompts=prompts,
+        tokens=spec.tokens,
     )
     return Package(files, spec, prediction)
 

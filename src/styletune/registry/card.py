@@ -46,6 +46,7 @@ def model_card(
     summary: Mapping[str, Any],
     provenance: Mapping[str, Any],
     prompts: Sequence[Mapping[str, Any]],
+    tokens: Sequence[str] = (),
 ) -> str:
     """A Hugging Face model card: YAML front matter and a Markdown body.
 
@@ -63,6 +64,7 @@ def model_card(
         summary: content of ``scores/summary.json``.
         provenance: content of ``provenance.json``.
         prompts: of the previews; ``prompt``, and ``file`` (under ``previews/``) where it has one.
+        tokens: new words that it brings along.
     """
     base = public_base(base_model)
     strength = float(summary["chosen"]["strength"])
@@ -72,7 +74,7 @@ def model_card(
         f"{plain(description)}\n" if description.strip() else "",
         f"A LoRA adapter in the visual style of {plain(holder)}, trained on {plain(base)} "
         "with styletune.\n",
-        _usage(name, stem, trigger, strength, base),
+        _usage(name, stem, trigger, strength, base, tokens),
         _scores(summary),
         _gates(summary),
         _provenance(provenance, summary),
@@ -133,7 +135,42 @@ def _front_matter(
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10**6))
 
 
-def _usage(name: str, stem: str, trigger: str, strength: float, base: str) -> str:
+def new_words_code(folder: str, tokens: Sequence[str]) -> str:
+    """Python that teaches a diffusers pipeline ``pipe`` the new words of a version's folder."""
+    return f"""from safetensors.torch import load_file
+
+rows = load_file("{folder}/diffusers/learned_embeds.safetensors")
+for key, tokenizer, encoder in (
+    ("clip_l", pipe.tokenizer, pipe.text_encoder),
+    ("clip_g", pipe.tokenizer_2, pipe.text_encoder_2),
+):
+    pipe.load_textual_inversion(
+        list(rows[key]), token=[{", ".join(map(_literal, tokens))}],
+        tokenizer=tokenizer, text_encoder=encoder,
+    )
+    # SDXL's second encoder would take a new word for the end of the text.
+    getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
+"""
+
+
+def _new_words(folder: str, tokens: Sequence[str]) -> str:
+    if not tokens:
+        return ""
+    words = ", ".join(f"**{plain(token)}**" for token in tokens)
+    return f"""
+The adapter was trained with new words: {words}. In diffusers, before the first image:
+
+```python
+{new_words_code(folder, tokens)}```
+
+ComfyUI, A1111, Forge: put `diffusers/learned_embeds.safetensors` into `embeddings` under a name of
+your own, and write that name for the new words.
+"""
+
+
+def _usage(
+    name: str, stem: str, trigger: str, strength: float, base: str, tokens: Sequence[str]
+) -> str:
     called = (
         f"Write **{plain(trigger)}** in the prompt to call the style"
         if trigger
@@ -165,7 +202,7 @@ ComfyUI: put `webui/{stem}.safetensors` into `models/loras`, add a *Load LoRA* n
 
 A1111, Forge: put `webui/{stem}.safetensors` with its `.json` and `.png` into `models/Lora` and
 write `<lora:{stem}:{strength:g}>` in the prompt; the card fills in strength and trigger.
-"""
+{_new_words(f"{name}/{version_folder(stem)}", tokens)}"""
 
 
 def version_folder(stem: str) -> str:

@@ -51,6 +51,7 @@ def package_files(
     recipe_text: str,
     previews: Mapping[str, bytes],
     prompts: Sequence[Mapping[str, Any]],
+    tokens: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """All files of a version but ``manifest.json``: relative path to content.
 
@@ -73,6 +74,7 @@ def package_files(
         previews: PNG bytes by file name; the first is the picture of the web UIs.
         prompts: one mapping a preview: ``prompt``, ``file`` (a key of ``previews``), seed,
             strength, sampler and so on; written as they are to ``previews/grid.json``.
+        tokens: new words, in the order of the rows in the embeddings file.
 
     Raises:
         BadInput: a name, version, weight file, preview or fact is missing or not usable.
@@ -102,7 +104,7 @@ def package_files(
     files["README.md"] = model_card(
         name=name, version=version, description=description, license=license, holder=holder,
         trigger=trigger, base_model=run_facts["base"]["model"], stem=stem, summary=summary,
-        provenance=provenance, prompts=prompts,
+        provenance=provenance, prompts=prompts, tokens=tokens,
     ).encode()  # fmt: skip
     files["SHA256SUMS"] = sha256_sums(files)
     return files
