@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import os
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from job_parts import Answer, Finished
 from PIL import Image
+from safetensors import safe_open
 
 from styletune.runs import Run
 from styletune.sampling.sample import read_settings
@@ -167,6 +170,27 @@ def test_published_version_generates(
         assert settings["version"] == "1.0.0"
         assert settings["digest"] == finished.document["published"]["digest"]
         assert settings["prompt"].startswith("horizon style, ")
+
+
+def test_published_file_shows_itself(
+    finished: Finished, styletune: Command, tmp_path: Path
+) -> None:
+    """The WebUI file's header holds a picture of 256 px at most, the counts, and no captions."""
+    answer = styletune(
+        "pull", "small@1.0.0", "--registry", finished.registry, "--to", tmp_path, "--json"
+    )
+    assert answer.code == 0, answer.err
+    (file,) = tmp_path.rglob("webui/*.safetensors")
+    with safe_open(file, framework="pt") as reader:
+        header = reader.metadata()
+    (cover,) = json.loads(header["ssmd_cover_images"])
+    assert header["modelspec.thumbnail"] == f"data:image/jpeg;base64,{cover}"
+    with Image.open(io.BytesIO(base64.b64decode(cover))) as picture:
+        assert picture.size == (128, 128)
+        assert not picture.info.get("comment")
+    assert header["ss_num_train_images"] == "15"
+    assert header["modelspec.implementation_version"].startswith("styletune ")
+    assert "the sea at noon" not in json.dumps(header)
 
 
 def test_tampered_blob_is_not_pulled(

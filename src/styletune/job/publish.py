@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from styletune.data.findings import said
 from styletune.data.licenses import license_problem
+from styletune.data.load import train_rows
 from styletune.data.rights import LICENSE_FIX, holder_names, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
 from styletune.job.facts import data_facts, recipe_text
@@ -19,6 +22,8 @@ from styletune.runs import read_json
 from styletune.scoring.suite import prompt_id, suite_hash
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import BaseModel
     from torch import Tensor
 
@@ -144,6 +149,10 @@ class Package:
 def build_package(
     job: Job, section: PublishSection, summary: Mapping[str, Any], step: int
 ) -> Package:
+    """The files of a version, both exports compared with what was trained.
+
+    The same run gives the same bytes: the date of publishing stands in the manifest alone.
+    """
     from styletune.registry.card import public_base
     from styletune.registry.package import (
         DIFFUSERS_EMBEDDINGS,
@@ -167,6 +176,10 @@ def build_package(
     if section.plain_lora_rank is not None:
         tensors, spec = _plain(job, tensors, spec, section.plain_lora_rank)
     prediction = _prediction_type(job)
+    folder = run.samples_dir(suite_hash(suite), summary["chosen"]["checkpoint"])
+    shown = [
+        folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
+    ]
     stem = webui_stem(section.name, section.version)
     header = kohya_header(
         title=f"{section.name} {section.version}", output_name=stem, spec=spec,
@@ -174,16 +187,14 @@ def build_package(
         license_id=section.license, description=section.description, trigger=job.trigger,
         strength=summary["chosen"]["strength"], prediction_type=prediction,
         author=holder_names(data_facts(job)["rights"]),
+        tags=f"style, {section.name}", num_train_images=len(train_rows(job.data)),
+        thumbnail=_thumbnail(shown[0]),
     )  # fmt: skip
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
     check_exports(tensors, spec, diffusers, kohya)
     weights = {DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya}
     if spec.tokens:
         weights[DIFFUSERS_EMBEDDINGS] = embeddings_file(tensors)
-    folder = run.samples_dir(suite_hash(suite), summary["chosen"]["checkpoint"])
-    shown = [
-        folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
-    ]
     prompts = [{"file": f.name, **(read_settings(f) or {})} for f in shown]
     facts = {**read_json(run.facts_file), "data": data_facts(job)}
     facts["recipe_hash"] = recipe_hash(job.recipe)
@@ -204,6 +215,18 @@ def build_package(
         tokens=spec.tokens,
     )
     return Package(files, spec, prediction)
+
+
+def _thumbnail(file: Path) -> str:
+    """The picture at 256 px as JPEG in base64, without its settings, some 20 kB."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+    small.thumbnail((256, 256))
+    content = io.BytesIO()
+    small.save(content, format="JPEG", quality=85)
+    return base64.b64encode(content.getvalue()).decode()
 
 
 # More than this share of an update lost in the conversion is another adapter than was scored.

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from styletune import __version__
 from styletune.errors import BadInput, IntegrityError
 from styletune.sdxl.adapter import (
     TOKEN_KEYS,
@@ -209,7 +210,7 @@ def kohya_header(
     """What WebUIs read from the header; folder names and captions stay out of it.
 
     The mini base is named as itself: a WebUI must not take its adapters for SDXL's. ``date`` is
-    ISO 8601, ``thumbnail`` a data URL of at most 256 px, ``tags`` separated by commas.
+    ISO 8601, ``thumbnail`` a JPEG in base64 of at most 256 px, ``tags`` separated by commas.
     """
     mini = base_model == "mini"
     architecture = "styletune-mini" if mini else "stable-diffusion-xl-v1-base"
@@ -223,6 +224,7 @@ def kohya_header(
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.implementation_version": f"styletune {__version__}",
         "modelspec.title": title,
         "modelspec.resolution": f"{resolution}x{resolution}",
         "modelspec.license": license_id,
@@ -230,7 +232,8 @@ def kohya_header(
         "modelspec.author": author,
         "modelspec.date": date,
         "modelspec.tags": tags,
-        "modelspec.thumbnail": thumbnail,
+        "modelspec.thumbnail": f"data:image/jpeg;base64,{thumbnail}" if thumbnail else "",
+        "ssmd_cover_images": json.dumps([thumbnail]) if thumbnail else "",
         "modelspec.trigger_phrase": trigger,
         "modelspec.usage_hint": f"strength {strength:g}",
         "modelspec.prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
