@@ -15,7 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from styletune.data.findings import CODES
-from styletune.recipe.sections import AllowedCode, Recipe
+from styletune.recipe.data_sections import AllowedCode
+from styletune.recipe.sections import Recipe
 
 HEAD = """# Recipe reference
 

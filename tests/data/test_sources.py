@@ -24,7 +24,7 @@ from styletune.data.sources import (
     resolve_sources,
 )
 from styletune.errors import DataError, NotFound
-from styletune.recipe.sections import AllowedCode, SourceSection
+from styletune.recipe.data_sections import AllowedCode, SourceSection
 
 
 def image(file: Path, caption: str | None = None) -> None:

@@ -16,7 +16,7 @@ import datasets
 from styletune.data import tables
 from styletune.data.sources import Opened, open_sources, read_item, resolve_sources
 from styletune.errors import DataError
-from styletune.recipe.sections import SourceSection
+from styletune.recipe.data_sections import SourceSection
 
 
 def png(color: int = 0) -> bytes:

@@ -40,7 +40,7 @@ from styletune.data.open import (
 )
 from styletune.data.tables import list_table
 from styletune.errors import DataError, NotFound
-from styletune.recipe.sections import SourceSection
+from styletune.recipe.data_sections import SourceSection
 from styletune.sdxl.hub_cache import is_hub_id
 
 __all__ = ["Opened", "Source", "open_sources", "read_item", "resolve_sources"]

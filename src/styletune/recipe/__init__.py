@@ -11,7 +11,8 @@ from styletune.recipe.load import (
     training_keys,
     validate,
 )
-from styletune.recipe.sections import NAME_PATTERN, PublishSection, Recipe, Section
+from styletune.recipe.section import Section
+from styletune.recipe.sections import NAME_PATTERN, PublishSection, Recipe
 
 __all__ = [
     "NAME_PATTERN",
