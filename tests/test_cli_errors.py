@@ -142,6 +142,21 @@ def test_missing_base(brand: Path, styletune: Command, tmp_path: Path) -> None:
     assert "hf download acme/sdxl" in hub.err
 
 
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_a_rate_for_no_block_is_refused_before_anything_is_encoded(
+    brand: Path, styletune: Command, tmp_path: Path, command: str
+) -> None:
+    """A pattern that matches nothing stops the plan and the run, with names as they look."""
+    answer = styletune(
+        command, brand, "--json", "--runs-dir", tmp_path / "runs",
+        "--set", 'adapter.block_learning_rates={"nowhere"=0.5}',
+    )  # fmt: skip
+    assert answer.code == 2
+    assert "nowhere" in answer.json["error"]["message"]
+    assert "down_blocks." in answer.json["error"]["fix"]
+    assert not (tmp_path / "runs").exists()
+
+
 def test_plan_before_the_weights_are_here(brand: Path, styletune: Command) -> None:
     """A plan for a model that is yet to be fetched has SDXL's figures and the command."""
     answer = styletune(

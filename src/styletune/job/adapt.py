@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,6 +136,30 @@ def _start_from(
         ) from error  # fmt: skip
 
 
+def block_factors(recipe: Recipe, names: Iterable[str]) -> dict[str, float]:
+    """The factor on the rate of those of the UNet's tensors that a pattern matches, by name.
+
+    Raises:
+        BadInput: a pattern that matches nothing that is trained.
+    """
+    patterns = recipe.adapter.block_learning_rates
+    paths = {n: n.removeprefix("unet.") for n in names if n.startswith("unet.")}
+    found, matched = dict[str, float](), set[str]()
+    for name, path in paths.items():
+        hit = next((p for p in patterns if fnmatch.fnmatchcase(path, f"{p}*")), None)
+        if hit is not None:
+            matched.add(hit)
+            found[name] = patterns[hit]
+    lost = [p for p in patterns if p not in matched]
+    if lost:
+        raise BadInput(
+            f'block pattern "{lost[0]}" matches nothing that is trained',
+            where="[adapter] block_learning_rates",
+            fix=f"names look like {next(iter(paths.values()), '')}",
+        )
+    return found
+
+
 def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> list[Group]:
     """Parameters by their rate: of their component, times their block's factor.
 
@@ -144,7 +168,7 @@ def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> 
     """
     from styletune.training.optimizer import Group
 
-    section, factors = recipe.optimizer, recipe.adapter.block_learning_rates
+    section, factors = recipe.optimizer, block_factors(recipe, parameters)
     rates = {
         "unet": None,
         "text_encoder": section.text_encoder_learning_rate,
@@ -152,23 +176,11 @@ def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> 
         "clip_l": section.token_learning_rate,
         "clip_g": section.token_learning_rate,
     }
-    matched: set[str] = set()
     found: dict[tuple[str, float], dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
-        component, _, path = name.partition(".")
+        component = name.partition(".")[0]
         rate = rates[component]
         factor = 1.0 if rate is None else rate / section.learning_rate
-        if component == "unet":
-            hit = next((p for p in factors if fnmatch.fnmatchcase(path, f"{p}*")), None)
-            if hit is not None:
-                matched.add(hit)
-                factor *= factors[hit]
+        factor *= factors.get(name, 1.0)
         found.setdefault((component, factor), {})[name] = parameter
-    lost = [p for p in factors if p not in matched]
-    if lost:
-        raise BadInput(
-            f'block pattern "{lost[0]}" matches nothing that is trained',
-            where="[adapter] block_learning_rates",
-            fix=f"names look like {next(iter(parameters)).partition('.')[2]}",
-        )
     return [Group(f"{c} x{f:g}", members, f) for (c, f), members in found.items()]

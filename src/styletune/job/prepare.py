@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from styletune.sdxl.load import BaseFiles
     from styletune.training.checkpoint import Identity
     from styletune.training.flops import Gpu
-    from styletune.training.memory import Setup
+    from styletune.training.memory import BaseConfigs, Setup
 
 # Encoded images and captions, shared by all runs; a name that no recipe can have.
 CACHE_FOLDER = ".cache"
@@ -339,6 +339,13 @@ def job_setup(job: Job) -> Setup:
     return setup_of(job.recipe, largest, len(seen), captions)
 
 
+def _check_patterns(recipe: Recipe, setup: Setup, configs: BaseConfigs) -> None:
+    from styletune.job.adapt import block_factors
+    from styletune.training.memory import trained_names
+
+    block_factors(recipe, trained_names(setup, configs))
+
+
 def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
     """What would happen, on this card if one is given, as the ``plan --json`` document.
 
@@ -377,10 +384,9 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
                 "fix": 'weighting = "none"',
             }
         )  # fmt: skip
-    needs, misfits = preflight(
-        job_setup(job), configs_of(None if job.missing_base else job.base), steps,
-        batch * accumulation, gpu,
-    )  # fmt: skip
+    setup, configs = job_setup(job), configs_of(None if job.missing_base else job.base)
+    needs, misfits = preflight(setup, configs, steps, batch * accumulation, gpu)
+    _check_patterns(recipe, setup, configs)
     problems += misfits
     checkpoints = sorted(
         {*range(recipe.train.checkpoint_every, steps, recipe.train.checkpoint_every), steps}

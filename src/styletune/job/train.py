@@ -11,7 +11,7 @@ from styletune.data.buckets import plan_crop
 from styletune.data.entries import Entry, entries, read_entry
 from styletune.data.load import Row
 from styletune.errors import BadInput
-from styletune.job.adapt import Models, adapt, parameter_groups
+from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
 from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.job.prepare import Job, job_setup
@@ -43,7 +43,12 @@ def train(job: Job) -> bool:
         return False
     import torch
 
-    require_room(replace(job_setup(job), score_batch=0), configs_of(job.base))
+    setup, configs = replace(job_setup(job), score_batch=0), configs_of(job.base)
+    require_room(setup, configs)
+    if recipe.adapter.block_learning_rates:
+        from styletune.training.memory import trained_names
+
+        block_factors(recipe, trained_names(setup, configs))
     from styletune.sdxl.checkpointing import set_checkpointing
     from styletune.sdxl.load import load_pipeline
     from styletune.training.loop import make_accelerator, train_adapter

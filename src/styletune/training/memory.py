@@ -168,6 +168,11 @@ def estimate(setup: Setup, base: BaseConfigs = SDXL) -> Estimate:
     )
 
 
+def trained_names(setup: Setup, base: BaseConfigs = SDXL) -> list[str]:
+    """What would be trained, by its name in an adapter file. Raises as ``estimate``."""
+    return [name for name, _ in _cost(setup.step, base).trained]
+
+
 def _cost(step: StepShape, base: BaseConfigs) -> StepCost:
     texts = (_json(base.text_encoder), _json(base.text_encoder_2))
     return measure_step(step, _json(base.unet), texts)
