@@ -32,13 +32,8 @@ import torch
 from PIL import Image
 
 from styletune.mini.world import HORIZON, TIMES, View, caption, render
-from styletune.sdxl.adapter import (
-    AdapterShape,
-    AdapterSpec,
-    adapter_parameters,
-    inject_adapter,
-    target_modules,
-)
+from styletune.sdxl.adapter import AdapterShape, adapter_parameters, inject_adapter, target_modules
+from styletune.sdxl.adapter_file import AdapterSpec
 from styletune.sdxl.export import kohya_file
 from styletune.sdxl.family import meta_unet
 from styletune.training.optimizer import FACTOR_B

@@ -34,13 +34,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from styletune.errors import BadInput
 from styletune.runs import Run
-from styletune.sdxl.adapter import (
-    AdapterShape,
-    AdapterSpec,
-    adapter_parameters,
-    inject_adapter,
-    target_modules,
-)
+from styletune.sdxl.adapter import AdapterShape, adapter_parameters, inject_adapter, target_modules
+from styletune.sdxl.adapter_file import AdapterSpec
 from styletune.sdxl.checkpointing import set_checkpointing
 from styletune.sdxl.family import meta_unet
 from styletune.sdxl.load import base_configs, find_base, load_pipeline

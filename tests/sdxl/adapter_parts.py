@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from styletune.sdxl.adapter import (
     AdapterShape,
-    AdapterSpec,
     adapter_tensors,
     inject_adapter,
     load_into,
     target_modules,
     text_encoder_modules,
 )
+from styletune.sdxl.adapter_file import AdapterSpec
 from styletune.sdxl.load import find_base, load_pipeline
 
 LORA = AdapterShape("lora", 4, 10.0)

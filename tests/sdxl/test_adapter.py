@@ -24,20 +24,16 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from styletune.errors import IntegrityError, RecipeError
 from styletune.sdxl.adapter import (
     AdapterShape,
-    AdapterSpec,
     adapter_off,
     adapter_parameters,
     adapter_tensors,
     inject_adapter,
-    load_adapter,
     load_into,
-    merged,
-    pack_tensors,
-    save_adapter,
     target_modules,
     text_encoder_modules,
-    weight_updates,
 )
+from styletune.sdxl.adapter_file import AdapterSpec, load_adapter, pack_tensors, save_adapter
+from styletune.sdxl.updates import merged, weight_updates
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,12 @@ from styletune.sdxl.adapter import (
     AdapterShape,
     adapter_parameters,
     adapter_tensors,
-    cayley,
     inject_adapter,
     load_into,
-    merged,
     target_modules,
-    weight_updates,
 )
 from styletune.sdxl.quantize import Quantization, quantize_unet
+from styletune.sdxl.updates import cayley, merged, weight_updates
 
 SHAPES = {
     "lora": LORA,

@@ -17,13 +17,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from styletune.errors import BadInput, IntegrityError
-from styletune.sdxl.adapter import (
-    AdapterShape,
-    AdapterSpec,
-    merged,
-    target_modules,
-    weight_updates,
-)
+from styletune.sdxl.adapter import AdapterShape, target_modules
+from styletune.sdxl.adapter_file import AdapterSpec
 from styletune.sdxl.export import (
     check_exports,
     diffusers_file,
@@ -34,6 +29,7 @@ from styletune.sdxl.export import (
     sgm_module_name,
     to_plain_lora,
 )
+from styletune.sdxl.updates import merged, weight_updates
 
 RANKS = {"mid_block.*": 2, "*.attn1.*": 6}
 SHAPES = {

@@ -13,17 +13,11 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from styletune.errors import BadInput, IntegrityError, NotFound
-from styletune.sdxl.adapter import (
-    AdapterShape,
-    AdapterSpec,
-    adapter_tensors,
-    load_into,
-    save_adapter,
-    target_modules,
-    weight_updates,
-)
+from styletune.sdxl.adapter import AdapterShape, adapter_tensors, load_into, target_modules
+from styletune.sdxl.adapter_file import AdapterSpec, save_adapter
 from styletune.sdxl.export import diffusers_file, kohya_file, kohya_header
 from styletune.sdxl.layouts import read_adapter_file, rescaled
+from styletune.sdxl.updates import weight_updates
 
 WIDE = AdapterShape(
     "lora", 4, 3.0, True, conv_rank=2, block_ranks={"mid_block.*": 6}, text_encoder_rank=5

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from styletune.mini import BASE_DIR
 from styletune.runs import Run
-from styletune.sdxl.adapter import load_adapter, merged
+from styletune.sdxl.adapter_file import load_adapter
 from styletune.sdxl.conditioning import encode_prompts, make_time_ids
 from styletune.sdxl.load import find_base, load_pipeline
+from styletune.sdxl.updates import merged
 
 Command = Callable[..., Answer]
 CLASS = "the sea at noon"

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from styletune.runs import Run
-from styletune.sdxl.adapter import load_adapter, weight_updates
+from styletune.sdxl.adapter_file import load_adapter
 from styletune.sdxl.export import diffusers_file, kohya_file, kohya_name
+from styletune.sdxl.updates import weight_updates
 
 Command = Callable[..., Answer]
 # So small a rate that what comes out is what went in.

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from styletune.runs import Run
-from styletune.sdxl.adapter import load_adapter
+from styletune.sdxl.adapter_file import load_adapter
 from styletune.sdxl.export import check_exports, diffusers_file, kohya_file, kohya_header
 from styletune.sdxl.family import (
     meta_unet,

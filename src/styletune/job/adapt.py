@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from torch import nn
 
-    from styletune.sdxl.adapter import AdapterShape, AdapterSpec
+    from styletune.sdxl.adapter import AdapterShape
+    from styletune.sdxl.adapter_file import AdapterSpec
     from styletune.training.optimizer import Group
 
 ENCODERS = {
@@ -53,12 +54,12 @@ def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | No
         RecipeError, BadInput: a target, kind or starting adapter that does not fit.
     """
     from styletune.sdxl.adapter import (
-        AdapterSpec,
         adapter_parameters,
         inject_adapter,
         target_modules,
         text_encoder_modules,
     )
+    from styletune.sdxl.adapter_file import AdapterSpec
     from styletune.sdxl.tokens import token_parameters
 
     section, shape = recipe.adapter, adapter_shape(recipe)
@@ -103,7 +104,8 @@ def _start_from(
     file: Path, pipe: StableDiffusionXLPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
 ) -> None:
     """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
-    from styletune.sdxl.adapter import TOKEN_KEYS, load_into
+    from styletune.sdxl.adapter import load_into
+    from styletune.sdxl.adapter_file import TOKEN_KEYS
     from styletune.sdxl.layouts import read_adapter_file, rescaled
     from styletune.sdxl.tokens import load_token_rows
 

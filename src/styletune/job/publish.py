@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import Tensor
 
-    from styletune.sdxl.adapter import AdapterSpec
+    from styletune.sdxl.adapter_file import AdapterSpec
 
 
 def check_publishable(job: Job, registry: str) -> None:
@@ -161,7 +161,7 @@ def build_package(
         webui_stem,
     )
     from styletune.sampling.sample import read_settings
-    from styletune.sdxl.adapter import load_adapter
+    from styletune.sdxl.adapter_file import load_adapter
     from styletune.sdxl.export import (
         check_exports,
         diffusers_file,

@@ -141,10 +141,11 @@ def _sample_columns(
 ) -> Iterator[tuple[str, int | None, list[Path]]]:
     """The base's images, then every checkpoint's, with the same prompts and seeds."""
     from styletune.sampling.sample import Sampler, Shot, draw_shots
-    from styletune.sdxl.adapter import load_adapter, merged
+    from styletune.sdxl.adapter_file import load_adapter
     from styletune.sdxl.load import load_pipeline
     from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
     from styletune.sdxl.tokens import add_tokens, load_token_rows
+    from styletune.sdxl.updates import merged
 
     pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
     sampler = Sampler(

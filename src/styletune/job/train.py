@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from torch import Tensor
 
-    from styletune.sdxl.adapter import AdapterSpec
+    from styletune.sdxl.adapter_file import AdapterSpec
     from styletune.sdxl.conditioning import PromptEmbeds
     from styletune.training.cache import Cache
     from styletune.training.denoise import Denoiser, NoiseSettings, Texts

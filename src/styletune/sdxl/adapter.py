@@ -1,21 +1,6 @@
 """Adapters inside the UNet and the text encoders. The only module that knows peft.
 
-An adapter travels as a flat dictionary of float32 tensors named
-``<component>.<module>.<part>``, the component being ``unet``, ``text_encoder`` or
-``text_encoder_2``. The parts of each kind, for a module's weight W of shape (out, in) or
-(out, in, kh, kw), with the factor s = alpha / rank, or alpha / sqrt(rank) for rsLoRA
-(arXiv 2312.03732):
-
-    lora  ``lora_A.weight`` (rank, in[, kh, kw]), ``lora_B.weight`` (out, rank[, 1, 1]):
-          ΔW = s · B · A (arXiv 2106.09685, section 4.1)
-    dora  the same and ``lora_magnitude_vector`` (out) or (1, out, 1, 1):
-          W' = m · (W + s·B·A) / ‖W + s·B·A‖, norms over each output (arXiv 2402.09353, eq. 5)
-    loha  ``hada_w1_a`` … ``hada_w2_b``: ΔW = s · (w1a·w1b) ⊙ (w2a·w2b) (arXiv 2108.06098, 2)
-    lokr  ``lokr_w1``, ``lokr_w2`` or its factors: ΔW = s · w1 ⊗ w2 (arXiv 2309.14859, 3.2)
-    oft   ``oft_R.weight`` (blocks, b(b-1)/2): W' = W · Rᵀ, R = (I - Q)(I + Q)⁻¹ blockwise
-          with Q skew-symmetric (arXiv 2306.07280, section 4)
-
-New words' embeddings lie beside them as ``clip_l`` (n, d1) and ``clip_g`` (n, d2).
+How an adapter looks in a file: ``styletune.sdxl.adapter_file``.
 """
 
 from __future__ import annotations
@@ -23,13 +8,10 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from peft import (
@@ -42,15 +24,11 @@ from peft import (
 )
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styletune.errors import BaseModelError, IntegrityError, NotFound, RecipeError
-from styletune.runs import write_bytes
-
-Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
+from styletune.errors import IntegrityError, RecipeError
+from styletune.sdxl.adapter_file import PART, TOKEN_KEYS, Kind
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
@@ -65,12 +43,7 @@ PRESETS = {
 }
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEXT_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
-TOKEN_KEYS = ("clip_l", "clip_g")
 _NAME = "styletune"
-_PART = re.compile(
-    r"\.(lora_[AB]\.weight|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
-    r"|oft_R\.weight)$"
-)
 _START_AT_ZERO = ("lora_B.weight", "hada_w2_b", "lokr_w1", "oft_R.weight")
 
 
@@ -90,41 +63,6 @@ class AdapterShape:
     conv_rank: int | None = None
     block_ranks: Mapping[str, int] = field(default_factory=dict)
     text_encoder_rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterSpec:
-    """What the numbers in an adapter mean, and where it came from.
-
-    ``alphas`` names only the modules whose scale is not that of ``alpha`` and ``rank`` (files
-    of other tools); ``tokens`` are the new words, in the order of the rows in ``clip_l``.
-    """
-
-    rank: int
-    alpha: float
-    base_hash: str = ""
-    recipe_hash: str = ""
-    step: int = 0
-    kind: Kind = "lora"
-    rslora: bool = False
-    alphas: tuple[tuple[str, float], ...] = ()
-    tokens: tuple[str, ...] = ()
-
-    @property
-    def scale(self) -> float:
-        """The factor of a module that has ``rank``."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
-def factors(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, float]:
-    """Each module's factor on its update, by ``component.module``."""
-    own, found = dict(spec.alphas), {}
-    for module, parts in module_parts(tensors).items():
-        rank = parts["lora_A.weight"].shape[0] if "lora_A.weight" in parts else spec.rank
-        root = math.sqrt(rank) if spec.rslora else float(rank)
-        plain = spec.alpha / (math.sqrt(rank) if spec.rslora else spec.rank)
-        found[module] = own[module] / root if module in own else plain
-    return found
 
 
 def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = False) -> list[str]:
@@ -324,7 +262,7 @@ def _start_value(
     models: Mapping[str, nn.Module], name: str, parameter: nn.Parameter, seed: int
 ) -> Tensor:
     if name.endswith(".lora_magnitude_vector"):
-        weight = find_module(models, _PART.sub("", name)).weight
+        weight = find_module(models, PART.sub("", name)).weight
         assert isinstance(weight, Tensor)
         # In float32 from the base itself: rounded to bf16 it would already change the image.
         norms: Tensor = weight.detach().float().flatten(1).norm(dim=1)
@@ -369,57 +307,6 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
     raise IntegrityError(f"the adapter changes {name}, which this base model does not have")
 
 
-def module_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """An adapter's tensors by ``component.module`` and part, without new words' embeddings.
-
-    Raises:
-        IntegrityError: a tensor is no part of any kind of adapter.
-    """
-    found: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        part = _PART.search(key)
-        if part:
-            found.setdefault(key[: part.start()], {})[part[1]] = value
-        elif key not in TOKEN_KEYS:
-            raise IntegrityError(f"{key} is no part of an adapter")
-    return found
-
-
-def save_adapter(file: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec) -> None:
-    """Write an adapter; equal tensors and spec give equal bytes."""
-    header = {"format": "pt", "styletune.adapter": json.dumps(asdict(spec), sort_keys=True)}
-    write_bytes(file, pack_tensors(tensors, header))
-
-
-def pack_tensors(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """A safetensors file in memory; equal content gives equal bytes.
-
-    The library writes the header's keys in random order, so the header is written again, sorted.
-    """
-    raw: bytes = save({k: tensors[k].contiguous() for k in sorted(tensors)}, dict(header))
-    size = int.from_bytes(raw[:8], "little")
-    tree = json.loads(raw[8 : 8 + size])
-    ordered = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    ordered += b" " * (-len(ordered) % 8)  # the format asks for aligned tensors
-    return len(ordered).to_bytes(8, "little") + ordered + raw[8 + size :]
-
-
-def load_adapter(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
-    """Read what ``save_adapter`` wrote. Raises NotFound or IntegrityError."""
-    try:
-        with safe_open(str(file), framework="pt") as reader:
-            header = reader.metadata() or {}
-            tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
-        facts = json.loads(header["styletune.adapter"])
-        facts["alphas"] = tuple((str(m), float(a)) for m, a in facts.get("alphas", ()))
-        facts["tokens"] = tuple(facts.get("tokens", ()))
-        return tensors, AdapterSpec(**facts)
-    except FileNotFoundError:
-        raise NotFound("no such adapter", where=str(file)) from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(f"not a whole adapter file: {error}", where=str(file)) from None
-
-
 def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Copy an adapter's values into the injected one; new words' rows are not its business.
 
@@ -442,122 +329,6 @@ def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
             )
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
-
-
-def weight_updates(
-    tensors: Mapping[str, Tensor],
-    spec: AdapterSpec,
-    weight_of: Callable[[str], Tensor] | None = None,
-) -> Iterator[tuple[str, Tensor]]:
-    """(``component.module``, its W' - W, float32, of the weight's shape), one after the other.
-
-    On SDXL they are gigabytes together, so nobody should hold them all. ``weight_of`` gives the
-    base weight by ``component.module``; DoRA and OFT need it.
-
-    Raises:
-        ValueError: the kind needs base weights and ``weight_of`` is None.
-        IntegrityError: a tensor is missing or is no part of an adapter.
-    """
-    factor_of = factors(tensors, spec)
-    for module, parts in module_parts(tensors).items():
-        weight = None
-        if "lora_magnitude_vector" in parts or "oft_R.weight" in parts:
-            if weight_of is None:
-                raise ValueError(f"the update of {module} depends on the base weight")
-            weight = weight_of(module).detach().float()
-        try:
-            flat = _update({k: v.float() for k, v in parts.items()}, factor_of[module], weight)
-        except KeyError as error:
-            raise IntegrityError(f"{module} lacks {error.args[0]}") from None
-        yield module, _with_kernel(module, flat)
-
-
-def _update(parts: dict[str, Tensor], factor: float, weight: Tensor | None) -> Tensor:
-    if "oft_R.weight" in parts:
-        assert weight is not None
-        rotation = cayley(parts["oft_R.weight"])
-        blocks = weight.reshape(weight.shape[0], *rotation.shape[:2])
-        turned = torch.einsum("onc,nkc->onk", blocks, rotation).reshape(weight.shape)
-        return turned - weight
-    if "hada_w1_a" in parts:
-        left = parts["hada_w1_a"] @ parts["hada_w1_b"]
-        return factor * left * (parts["hada_w2_a"] @ parts["hada_w2_b"])
-    if any(k.startswith("lokr") for k in parts):
-        small, big = (
-            parts[w] if w in parts else parts[f"{w}_a"] @ parts[f"{w}_b"]
-            for w in ("lokr_w1", "lokr_w2")
-        )  # fmt: skip
-        return factor * torch.kron(small.contiguous(), big.flatten(1).contiguous())
-    a, b = parts["lora_A.weight"], parts["lora_B.weight"]
-    low = factor * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
-    if weight is None:
-        return low
-    whole = weight + low
-    gain = parts["lora_magnitude_vector"].flatten() / whole.flatten(1).norm(dim=1)
-    changed: Tensor = gain.reshape(-1, *[1] * (whole.ndim - 1)) * whole
-    return changed - weight
-
-
-def cayley(skew: Tensor) -> Tensor:
-    """(n, b(b-1)/2) upper triangles -> (n, b, b) rotations (I - Q)(I + Q)⁻¹."""
-    side = (1 + math.isqrt(1 + 8 * skew.shape[1])) // 2
-    rows, columns = torch.triu_indices(side, side, 1, device=skew.device)
-    q = skew.new_zeros(skew.shape[0], side, side)
-    q[:, rows, columns] = skew
-    q = q - q.transpose(1, 2)
-    eye = torch.eye(side, dtype=skew.dtype, device=skew.device)
-    rotation: Tensor = torch.linalg.solve(eye + q, eye - q, left=False)
-    return rotation
-
-
-def _with_kernel(module: str, update: Tensor) -> Tensor:
-    """LoHa and LoKr keep a convolution's update flat; in SDXL the name tells the kernel."""
-    if update.ndim == 4 or not module.startswith("unet."):
-        return update
-    if module.endswith(".conv_shortcut"):
-        return update[:, :, None, None]
-    if module.endswith((".conv1", ".conv2", ".conv")):
-        return update.reshape(update.shape[0], -1, 3, 3)
-    return update
-
-
-@contextlib.contextmanager
-def merged(
-    models: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-    spec: AdapterSpec,
-    strength: float,
-) -> Iterator[None]:
-    """Put W + strength · (W' - W) into the models; afterwards they are bit for bit back.
-
-    Sampling then runs at the bare models' speed. New words are not added here.
-
-    Raises:
-        BaseModelError: a weight is quantised.
-        IntegrityError: the adapter changes a module that is not there.
-    """
-
-    def weight_of(name: str) -> nn.Parameter:
-        weight = find_module(models, name).weight
-        assert isinstance(weight, nn.Parameter)
-        if not weight.is_floating_point():
-            raise BaseModelError(f"{name} is quantised; an adapter cannot be merged into it",
-                                 fix="load the base without quantisation")  # fmt: skip
-        return weight
-
-    devices = {m: weight_of(m).device for m in module_parts(tensors)}
-    placed = {k: v.to(devices[_PART.sub("", k)]) for k, v in tensors.items() if k not in TOKEN_KEYS}
-    kept: list[tuple[nn.Parameter, Tensor]] = []
-    try:
-        for name, update in weight_updates(placed, spec, weight_of):
-            weight = weight_of(name)
-            # On the CPU: the copies would not fit beside the model on a small card.
-            kept.append((weight, weight.detach().to("cpu", copy=True)))
-            weight.data.copy_(weight.detach().float() + strength * update)
-        yield
-    finally:
-        for weight, before in kept:
-            weight.data.copy_(before)
 
 
 @contextlib.contextmanager

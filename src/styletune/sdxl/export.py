@@ -23,14 +23,8 @@ from torch import Tensor
 
 from styletune import __version__
 from styletune.errors import BadInput, IntegrityError
-from styletune.sdxl.adapter import (
-    TOKEN_KEYS,
-    AdapterSpec,
-    factors,
-    module_parts,
-    pack_tensors,
-    weight_updates,
-)
+from styletune.sdxl.adapter_file import TOKEN_KEYS, AdapterSpec, module_parts, pack_tensors
+from styletune.sdxl.updates import factors, weight_updates
 
 LAYERS_PER_BLOCK = 2  # SDXL's, on which the sgm numbering rests
 HEADER_LIMIT_BYTES = 1 << 20  # ComfyUI shows no metadata of files with a longer header

@@ -28,13 +28,10 @@ from styletune.sdxl.adapter import (
     PROJECTIONS,
     TEXT_ATTENTION,
     TEXT_FEED_FORWARD,
-    TOKEN_KEYS,
-    AdapterSpec,
-    Kind,
-    factors,
-    load_adapter,
 )
+from styletune.sdxl.adapter_file import TOKEN_KEYS, AdapterSpec, Kind, load_adapter
 from styletune.sdxl.export import COMPONENTS, SGM_RESNET, kohya_name
+from styletune.sdxl.updates import factors
 
 _OURS = {
     "lora_down.weight": "lora_A.weight",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from styletune.data.entries import Entry
 from styletune.runs import write_bytes
-from styletune.sdxl.adapter import pack_tensors
+from styletune.sdxl.adapter_file import pack_tensors
 
 # Goes up when the same inputs would be encoded to other tensors.
 FORMAT = "styletune-cache-1"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from styletune.errors import CheckFailed, Conflict, IntegrityError, OutputError
 from styletune.runs import Run, file_sha256, read_json, write_bytes, write_json
-from styletune.sdxl.adapter import AdapterSpec, load_adapter, pack_tensors, save_adapter
+from styletune.sdxl.adapter_file import AdapterSpec, load_adapter, pack_tensors, save_adapter
 from styletune.training.ema import ema_swap
 from styletune.training.optimizer import to_eval, to_train
 from styletune.training.optimizer_state import (

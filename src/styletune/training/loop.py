@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from styletune.errors import BadInput
 from styletune.progress import progress
 from styletune.runs import Run, output_errors, write_text
-from styletune.sdxl.adapter import AdapterSpec
+from styletune.sdxl.adapter_file import AdapterSpec
 from styletune.training.batches import step_batch
 from styletune.training.cache import Cache
 from styletune.training.checkpoint import (

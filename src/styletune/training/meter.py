@@ -29,12 +29,12 @@ from torch.utils.flop_counter import flop_registry
 
 from styletune.sdxl.adapter import (
     AdapterShape,
-    Kind,
     adapter_parameters,
     inject_adapter,
     target_modules,
     text_encoder_modules,
 )
+from styletune.sdxl.adapter_file import Kind
 from styletune.sdxl.checkpointing import Policy, set_checkpointing
 from styletune.sdxl.conditioning import encode_ids
 from styletune.sdxl.family import MAX_TOKENS, VAE_FACTOR, meta_text_encoders, meta_unet, meta_vae
