@@ -48,10 +48,11 @@ from styletune.training.cache import Cache, Latents
 from styletune.training.checkpoint import Identity
 from styletune.training.denoise import Denoiser, NoiseSettings, Objective, cached_texts
 from styletune.training.flops import find_gpu, floor_s
-from styletune.training.loop import LoopSettings, Material, make_accelerator, train_adapter
+from styletune.training.loop import LoopSettings, Material, train_adapter
 from styletune.training.memory import SDXL, BaseConfigs, Setup, estimate
 from styletune.training.meter import StepShape
 from styletune.training.optimizer import Group, OptimizerSettings
+from styletune.training.processes import make_accelerator
 
 NUM_IMAGES = 40
 RANK = 16

@@ -51,7 +51,8 @@ def train(job: Job) -> bool:
         block_factors(recipe, trained_names(setup, configs))
     from styletune.sdxl.checkpointing import set_checkpointing
     from styletune.sdxl.load import load_pipeline
-    from styletune.training.loop import make_accelerator, train_adapter
+    from styletune.training.loop import train_adapter
+    from styletune.training.processes import make_accelerator
 
     accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
     device, dtype = str(accelerator.device), torch_dtype(recipe.train.mixed_precision)
