@@ -6,22 +6,46 @@ different samples of one global batch and share one flat buffer of gradients a s
 
 from __future__ import annotations
 
+import datetime
+import os
 from collections.abc import Mapping
 
 import torch
 import torch.distributed
 from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedType,
+    DynamoBackend,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 
 from styletune.errors import BadInput
 from styletune.runs import Run
+
+# The others wait while the first process draws class images or previews.
+LONGEST_WAIT = datetime.timedelta(hours=24)
+
+FIX_SEVERAL = (
+    "for several GPUs accelerate launch --multi_gpu --num_processes N -m styletune train RECIPE; "
+    "for CPUs ACCELERATE_USE_CPU=true python -m torch.distributed.run --standalone "
+    "--nproc_per_node N -m styletune train RECIPE"
+)
+SHARDED_BY = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
 
 
 def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerator:
     """Accelerate with our own precision policy: it scales fp16 losses, we place the dtypes.
 
     Raises:
-        BadInput: fp16 without a GPU, or a tracker that is not installed.
+        BadInput: fp16 without a GPU, a tracker that is not installed, or processes that were
+            started in a way that does not train one adapter.
     """
     if mixed_precision == "fp16" and not torch.cuda.is_available():
         raise BadInput(
@@ -35,11 +59,54 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
                 "wandb is not installed", where="[train] tracker",
                 fix='pip install "styletune[wandb]"',
             ) from None  # fmt: skip
-    return Accelerator(
+    for variable, name in SHARDED_BY.items():
+        # Before Accelerate reads it: it would ask for a library that is not wanted.
+        if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
+            raise BadInput(
+                f"{name} is not supported: the base is frozen and the adapter small, so plain "
+                "data parallelism is enough",
+                where=variable,
+                fix=f"unset {variable}; {FIX_SEVERAL}",
+            )
+    accelerator = Accelerator(
         mixed_precision="fp16" if mixed_precision == "fp16" else "no",
         log_with=None if tracker == "none" else tracker,
         project_dir=str(run.dir),
+        # What is left out here is taken from the environment; the recipe decides the training.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_backend=DynamoBackend.NO,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=LONGEST_WAIT)],
     )
+    _check_started(accelerator)
+    return accelerator
+
+
+def _check_started(accelerator: Accelerator) -> None:
+    """Refuse processes that do not know of each other, and other devices. Raises BadInput."""
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise BadInput(
+            f"{kind.value} is not supported: several processes run on CUDA GPUs or on CPUs, each "
+            "with the whole frozen base and the small adapter",
+            where="accelerate launch",
+            fix=FIX_SEVERAL,
+        )
+    found, wanted = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted != found:
+        raise BadInput(
+            f"is {wanted}, but this process found {found} in all: each would train on its own",
+            where="WORLD_SIZE",
+            fix=f"{FIX_SEVERAL}; for a single process unset WORLD_SIZE",
+        )
+    # ``accelerate launch`` names an address when it was asked for several processes; on CPUs, or
+    # with one GPU, it then starts a single one and says nothing.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if found == 1 and launched and "WORLD_SIZE" not in os.environ:
+        raise BadInput(
+            "was asked for several processes and has started one",
+            where="accelerate launch",
+            fix=f"{FIX_SEVERAL}; for a single process styletune train RECIPE",
+        )
 
 
 def share_gradients(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
