@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from job_parts import Answer
 from safetensors.torch import load_file
 
@@ -69,6 +73,29 @@ def train(recipe: Path, run: Run, options: tuple[str, ...], processes: int = 1) 
     assert answer.code == 0, answer.err[-3000:]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_ranks(jobs: list[tuple[Path, Run]], options: tuple[str, ...]) -> list[Answer]:
+    """Processes without a launcher around them, so that each one's exit code is seen."""
+    shared = {
+        "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(len(jobs)), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0",
+    }  # fmt: skip
+    return finish(
+        [
+            start(
+                ["-m", "styletune", *arguments(recipe, run, options)],
+                {**shared, "RANK": str(rank)},
+            )
+            for rank, (recipe, run) in enumerate(jobs)
+        ]
+    )
+
+
 def assert_same_losses(one: Run, other: Run) -> None:
     """Equal losses and gradient norms at every step, whichever of them are logged."""
     logs = [
@@ -99,6 +126,44 @@ def test_two_processes_train_what_one_trains(brand: Path, tmp_path: Path) -> Non
     train(brand, two, (*TEXTS, "train.batch_size=3"), processes=2)
     assert_same_losses(one, two)
     assert_same_adapters(one, two, 6)
+
+
+def test_processes_of_a_run_that_is_being_trained_are_all_refused(
+    brand: Path, tmp_path: Path
+) -> None:
+    """The first process alone asks for the lock, and none is left waiting."""
+    run = Run(tmp_path / "run")
+    run.dir.mkdir()
+    with FileLock(run.lock_file):
+        answers = start_ranks([(brand, run)] * 2, TINY)
+    for answer in answers:
+        assert answer.code == 5, answer.err[-3000:]
+        assert "another process is training this run" in answer.err
+        assert "Traceback" not in answer.err
+
+
+def test_two_commands_on_one_run_do_not_both_train(
+    brand: Path, tmp_path: Path, styletune: Callable[..., Answer]
+) -> None:
+    """The second exits with 5 and names the first; kill -9 of the first frees the run."""
+    run = Run(tmp_path / "run")
+    first = start(["-m", "styletune", *arguments(brand, run, TINY)], {})
+    try:
+        deadline = time.monotonic() + 120
+        while not run.trainer_file.exists() and first.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)
+        second = styletune(*arguments(brand, run, TINY))
+        assert second.code == 5, second.err
+        assert f"another process is training this run ({first.pid} on" in second.err
+        assert "wait until it ends" in second.err
+    finally:
+        first.kill()
+        first.communicate()
+    assert styletune(*arguments(brand, run, TINY)).code == 0
+    assert run.checkpoint_steps() == [1, 2]
+    assert not run.trainer_file.exists()
 
 
 def test_accelerates_environment_does_not_change_the_training(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -36,25 +37,41 @@ CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
 def train(job: Job) -> bool:
     """Train to the last step; False when that had been done already.
 
-    Raises as ``train_adapter``, ``build_cache``, ``adapt`` and ``load_pipeline``.
+    Raises as ``make_accelerator``, ``hold_run``, ``train_adapter``,
+    ``build_cache``, ``adapt`` and ``load_pipeline``.
     """
     recipe = job.recipe
-    if max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
+    # Of several processes none leaves on its own: the others would wait for it.
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
         return False
-    import torch
-
     setup, configs = replace(job_setup(job), score_batch=0), configs_of(job.base)
     require_room(setup, configs)
     if recipe.adapter.block_learning_rates:
         from styletune.training.memory import trained_names
 
         block_factors(recipe, trained_names(setup, configs))
+    from styletune.training.processes import hold_run, make_accelerator
+
+    accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
+    with hold_run(job.run, accelerator):
+        # Once more: another command may have finished it meanwhile.
+        unfinished = max(job.run.checkpoint_steps(), default=0) < recipe.train.steps
+        if unfinished:
+            _train_on(job, accelerator)
+    accelerator.end_training()
+    return unfinished
+
+
+def _train_on(job: Job, accelerator: Accelerator) -> None:
+    """Train on from the last checkpoint, or from nothing."""
+    import torch
+
     from styletune.sdxl.checkpointing import set_checkpointing
     from styletune.sdxl.load import load_pipeline
     from styletune.training.loop import train_adapter
-    from styletune.training.processes import make_accelerator
 
-    accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
+    recipe = job.recipe
     device, dtype = str(accelerator.device), torch_dtype(recipe.train.mixed_precision)
     # On the host first: encoding and a step are never on the card together.
     pipe = load_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32)
@@ -98,8 +115,6 @@ def train(job: Job) -> bool:
         on_checkpoint=_preview_drawer(job, models),
         set_training=models.set_training,
     )
-    accelerator.end_training()
-    return True
 
 
 @contextlib.contextmanager

@@ -6,9 +6,13 @@ different samples of one global batch and share one flat buffer of gradients a s
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed
@@ -19,10 +23,11 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from styletune.errors import BadInput
-from styletune.runs import Run
+from styletune.errors import BadInput, Conflict
+from styletune.runs import Run, make_dir, output_errors, write_text
 
 # The others wait while the first process draws class images or previews.
 LONGEST_WAIT = datetime.timedelta(hours=24)
@@ -107,6 +112,60 @@ def _check_started(accelerator: Accelerator) -> None:
             where="accelerate launch",
             fix=f"{FIX_SEVERAL}; for a single process styletune train RECIPE",
         )
+
+
+@contextlib.contextmanager
+def hold_run(run: Run, accelerator: Accelerator) -> Iterator[None]:
+    """Let no other command train this run meanwhile; the first process holds it for all.
+
+    The lock is the operating system's: it is gone when its process is, however that ended.
+
+    Raises:
+        Conflict: another process is training this run; all processes of this command say so.
+        OutputError: the run folder cannot be written.
+    """
+    lock, holder = FileLock(run.lock_file), None
+    if accelerator.is_main_process:
+        make_dir(run.dir)
+        with output_errors(run.lock_file):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                holder = _text_of(run.trainer_file)
+    holder = _gathered(holder, accelerator)[0]
+    if holder is not None:
+        raise Conflict(
+            f"another process is training this run {holder}".strip(),
+            where=str(run.dir),
+            fix="wait until it ends, or stop it: the same command then goes on from its last "
+            "checkpoint",
+        )
+    try:
+        if lock.is_locked:
+            now = datetime.datetime.now(datetime.UTC).isoformat()
+            write_text(run.trainer_file, f"({os.getpid()} on {platform.node()}, since {now})")
+        yield
+    finally:
+        if lock.is_locked:
+            run.trainer_file.unlink(missing_ok=True)
+            lock.release()
+
+
+def _text_of(file: Path) -> str:
+    """A file's text; empty when there is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _gathered(value: Any, accelerator: Accelerator) -> list[Any]:
+    """What each process gave, the first process's first."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def share_gradients(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
