@@ -122,8 +122,8 @@ def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
             held_out=None, prior=None, settings=settings,
             spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
             identity=Identity("r", "d", "o", "b"), run=run,
-            accelerator=make_accelerator("no", "none", run), on_checkpoint=lambda _: None,
-            set_training=unet.train,
+            accelerator=make_accelerator("no", "none", run), done=0,
+            on_checkpoint=lambda _: None, set_training=unet.train,
         )  # fmt: skip
 
 

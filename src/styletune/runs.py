@@ -47,7 +47,7 @@ class Run:
 
     @property
     def trainer_file(self) -> Path:
-        """Who holds the lock; there while it is held."""
+        """Who holds the lock; the processes of one training know by it that they share a disk."""
         return self.dir / ".trainer"
 
     @property

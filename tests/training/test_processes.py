@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +24,11 @@ from styletune.runs import Run, file_sha256
 SHORT = ("train.log_every=1", "preview.prompts=[]", "adapter.rank=4")
 TEXTS = (*SHORT, "train.steps=6", "train.checkpoint_every=3", "adapter.text_encoders=first")
 TINY = (*SHORT, "train.steps=2", "train.checkpoint_every=1", "train.batch_size=2")
+FULL = (
+    *SHORT, "train.steps=4", "train.checkpoint_every=2", "train.gradient_accumulation_steps=2",
+    "train.validation_every=2", "optimizer.ema_decay=0.9", "dreambooth.prior=images",
+    'dreambooth.class_prompt="the sea at noon"', "dreambooth.num_class_images=3",
+)  # fmt: skip
 # What neither the shell nor a launcher around these tests may decide.
 FOREIGN = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOCAL_")
 
@@ -79,6 +85,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def launch_nodes(recipe: Path, runs: list[Run], options: tuple[str, ...]) -> list[Answer]:
+    """One launcher a node, all of them on this machine, each with its own run folder."""
+    port = str(free_port())
+    return finish(
+        [
+            launch(
+                recipe, run, options, "--nnodes", str(len(runs)), "--node_rank", str(node),
+                "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port,
+            )
+            for node, run in enumerate(runs)
+        ]
+    )  # fmt: skip
+
+
 def start_ranks(jobs: list[tuple[Path, Run]], options: tuple[str, ...]) -> list[Answer]:
     """Processes without a launcher around them, so that each one's exit code is seen."""
     shared = {
@@ -126,6 +146,70 @@ def test_two_processes_train_what_one_trains(brand: Path, tmp_path: Path) -> Non
     train(brand, two, (*TEXTS, "train.batch_size=3"), processes=2)
     assert_same_losses(one, two)
     assert_same_adapters(one, two, 6)
+
+
+@pytest.mark.slow
+def test_two_processes_do_all_that_one_does_and_go_on(brand: Path, tmp_path: Path) -> None:
+    """Prior images, EMA, accumulation and validation as in one process; resumed to the byte."""
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    train(brand, one, (*FULL, "train.batch_size=4"))
+    train(brand, two, (*FULL, "train.batch_size=2"), processes=2)
+    assert_same_losses(one, two)
+    assert_same_adapters(one, two, 4)
+    wanted = [file_sha256(file(4)) for file in (two.adapter_file, two.state_file)]
+    shutil.rmtree(two.checkpoint_dir(4))
+    train(brand, two, (*FULL, "train.batch_size=2"), processes=2)
+    assert [file_sha256(file(4)) for file in (two.adapter_file, two.state_file)] == wanted
+
+
+@pytest.mark.slow
+def test_two_nodes_with_a_shared_disk_train_what_one_trains(brand: Path, tmp_path: Path) -> None:
+    """Two launchers that find each other by address end where one process does."""
+    one, shared = Run(tmp_path / "one"), Run(tmp_path / "shared")
+    train(brand, one, (*TINY, "train.batch_size=4"))
+    answers = launch_nodes(brand, [shared, shared], TINY)
+    assert [answer.code for answer in answers] == [0, 0], answers[0].err[-3000:]
+    assert_same_losses(one, shared)
+    assert_same_adapters(one, shared, 2)
+
+
+@pytest.mark.slow
+def test_nodes_of_which_one_has_a_checkpoint_are_refused(brand: Path, tmp_path: Path) -> None:
+    """Neither goes on alone, not even from a finished run: both exit with 5 and say why."""
+    there, elsewhere = Run(tmp_path / "there"), Run(tmp_path / "elsewhere")
+    train(brand, there, TINY)
+    for answer in launch_nodes(brand, [there, elsewhere], TINY):
+        ours = answer.err[answer.err.index("error: ") :]
+        assert "do not see the same run folder: process 0 has step 2" in ours.splitlines()[0]
+        assert "must be on a disk that all nodes share" in ours.splitlines()[1]
+        # The launcher's own traceback comes after, and names the exit code.
+        assert "exitcode  : 5" in ours
+        assert "Traceback" not in answer.err[: answer.err.index("error: ")]
+        assert "styletune/" not in ours.split("Traceback")[1]
+    assert elsewhere.checkpoint_steps() == []
+
+
+@pytest.mark.slow
+def test_nodes_without_a_shared_disk_are_refused_at_the_start(brand: Path, tmp_path: Path) -> None:
+    """Two empty folders look alike; that they are two is noticed after a minute and a half."""
+    runs = [Run(tmp_path / "there"), Run(tmp_path / "elsewhere")]
+    for answer in start_ranks([(brand, run) for run in runs], TINY):
+        assert answer.code == 5, answer.err[-3000:]
+        assert "do not see the same run folder" in answer.err
+        assert "Traceback" not in answer.err
+    assert not any(run.facts_file.exists() for run in runs)
+
+
+@pytest.mark.slow
+def test_processes_with_different_recipes_are_refused(brand: Path, tmp_path: Path) -> None:
+    """A key that only decides what is logged would leave one process waiting for the other."""
+    other = brand.with_name("other.toml")
+    other.write_text(brand.read_text().replace("[train]", "[train]\nvalidation_every = 1"))
+    run = Run(tmp_path / "run")
+    for answer in start_ranks([(brand, run), (other, run)], TINY):
+        assert answer.code == 5, answer.err[-3000:]
+        assert "do not see the same recipe" in answer.err
+        assert "Traceback" not in answer.err
 
 
 def test_processes_of_a_run_that_is_being_trained_are_all_refused(

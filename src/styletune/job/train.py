@@ -16,7 +16,7 @@ from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
 from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.job.prepare import Job, job_setup
-from styletune.recipe import Recipe
+from styletune.recipe import Recipe, recipe_hash
 from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
 def train(job: Job) -> bool:
     """Train to the last step; False when that had been done already.
 
-    Raises as ``make_accelerator``, ``hold_run``, ``train_adapter``,
+    Raises as ``make_accelerator``, ``hold_run``, ``agreed_step``, ``train_adapter``,
     ``build_cache``, ``adapt`` and ``load_pipeline``.
     """
     recipe = job.recipe
@@ -51,20 +51,20 @@ def train(job: Job) -> bool:
         from styletune.training.memory import trained_names
 
         block_factors(recipe, trained_names(setup, configs))
-    from styletune.training.processes import hold_run, make_accelerator
+    from styletune.training.processes import agreed_step, hold_run, make_accelerator
 
     accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
     with hold_run(job.run, accelerator):
-        # Once more: another command may have finished it meanwhile.
-        unfinished = max(job.run.checkpoint_steps(), default=0) < recipe.train.steps
+        done = agreed_step(job.run, job.identity, recipe_hash(recipe), accelerator)
+        unfinished = done < recipe.train.steps
         if unfinished:
-            _train_on(job, accelerator)
+            _train_from(job, done, accelerator)
     accelerator.end_training()
     return unfinished
 
 
-def _train_on(job: Job, accelerator: Accelerator) -> None:
-    """Train on from the last checkpoint, or from nothing."""
+def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
+    """Train on from the checkpoint after ``done`` steps, or from nothing if that is 0."""
     import torch
 
     from styletune.sdxl.checkpointing import set_checkpointing
@@ -112,6 +112,7 @@ def _train_on(job: Job, accelerator: Accelerator) -> None:
         identity=job.identity,
         run=job.run,
         accelerator=accelerator,
+        done=done,
         on_checkpoint=_preview_drawer(job, models),
         set_training=models.set_training,
     )

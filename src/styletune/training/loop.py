@@ -129,10 +129,11 @@ def train_adapter(
     identity: Identity,
     run: Run,
     accelerator: Accelerator,
+    done: int,
     on_checkpoint: Callable[[int], None],
     set_training: Callable[[bool], None],
 ) -> None:
-    """Train to ``settings.steps``, going on from the last whole checkpoint.
+    """Train to ``settings.steps``, going on from the checkpoint after ``done`` steps.
 
     On one CPU the final adapter has the same bytes whether or not the run was interrupted.
 
@@ -150,6 +151,7 @@ def train_adapter(
         identity: what checkpoints are stamped with and checked against.
         run: where checkpoints and the log go.
         accelerator: from ``make_accelerator``.
+        done: the step of the last whole checkpoint, or 0; the same in every process.
         on_checkpoint: called with the step after each checkpoint, averaged weights in place.
         set_training: puts the trained models into training or evaluation mode.
 
@@ -166,7 +168,6 @@ def train_adapter(
     set_training(True)
     to_train(inner)
     optimizer = accelerator.prepare(inner)
-    done = max(run.checkpoint_steps(), default=0)
     if main:
         run.remove_leftovers()
     if done:

@@ -1,4 +1,4 @@
-"""Several processes that train one adapter: how they start and add up what each found.
+"""Several processes that train one adapter: how they start, agree, and add up what each found.
 
 Every process holds the whole frozen base and the whole adapter, so nothing is sharded: they see
 different samples of one global batch and share one flat buffer of gradients a step.
@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import os
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from accelerate.utils import (
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from styletune import __version__
 from styletune.errors import BadInput, Conflict
-from styletune.runs import Run, make_dir, output_errors, write_text
+from styletune.runs import Run, file_sha256, make_dir, output_errors, write_text
+from styletune.training.checkpoint import Identity
 
 # The others wait while the first process draws class images or previews.
 LONGEST_WAIT = datetime.timedelta(hours=24)
+# A network disk may keep saying for a minute that a file is not there.
+SHARED_DISK_WAIT_S = 90.0
 
 FIX_SEVERAL = (
     "for several GPUs accelerate launch --multi_gpu --num_processes N -m styletune train RECIPE; "
@@ -149,6 +154,72 @@ def hold_run(run: Run, accelerator: Accelerator) -> Iterator[None]:
         if lock.is_locked:
             run.trainer_file.unlink(missing_ok=True)
             lock.release()
+
+
+def agreed_step(run: Run, identity: Identity, recipe_hash: str, accelerator: Accelerator) -> int:
+    """The step to go on from, when all processes have found the same run; within ``hold_run``.
+
+    Adding up gradients of different adapters raises no error and trains a wrong one.
+
+    Args:
+        run: where this process looks for checkpoints.
+        identity: what this process is about to train.
+        recipe_hash: of the whole recipe, with the keys that decide only what is logged when.
+        accelerator: from ``make_accelerator``.
+
+    Raises:
+        Conflict: on every process, when they differ.
+    """
+    done = max(run.checkpoint_steps(), default=0)
+    if accelerator.num_processes == 1:
+        return done
+    # The receipt records the sums of adapter and state, and restoring compares the files to it.
+    receipt = file_sha256(run.state_facts_file(done))[:12] if done else "none"
+    views = _gathered(
+        {
+            "recipe": f"{recipe_hash[:12]} {identity.recipe_hash[:12]}",
+            "data set": identity.data_fingerprint[:12],
+            "order of the images": identity.data_order[:12],
+            "base model": identity.base_hash[:12],
+            "version": f"styletune {__version__}, torch {torch.__version__}",
+            "run folder": f"step {done}, {receipt}",
+            "trainer": _text_of(run.trainer_file),
+        },
+        accelerator,
+    )
+    fix = "give every process the same recipe, images, base model and versions"
+    for what in ("recipe", "data set", "order of the images", "base model", "version"):
+        _require_same(what, [view[what] for view in views], run, fix)
+    fix = "--run-dir and --runs-dir must be on a disk that all nodes share"
+    _require_same("run folder", [view["run folder"] for view in views], run, fix)
+    # Two empty folders look alike, so all must see what the first process has just written.
+    trainer = views[0]["trainer"]
+    seen = _gathered(_comes_to_hold(run.trainer_file, trainer), accelerator)
+    places = ["there" if sees else "not there" for sees in seen]
+    _require_same("run folder", [f"{trainer} is {place}" for place in places], run, fix)
+    return done
+
+
+def _require_same(what: str, values: list[str], run: Run, fix: str) -> None:
+    """Raises Conflict."""
+    for process, value in enumerate(values):
+        if value != values[0]:
+            raise Conflict(
+                f"the processes do not see the same {what}: process 0 has {values[0]}, "
+                f"process {process} has {value}",
+                where=str(run.dir),
+                fix=fix,
+            )
+
+
+def _comes_to_hold(file: Path, text: str) -> bool:
+    """Whether a file has this text, now or after as long as a network disk may take."""
+    deadline = time.monotonic() + SHARED_DISK_WAIT_S
+    while _text_of(file) != text:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _text_of(file: Path) -> str:
