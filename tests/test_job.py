@@ -38,7 +38,7 @@ def test_run_writes_every_promised_file(finished: Finished) -> None:
     assert all(math.isfinite(line["loss"]) for line in log)
     assert len(list(run.previews_dir.glob("*.png"))) == 2
     leftovers = [p for p in finished.run_dir.rglob(".*") if p.is_file()]
-    assert leftovers == []
+    assert leftovers == [run.lock_file]
 
 
 def test_run_answers_with_its_contract(finished: Finished) -> None:

@@ -43,10 +43,11 @@ from styletune.training.cache import Cache, Latents
 from styletune.training.checkpoint import Identity
 from styletune.training.denoise import Denoiser, NoiseSettings, Objective, cached_texts
 from styletune.training.flops import find_gpu, floor_s
-from styletune.training.loop import LoopSettings, Material, make_accelerator, train_adapter
+from styletune.training.loop import LoopSettings, Material, train_adapter
 from styletune.training.memory import SDXL, BaseConfigs, Setup, estimate
 from styletune.training.meter import StepShape
 from styletune.training.optimizer import Group, OptimizerSettings
+from styletune.training.processes import make_accelerator
 
 NUM_IMAGES = 40
 RANK = 16
@@ -116,8 +117,8 @@ def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
             held_out=None, prior=None, settings=settings,
             spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
             identity=Identity("r", "d", "o", "b"), run=run,
-            accelerator=make_accelerator("no", "none", run), on_checkpoint=lambda _: None,
-            set_training=unet.train,
+            accelerator=make_accelerator("no", "none", run), done=0,
+            on_checkpoint=lambda _: None, set_training=unet.train,
         )  # fmt: skip
 
 

@@ -41,6 +41,16 @@ class Run:
         return self.dir / "log.jsonl"
 
     @property
+    def lock_file(self) -> Path:
+        """Locked for as long as a process trains; empty, and left there."""
+        return self.dir / ".lock"
+
+    @property
+    def trainer_file(self) -> Path:
+        """Who holds the lock; the processes of one training know by it that they share a disk."""
+        return self.dir / ".trainer"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.dir / "checkpoints"
 

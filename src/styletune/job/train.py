@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
 from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.job.prepare import Job, job_setup
-from styletune.recipe import Recipe
+from styletune.recipe import Recipe, recipe_hash
 from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
 
 if TYPE_CHECKING:
@@ -36,24 +37,41 @@ CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
 def train(job: Job) -> bool:
     """Train to the last step; False when that had been done already.
 
-    Raises as ``train_adapter``, ``build_cache``, ``adapt`` and ``load_pipeline``.
+    Raises as ``make_accelerator``, ``hold_run``, ``agreed_step``, ``train_adapter``,
+    ``build_cache``, ``adapt`` and ``load_pipeline``.
     """
     recipe = job.recipe
-    if max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
+    # Of several processes none leaves on its own: the others would wait for it.
+    alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    if alone and max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
         return False
-    import torch
-
     setup, configs = replace(job_setup(job), score_batch=0), configs_of(job.base)
     require_room(setup, configs)
     if recipe.adapter.block_learning_rates:
         from styletune.training.memory import trained_names
 
         block_factors(recipe, trained_names(setup, configs))
-    from styletune.sdxl.checkpointing import set_checkpointing
-    from styletune.sdxl.load import load_pipeline
-    from styletune.training.loop import make_accelerator, train_adapter
+    from styletune.training.processes import agreed_step, hold_run, make_accelerator
 
     accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
+    with hold_run(job.run, accelerator):
+        done = agreed_step(job.run, job.identity, recipe_hash(recipe), accelerator)
+        unfinished = done < recipe.train.steps
+        if unfinished:
+            _train_from(job, done, accelerator)
+    accelerator.end_training()
+    return unfinished
+
+
+def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
+    """Train on from the checkpoint after ``done`` steps, or from nothing if that is 0."""
+    import torch
+
+    from styletune.sdxl.checkpointing import set_checkpointing
+    from styletune.sdxl.load import load_pipeline
+    from styletune.training.loop import train_adapter
+
+    recipe = job.recipe
     device, dtype = str(accelerator.device), torch_dtype(recipe.train.mixed_precision)
     # On the host first: encoding and a step are never on the card together.
     pipe = load_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32)
@@ -94,11 +112,10 @@ def train(job: Job) -> bool:
         identity=job.identity,
         run=job.run,
         accelerator=accelerator,
+        done=done,
         on_checkpoint=_preview_drawer(job, models),
         set_training=models.set_training,
     )
-    accelerator.end_training()
-    return True
 
 
 @contextlib.contextmanager

@@ -17,11 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from styletune.errors import BadInput
 from styletune.progress import progress
 from styletune.runs import Run, output_errors, write_text
 from styletune.sdxl.adapter_file import AdapterSpec
@@ -52,6 +50,7 @@ from styletune.training.optimizer import (
     set_rates,
     to_train,
 )
+from styletune.training.processes import share_gradients, summed
 from styletune.training.validation import validation_losses
 
 # Class samples draw their noise from positions that no image of the brand reaches.
@@ -115,31 +114,6 @@ class Prior:
     adapter_off: Callable[[], contextlib.AbstractContextManager[None]]
 
 
-def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerator:
-    """Accelerate with our own precision policy: it scales fp16 losses, we place the dtypes.
-
-    Raises:
-        BadInput: fp16 without a GPU, or a tracker that is not installed.
-    """
-    if mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise BadInput(
-            "fp16 needs a GPU", where="[train] mixed_precision", fix='choose "no" or "bf16"'
-        )
-    if tracker == "wandb":
-        try:
-            import wandb  # noqa: F401
-        except ImportError:
-            raise BadInput(
-                "wandb is not installed", where="[train] tracker",
-                fix='pip install "styletune[wandb]"',
-            ) from None  # fmt: skip
-    return Accelerator(
-        mixed_precision="fp16" if mixed_precision == "fp16" else "no",
-        log_with=None if tracker == "none" else tracker,
-        project_dir=str(run.dir),
-    )
-
-
 def train_adapter(
     *,
     denoiser: Denoiser,
@@ -155,10 +129,11 @@ def train_adapter(
     identity: Identity,
     run: Run,
     accelerator: Accelerator,
+    done: int,
     on_checkpoint: Callable[[int], None],
     set_training: Callable[[bool], None],
 ) -> None:
-    """Train to ``settings.steps``, going on from the last whole checkpoint.
+    """Train to ``settings.steps``, going on from the checkpoint after ``done`` steps.
 
     On one CPU the final adapter has the same bytes whether or not the run was interrupted.
 
@@ -176,6 +151,7 @@ def train_adapter(
         identity: what checkpoints are stamped with and checked against.
         run: where checkpoints and the log go.
         accelerator: from ``make_accelerator``.
+        done: the step of the last whole checkpoint, or 0; the same in every process.
         on_checkpoint: called with the step after each checkpoint, averaged weights in place.
         set_training: puts the trained models into training or evaluation mode.
 
@@ -192,7 +168,6 @@ def train_adapter(
     set_training(True)
     to_train(inner)
     optimizer = accelerator.prepare(inner)
-    done = max(run.checkpoint_steps(), default=0)
     if main:
         run.remove_leftovers()
     if done:
@@ -207,7 +182,7 @@ def train_adapter(
         for step in range(done, settings.steps):
             batch = _step_batches(settings, accelerator.num_processes, material, step)
             result = _backward(denoiser, material, prior, noise, settings, accelerator, step, batch)
-            _share_gradients(parameters, accelerator)
+            share_gradients(parameters, accelerator)
             # Parts of rate 0 are not trained: their gradients must not shrink the others'.
             grad_norm = accelerator.clip_grad_norm_(clipped, optimizer_settings.max_grad_norm)
             unchecked.append(replace(result, grad_norm=grad_norm))
@@ -229,9 +204,9 @@ def train_adapter(
                 # Values are fetched only here: every fetch waits for the device.
                 _require_finite(unchecked, material.names, accelerator.scaler is not None)
                 unchecked = []
-                values = {"loss": _summed(result.loss, accelerator)}
+                values = {"loss": summed(result.loss, accelerator)}
                 if prior is not None:
-                    values["prior_loss"] = _summed(result.prior_loss, accelerator)
+                    values["prior_loss"] = summed(result.prior_loss, accelerator)
                 speed = images / (time.monotonic() - started)
                 line = {
                     **values, "learning_rate": rate,
@@ -374,32 +349,6 @@ def _prior_losses(
     return prior_losses(
         denoiser, inputs, prior.prompt(rows), prior.adapter_off, prior.base_prompt(rows)
     )
-
-
-def _share_gradients(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up the gradients of all processes; a parameter no sample reached has the gradient 0.
-
-    One reduction of one flat buffer: an adapter is small, and wrapping the UNet for the sake of
-    overlapping would tie the loop to one kind of parallel wrapper.
-    """
-    for parameter in parameters.values():
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    if accelerator.num_processes == 1:
-        return
-    grads = [p.grad for p in parameters.values() if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    torch.distributed.all_reduce(flat)
-    for grad, part in zip(grads, torch.split(flat, [g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
-
-
-def _summed(value: Tensor, accelerator: Accelerator) -> float:
-    """The sum over processes."""
-    if accelerator.num_processes > 1:
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-    return float(value)
 
 
 def _validate(
