@@ -43,6 +43,10 @@ CONFIGURATIONS = {
         'adapter.new_tokens=["<horizon>"]',
     ),
     "lion, previews": ("optimizer.name=lion", 'preview.prompts=["the sea"]', "preview.steps=2"),
+    "paged-adamw8bit, dora": ("optimizer.name=paged-adamw8bit", "adapter.kind=dora"),
+    "nf4 base, convolutions": (
+        "base.quantization=nf4", "adapter.target=attention", "adapter.conv_rank=2",
+    ),
 }  # fmt: skip
 
 
@@ -51,6 +55,7 @@ def _train(recipe: str, run_dir: str, options: tuple[str, ...], errors: str) -> 
     import torch
 
     torch.set_num_threads(1)  # a forked process has no OpenMP team
+    Path(errors).parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -117,14 +122,14 @@ def check_kills(
     kills: int, seed: int,
 ) -> None:  # fmt: skip
     recipe = write_brand(folder / "project")
-    straight, started = Run(folder / "straight" / "run"), time.monotonic()
+    straight = Run(folder / "straight" / "run")
     finish(start(children, recipe, straight, options), straight)
-    duration_s = time.monotonic() - started
-    # Once more with everything that is cached outside the run.
-    warm = Run(folder / "straight" / "warm")
-    finish(start(children, recipe, warm, options), warm)
     wanted = file_sha256(straight.adapter_file(STEPS))
-    assert file_sha256(warm.adapter_file(STEPS)) == wanted
+    # Once more from nothing, for the time that it takes when the libraries are loaded.
+    again, started = Run(folder / "again" / "run"), time.monotonic()
+    finish(start(children, recipe, again, options), again)
+    duration_s = time.monotonic() - started
+    assert file_sha256(again.adapter_file(STEPS)) == wanted
     rng, broken, landed = random.Random(seed), Run(folder / "broken" / "run"), 0
     for _ in range(5 * kills):
         if landed == kills:
@@ -160,5 +165,5 @@ def test_killed_at_random_moments_ends_in_the_same_bytes(
 def test_two_hundred_kills(
     name: str, children: multiprocessing.context.ForkServerContext, tmp_path: Path
 ) -> None:
-    """Thirty-four kills a configuration, two hundred and four in all."""
-    check_kills(children, tmp_path, CONFIGURATIONS[name], kills=34, seed=1000 + len(name))
+    """Twenty-six kills a configuration, two hundred and eight in all."""
+    check_kills(children, tmp_path, CONFIGURATIONS[name], kills=26, seed=1000 + len(name))
