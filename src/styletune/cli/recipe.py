@@ -34,8 +34,8 @@ def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: 
 
     gpu = find_gpu(gpu_name) if gpu_name else None
     job = prepare_job(recipe, runs_dir, run_dir, overrides, planning=True)
+    from styletune.job.plan import plan
     from styletune.job.preflight import present_gpu
-    from styletune.job.prepare import plan
 
     document = plan(job, gpu or present_gpu())
     if as_json:

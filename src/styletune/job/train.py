@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from styletune.data.buckets import plan_crop
-from styletune.data.entries import Entry, entries, read_entry
-from styletune.data.load import Row
 from styletune.errors import BadInput
 from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
+from styletune.job.encode import Encoded, Seen, encode, trains_text
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
 from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.job.prepare import Job, job_setup
@@ -26,12 +24,9 @@ if TYPE_CHECKING:
 
     from styletune.sdxl.adapter_file import AdapterSpec
     from styletune.sdxl.conditioning import PromptEmbeds
-    from styletune.training.cache import Cache
     from styletune.training.denoise import Denoiser, NoiseSettings, Texts
     from styletune.training.loop import LoopSettings, Material, Prior
     from styletune.training.optimizer import OptimizerSettings
-
-CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
 
 
 def train(job: Job) -> bool:
@@ -85,7 +80,7 @@ def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
     with _first_process_first(accelerator):
         if accelerator.is_main_process:
             begin_run(job)
-        seen = _encode(job, pipe, device, draws=accelerator.is_main_process)
+        seen = encode(job, pipe, device, draws=accelerator.is_main_process)
     _start_tracker(job, accelerator)
     _place(job, pipe, device)
     if recipe.adapter.new_tokens:
@@ -173,129 +168,6 @@ def _denoiser(
             huber_delta=train.huber_delta,
         ),
     )
-
-
-# -- what is seen ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A cache, and each entry's file name, showings an epoch, and weight of its loss."""
-
-    cache: Cache
-    names: list[str]
-    repeats: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Everything the loop sees, encoded by the bare base model."""
-
-    images: Encoded
-    held_out: Encoded | None
-    class_images: Encoded | None
-    class_prompt: PromptEmbeds | None
-
-
-def trains_text(recipe: Recipe) -> bool:
-    """Whether captions must be encoded anew at every step."""
-    return recipe.adapter.text_encoders != "none" or bool(recipe.adapter.new_tokens)
-
-
-def _encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> Seen:
-    """Fill the caches while the models are as the base has them."""
-    from styletune.sdxl.conditioning import encode_prompts
-
-    section = job.recipe.dreambooth
-    class_images = None
-    if section.prior == "images":
-        square = (job.resolution, job.resolution)
-        rows = _class_rows(job, pipe, device, draws)
-        plan = plan_crop(*square, square)
-        shown = [Entry(row, job.resolution, plan, flip=False) for row in rows]
-        class_images = _cached(job, pipe, shown, device, "cache class", variants=1)
-    held = entries(job.data, "holdout") if job.recipe.train.validation_every else []
-    prompt = section.class_prompt
-    return Seen(
-        images=_cached(job, pipe, entries(job.data), device, "cache"),
-        held_out=_cached(job, pipe, held, device, "cache held-out", variants=1) if held else None,
-        class_images=class_images,
-        class_prompt=encode_prompts(pipe, [prompt]) if prompt is not None else None,
-    )
-
-
-def _cached(
-    job: Job, pipe: StableDiffusionXLPipeline, shown: Sequence[Entry], device: str, title: str,
-    variants: int | None = None,
-) -> Encoded:  # fmt: skip
-    from styletune.training.cache import build_cache
-    from styletune.training.captions import caption_variants
-
-    data = job.recipe.data
-    captions = [
-        caption_variants(
-            entry.row.text,
-            variants or data.caption_variants,
-            shuffle=data.caption_shuffle,
-            keep_first=data.caption_keep_first,
-            tag_dropout=data.caption_tag_dropout,
-            seed=job.recipe.train.seed,
-        )
-        for entry in shown
-    ]
-    cache = build_cache(
-        pipe,
-        shown,
-        captions,
-        lambda entry: read_entry(entry),
-        device=device,
-        cache_dir=job.cache_dir,
-        mask_floor=data.mask_floor,
-        with_text=not trains_text(job.recipe),
-        cut_long="too-long-caption" in data.allow,
-        title=title,
-    )
-    return Encoded(
-        cache,
-        [e.row.file_name for e in shown],
-        tuple(e.row.repeats for e in shown),
-        tuple(e.row.weight for e in shown),
-    )
-
-
-def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> list[Row]:
-    """Images the bare base model draws of the class; drawn once, by the first process."""
-    from PIL import Image
-
-    from styletune.data.fingerprint import pixel_hash
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
-    from styletune.sdxl.placement import placed
-
-    section, side = job.recipe.dreambooth, job.resolution
-    prompt = section.class_prompt or ""
-    shots = [
-        Shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png")
-        for seed in range(section.num_class_images)
-    ]
-    if draws:
-        sampler = Sampler(CLASS_STEPS, CLASS_GUIDANCE, "", side)
-        with placed(pipe.unet, device):
-            draw_shots(
-                pipe, shots, sampler, origin_facts(job), batch_size=DRAWN_AT_ONCE,
-                title="class images",
-            )  # fmt: skip
-    rows = []
-    for shot in shots:
-        with Image.open(shot.file) as image:
-            pixels = pixel_hash(image.convert("RGB"))
-        rows.append(
-            Row(
-                file_name=shot.file.name, path=str(shot.file), text=prompt, width=side,
-                height=side, pixel_hash=pixels,
-            )
-        )  # fmt: skip
-    return rows
 
 
 def _place(job: Job, pipe: StableDiffusionXLPipeline, device: str) -> None:
