@@ -1,0 +1,225 @@
+"""What the tests of the loop share: a small real cache, an adapter by recipe, short trainings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from data_parts import load_folder
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import optimizer as optimizers
+
+from styletune.data.entries import entries, read_entry
+from styletune.job.adapt import Models, adapt, parameter_groups
+from styletune.mini import world
+from styletune.recipe import Recipe
+from styletune.runs import Run
+from styletune.sdxl.conditioning import token_ids
+from styletune.sdxl.load import find_base, load_pipeline
+from styletune.training.cache import Cache, build_cache
+from styletune.training.checkpoint import Identity
+from styletune.training.denoise import Denoiser, NoiseSettings, Objective, Texts, live_texts
+from styletune.training.loop import LoopSettings, Material, Prior, train_adapter
+from styletune.training.optimizer import OptimizerSettings
+from styletune.training.processes import make_accelerator
+from styletune.training.validation import validation_losses
+
+Size = tuple[int, int]
+PLAIN = Objective("epsilon", "none", 5.0, "mse", 0.1)
+NOISE = NoiseSettings(caption_dropout=0.0)
+NAMES = ["a.png", "b.png", "c.png", "d.png"]
+
+
+def mini_pipe() -> StableDiffusionXLPipeline:
+    return load_pipeline(find_base("mini", None, Path()), torch.float32, "cpu")
+
+
+def small_cache(
+    pipe: StableDiffusionXLPipeline, folder: Path, sizes: Sequence[Size],
+    captions: Sequence[Sequence[str]], masked: Sequence[int] = (),
+) -> Cache:  # fmt: skip
+    """Renders of these sizes (w, h) at 64 px, in buckets; of ``masked`` the left half counts."""
+    folder.mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        view = world.random_view(np.random.default_rng([i, 11]))
+        image = Image.fromarray(world.render(view, side_px=220)).resize(size)
+        if i in masked:
+            alpha = Image.new("L", size, 255)
+            alpha.paste(0, (size[0] // 2, 0, *size))
+            image.putalpha(alpha)
+        image.save(folder / f"{i}.png")
+    data = load_folder(
+        folder, default_caption="x", holdout=0, resolution=64, buckets=True, bucket_step=16,
+        mask="alpha" if masked else "none", background="#808080",
+    )  # fmt: skip
+    found = entries(data)
+    assert [entry.row.file_name for entry in found] == [f"{i}.png" for i in range(len(sizes))]
+    return build_cache(pipe, found, captions, read_entry, device="cpu")
+
+
+def squares(folder: Path) -> Cache:
+    """Four images of one bucket, each with a caption and an original size of its own."""
+    captions = [[f"horizon style, scene {i}"] for i in range(4)]
+    return small_cache(mini_pipe(), folder, [(64 + i, 64 + i) for i in range(4)], captions)
+
+
+def part_of(cache: Cache, chosen: Sequence[int]) -> Cache:
+    """These entries alone."""
+    return replace(
+        cache,
+        bucket_of=tuple(cache.bucket_of[i] for i in chosen),
+        places=tuple(cache.places[i] for i in chosen),
+        time_ids=cache.time_ids[list(chosen)],
+        caption_rows=cache.caption_rows[list(chosen)],
+    )
+
+
+def recipe(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    return Recipe.model_validate({"data": {"path": "images"}, **sections})
+
+
+def denoiser_of(
+    pipe: StableDiffusionXLPipeline, objective: Objective = PLAIN,
+    dtype: torch.dtype = torch.float32,
+) -> Denoiser:  # fmt: skip
+    """As a job makes it, for noise that the base's own schedule mixes in."""
+    return Denoiser(
+        pipe.unet, dtype, pipe.scheduler.alphas_cumprod.float(),
+        float(pipe.vae.config.scaling_factor), objective,
+    )  # fmt: skip
+
+
+def live(pipe: StableDiffusionXLPipeline, captions: Sequence[str]) -> Texts:
+    """Captions, and the empty one last, as the pipeline's own encoders see them now."""
+    return live_texts(
+        pipe.text_encoder, pipe.text_encoder_2, token_ids(pipe, [*captions, ""]),
+        empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Trainee:
+    """An untrained adapter in the mini base, and the recipe that says how it is trained."""
+
+    recipe: Recipe
+    models: Models
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        return self.models.parameters
+
+
+def trainee(
+    sections: Mapping[str, Mapping[str, Any]], pipe: StableDiffusionXLPipeline | None = None
+) -> Trainee:
+    """By default rank 4 in all attention, at a rate that shows after a few steps."""
+    wanted = recipe(
+        {
+            **sections,
+            "adapter": {"rank": 4, **sections.get("adapter", {})},
+            "optimizer": {
+                "learning_rate": 3e-3, "weight_decay": 0.0, **sections.get("optimizer", {})
+            },
+        }
+    )  # fmt: skip
+    return Trainee(wanted, adapt(wanted, pipe or mini_pipe(), None))
+
+
+def values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def train(
+    who: Trainee, material: Material, folder: Path, *, steps: int, batch_size: int,
+    accumulation: int = 1, objective: Objective = PLAIN, noise: NoiseSettings = NOISE,
+    prior: Prior | None = None, held_out: Material | None = None, seed: int = 0,
+    log_every: int = 1, validation_every: int = 0,
+) -> Run:  # fmt: skip
+    """``train_adapter`` with the recipe's [adapter] and [optimizer]; the last step is saved."""
+    run = Run(folder)
+    folder.mkdir(parents=True)
+    section = who.recipe.optimizer
+    train_adapter(
+        denoiser=denoiser_of(who.models.pipe, objective),
+        parameters=who.parameters,
+        groups=parameter_groups(who.recipe, who.parameters),
+        optimizer_settings=OptimizerSettings(
+            section.name, section.learning_rate, section.weight_decay, section.beta1,
+            section.beta2, section.schedule, section.schedule_power, section.warmup_steps, steps,
+            section.lora_plus_ratio, section.max_grad_norm,
+        ),
+        noise=noise,
+        material=material,
+        held_out=held_out,
+        prior=prior,
+        settings=LoopSettings(
+            steps, batch_size, accumulation, seed, section.ema_decay, checkpoint_every=steps,
+            keep_last=None, validation_every=validation_every, log_every=log_every,
+        ),
+        spec_at=lambda step: replace(who.models.spec, step=step),
+        identity=Identity(**{field.name: field.name for field in fields(Identity)}),
+        run=run,
+        accelerator=make_accelerator("no", "none", run),
+        done=0,
+        on_checkpoint=lambda _: None,
+        set_training=who.models.set_training,
+    )  # fmt: skip
+    return run
+
+
+def lines_of(run: Run) -> list[dict[str, Any]]:
+    """The run's log."""
+    return [json.loads(line) for line in run.log_file.read_text().splitlines()]
+
+
+def mean_error(who: Trainee, cache: Cache, texts: Texts, objective: Objective = PLAIN) -> float:
+    """Over the validation's timesteps, with its own noise."""
+    found = validation_losses(denoiser_of(who.models.pipe, objective), cache, texts, 4)
+    return sum(found.values()) / len(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one optimizer step was given, after clipping, and what it made of the weights."""
+
+    gradients: dict[str, Tensor]
+    weights: dict[str, Tensor]
+
+    @property
+    def norm(self) -> float:
+        return norm(self.gradients.values())
+
+
+@contextmanager
+def watched(who: Trainee) -> Iterator[list[Step]]:
+    """Collects every optimizer step that is taken inside."""
+    steps: list[Step] = []
+    given: list[dict[str, Tensor]] = []
+
+    def before(*_: object) -> None:
+        given.append({n: p.grad.clone() for n, p in who.parameters.items() if p.grad is not None})
+
+    def after(*_: object) -> None:
+        steps.append(Step(given[-1], values(who.parameters)))
+
+    hooks = (
+        optimizers.register_optimizer_step_pre_hook(before),
+        optimizers.register_optimizer_step_post_hook(after),
+    )
+    try:
+        yield steps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def norm(tensors: Any) -> float:
+    return float(torch.cat([t.flatten() for t in tensors]).double().norm())
