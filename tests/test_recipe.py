@@ -42,6 +42,7 @@ def test_useful_recipe_is_short(tmp_path: Path) -> None:
         (GOOD + "[train]\nsteps = 2.5\n", ["[train]", "steps = 2.5"]),
         (GOOD + "[train]\nsteps = 0\n", ["steps = 0", "greater than or equal to 1"]),
         (GOOD + '[adapter]\ntarget = "atention"\n', ['did you mean "attention"', "attention-ff"]),
+        (GOOD + "[adapter]\ntarget = []\n", ["[adapter]", "target = [] is not possible"]),
         (GOOD + '[train]\nmixed_precision = "fp8"\n', ["choices: no, bf16, fp16"]),
         ("[train]\nsteps = 5\n", ["missing section [data]"]),
         ("[data]\n", ["data", "either path or [[data.sources]]"]),
@@ -68,6 +69,107 @@ def test_bad_recipe_is_named(tmp_path: Path, text: str, parts: list[str]) -> Non
     message = str(caught.value)
     for part in [str(file), *parts]:
         assert part in message
+
+
+PUBLISH = '[publish]\nname = "brand"\nlicense = "CC0-1.0"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "keys"),
+    [
+        (GOOD + 'mask = "folder"\n', "[data]", ["mask", "mask_path"]),
+        (GOOD + 'mask_path = "masks"\n', "[data]", ["mask", "mask_path"]),
+        (GOOD + 'mask = "alpha"\nmask_path = "masks"\n', "[data]", ["mask", "mask_path"]),
+        (GOOD + "mask_floor = 0.5\n", "[data]", ["mask_floor"]),
+        (GOOD + "caption_variants = 3\n", "[data]", ["caption_variants", "caption_shuffle"]),
+        (GOOD + "caption_shuffle = true\n", "[data]", ["caption_variants", "caption_shuffle"]),
+        (GOOD + "caption_tag_dropout = 0.1\n", "[data]", ["caption_variants", "_tag_dropout"]),
+        (GOOD + "[adapter]\ntext_encoder_rank = 4\n", "[adapter]",
+         ["text_encoder_rank", "text_encoders"]),
+        (GOOD + '[adapter]\nkind = "loha"\nrslora = true\n', "[adapter]", ["rslora", "loha"]),
+        (GOOD + '[adapter]\nkind = "lokr"\nrslora = true\n', "[adapter]", ["rslora", "lokr"]),
+        (GOOD + '[adapter]\nkind = "oft"\nrslora = true\n', "[adapter]", ["rslora", "oft"]),
+        (GOOD + '[adapter]\nkind = "oft"\nalpha = 8.0\n', "[adapter]", ["oft", "alpha"]),
+        (GOOD + '[adapter]\nkind = "oft"\nconv_rank = 8\n', "[adapter]", ["oft", "conv_rank"]),
+        (GOOD + '[optimizer]\nname = "schedule-free-adamw"\nschedule = "cosine"\n',
+         "[optimizer]", ["schedule-free-adamw", "schedule"]),
+        (GOOD + '[optimizer]\nname = "schedule-free-adamw"\nema_decay = 0.9\n', "[optimizer]",
+         ["schedule-free-adamw", "ema_decay"]),
+        (GOOD + '[optimizer]\nname = "prodigy"\n', "[optimizer]", ["prodigy", "learning_rate"]),
+        (GOOD + '[optimizer]\nname = "adafactor"\nbeta1 = 0.8\n', "[optimizer]",
+         ["adafactor", "beta1"]),
+        (GOOD + '[optimizer]\nname = "adafactor"\nbeta2 = 0.99\n', "[optimizer]",
+         ["adafactor", "beta2"]),
+        (GOOD + "[train]\nmin_timestep = 500\nmax_timestep = 499\n", "[train]",
+         ["min_timestep", "max_timestep"]),
+        (GOOD + '[dreambooth]\nprior = "images"\n', "[dreambooth]", ["prior", "class_prompt"]),
+        (GOOD + '[dreambooth]\nclass_prompt = "a sea"\n', "[dreambooth]",
+         ["prior", "class_prompt"]),
+        (GOOD + "[optimizer]\ntext_encoder_learning_rate = 1e-4\n", "recipe",
+         ["optimizer.text_encoder_learning_rate", "adapter.text_encoders"]),
+        (GOOD + '[adapter]\ntext_encoders = "second"\n[optimizer]\n'
+         "text_encoder_learning_rate = 1e-4\n", "recipe",
+         ["optimizer.text_encoder_learning_rate", "adapter.text_encoders"]),
+        (GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\n'
+         "text_encoder_2_learning_rate = 1e-4\n", "recipe",
+         ["optimizer.text_encoder_2_learning_rate", "adapter.text_encoders"]),
+        (GOOD + "[optimizer]\ntoken_learning_rate = 1e-4\n", "recipe",
+         ["optimizer.token_learning_rate", "adapter.new_tokens"]),
+        (GOOD + "[optimizer]\nwarmup_steps = 11\n[train]\nsteps = 10\n", "recipe",
+         ["optimizer.warmup_steps", "train.steps"]),
+        (GOOD + '[adapter]\nkind = "loha"\n[optimizer]\nlora_plus_ratio = 4.0\n', "recipe",
+         ["optimizer.lora_plus_ratio", "loha"]),
+        (GOOD + '[base]\nquantization = "nf4"\n[adapter]\nkind = "dora"\n', "recipe",
+         ["base.quantization", "adapter.kind"]),
+        (GOOD + '[optimizer]\nname = "prodigy"\nlearning_rate = 1.0\nlora_plus_ratio = 4.0\n',
+         "recipe", ["prodigy", "optimizer.lora_plus_ratio"]),
+        (GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\nname = "prodigy"\n'
+         "learning_rate = 1.0\ntext_encoder_learning_rate = 0.5\n", "recipe",
+         ["prodigy", "optimizer.text_encoder_learning_rate"]),
+        (GOOD + "[adapter.block_learning_rates]\nmid_block = 0.5\n"
+         '[optimizer]\nname = "prodigy"\nlearning_rate = 1.0\n', "recipe",
+         ["prodigy", "adapter.block_learning_rates", "mid_block"]),
+        (GOOD + '[adapter]\nkind = "lokr"\n' + PUBLISH, "recipe",
+         ["lokr", "publish.plain_lora_rank"]),
+        (GOOD + PUBLISH + "plain_lora_rank = 8\n", "recipe", ["publish.plain_lora_rank", "lora"]),
+    ],
+)  # fmt: skip
+def test_keys_that_do_not_go_together_are_named(
+    tmp_path: Path, text: str, where: str, keys: list[str]
+) -> None:
+    """The message is about these keys: it has neither a printed section nor keys left alone."""
+    file = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file)
+    message = str(caught.value)
+    for part in [f"{file}: {where}", *keys]:
+        assert part in message
+    untouched = ("require_rights", "num_class_images", "weight_decay", "log_every", "start_from")
+    assert not any(key in message for key in ("{", "\n", *untouched)), message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD + 'mask = "alpha"\nmask_floor = 0.5\n',
+        GOOD + "caption_variants = 3\ncaption_tag_dropout = 0.1\n",
+        GOOD + '[adapter]\nkind = "dora"\nrslora = true\n',
+        GOOD + '[adapter]\nkind = "oft"\nrank = 8\nalpha = 8.0\n',
+        GOOD + '[adapter]\ntext_encoders = "second"\ntext_encoder_rank = 4\n[optimizer]\n'
+        "text_encoder_2_learning_rate = 0.0\n",
+        GOOD + '[adapter]\nnew_tokens = ["<a>"]\n[optimizer]\ntoken_learning_rate = 1e-4\n',
+        GOOD + "[optimizer]\nwarmup_steps = 10\n[train]\nsteps = 10\n",
+        GOOD + '[adapter]\nkind = "dora"\n[optimizer]\nlora_plus_ratio = 4.0\n',
+        GOOD + '[base]\nquantization = "int8"\n',
+        GOOD + "[train]\nmin_timestep = 500\nmax_timestep = 500\n",
+        GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\nname = "prodigy"\n'
+        "learning_rate = 1.0\ntext_encoder_learning_rate = 0.0\n",
+        GOOD + '[adapter]\nkind = "lokr"\n' + PUBLISH + "plain_lora_rank = 8\n",
+    ],
+)
+def test_keys_that_go_together_are_taken_together(tmp_path: Path, text: str) -> None:
+    """Each is the nearest neighbour of a combination that is refused."""
+    assert load_recipe(write(tmp_path, text))
 
 
 def test_all_problems_come_at_once(tmp_path: Path) -> None:
@@ -108,6 +210,20 @@ def test_hash_is_of_the_settings_not_of_the_text(tmp_path: Path) -> None:
     other = load_recipe(write(tmp_path, GOOD + "[adapter]\nrank = 8\n", "other.toml")).recipe
     assert recipe_hash(plain) == recipe_hash(wordy)
     assert recipe_hash(plain) != recipe_hash(other)
+
+
+@pytest.mark.parametrize("key", ["block_ranks", "block_learning_rates"])
+def test_order_of_block_patterns_decides_the_hash(tmp_path: Path, key: str) -> None:
+    """The first match counts, so another order is another adapter."""
+    pairs = ['"up_blocks.0*" = 4', '"up_blocks*" = 8']
+    if key == "block_learning_rates":
+        pairs = [f"{pair}.0" for pair in pairs]
+    first, again, turned = (
+        load_recipe(write(tmp_path, GOOD + f"[adapter]\n{key} = {{ {', '.join(order)} }}\n")).recipe
+        for order in (pairs, list(pairs), pairs[::-1])
+    )
+    for own_hash in (recipe_hash, training_hash):
+        assert own_hash(first) == own_hash(again) != own_hash(turned)
 
 
 def test_several_sources_are_read_and_resolved(tmp_path: Path) -> None:
