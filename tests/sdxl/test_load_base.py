@@ -193,6 +193,36 @@ def test_each_missing_piece_is_named(folder: Path, name: str, words: str | None)
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"_class_name": "EDMEulerScheduler"}, "its scheduler is EDMEulerScheduler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatchEulerDiscreteScheduler"),
+        ({"prediction_type": "sample"}, "its UNet predicts sample"),
+    ],
+)
+def test_base_with_another_noise_process_is_refused(
+    folder: Path, changes: dict[str, str], words: str
+) -> None:
+    """Its noise is not the one that training mixes in; where it is named, so is the model."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, **changes}))
+    with pytest.raises(BaseModelError, match=words) as caught:
+        find_base("model", None, folder.parent)
+    assert caught.value.where == '[base] model = "model"'
+
+
+@pytest.mark.parametrize(
+    "changes", [{"_class_name": "DDIMScheduler"}, {"prediction_type": "v_prediction"}]
+)
+def test_any_ddpm_schedule_is_taken(folder: Path, changes: dict[str, str]) -> None:
+    """Which sampler a model names does not matter, nor whether it predicts noise or velocity."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    assert find_base("model", None, folder.parent).folder == folder
+
+
 def test_misspelt_path_gets_its_neighbour(folder: Path) -> None:
     """A folder that is not there is answered with the nearest that is."""
     with pytest.raises(NotFound) as caught:

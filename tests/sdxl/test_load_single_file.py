@@ -195,6 +195,18 @@ def test_prediction_type_comes_from_the_header(
     assert scheduler.get("rescale_betas_zero_snr") == zero_snr
 
 
+@pytest.mark.parametrize(("names", "first"), [({"v_pred": (0,), "ztsnr": (0,)}, 999), ({}, 751)])
+def test_zero_terminal_snr_is_sampled_from_pure_noise(
+    small_file: Path, names: dict[str, tuple[int, ...]], first: int
+) -> None:
+    """A file that declares it starts at the last timestep; others at 3 · 250 + 1, as SDXL does."""
+    configs = {**mini_configs(), "scheduler": configs_for(names, {})["scheduler"]}
+    scheduler = load_single_file(small_file, configs, TOKENIZERS, torch.float32, None).scheduler
+    assert scheduler.config.timestep_spacing == ("trailing" if names else "leading")
+    scheduler.set_timesteps(4)
+    assert int(scheduler.timesteps[0]) == first
+
+
 @pytest.fixture
 def sdxl_like(tmp_path: Path) -> Path:
     """Passes by its header, beside the tokenizers; most weights are missing."""
