@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionXLPipeline
 from job_parts import Answer
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,12 +19,13 @@ from styletune.job.prepare import Job, prepare
 from styletune.job.publish import Package, build_package
 from styletune.mini import BASE_DIR
 from styletune.recipe import load_recipe
-from styletune.registry.package import DIFFUSERS_WEIGHTS
+from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
 from styletune.runs import Run
 from styletune.sampling.sample import Sampler, Shot, draw_shots
 from styletune.scoring.suite import prompt_id, suite_hash
-from styletune.sdxl.load import load_pipeline
+from styletune.sdxl.load import find_base, load_pipeline
 from styletune.sdxl.schedule import set_sampling_schedule
+from styletune.sdxl.tokens import add_tokens, load_token_rows
 
 pytestmark = pytest.mark.slow
 
@@ -86,14 +88,32 @@ def test_new_tokens_travel(styletune: Command, brand: Path, tmp_path: Path) -> N
         styletune, brand, tmp_path, 'adapter.new_tokens=["<horizon>"]',
         "optimizer.token_learning_rate=1e-3",
     )  # fmt: skip
-    generate(styletune, tmp_path)
+    generated = generate(styletune, tmp_path)
     pulled = tmp_path / "pulled" / "small" / "1.0.0"
-    files = {file.name for file in pulled.rglob("*.safetensors")}
-    embeddings = [f for f in pulled.rglob("*.safetensors") if "embed" in f.name]
-    assert embeddings, files
-    rows = load_file(embeddings[0])
+    rows = load_file(pulled / DIFFUSERS_EMBEDDINGS)
     assert set(rows) == {"clip_l", "clip_g"}
-    assert all(row.shape[0] == 1 for row in rows.values())
+    pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cpu")
+    start = {
+        key: row.detach().clone() for key, row in add_tokens(pipe, ["<horizon>"], "style").items()
+    }
+    for key, row in rows.items():
+        assert row.shape == start[key].shape
+        # Forty steps of at most 1e-3 each.
+        assert 2e-3 < float((row - start[key]).abs().max()) < 0.05, key
+    pipe.load_lora_weights(str(pulled), weight_name=DIFFUSERS_WEIGHTS)
+    untrained = drawn_word(pipe, tmp_path / "untrained")
+    load_token_rows(pipe, rows)
+    trained = drawn_word(pipe, tmp_path / "trained")
+    for with_start, with_rows, made in zip(untrained, trained, generated, strict=True):
+        assert np.abs(with_rows - made).mean() < 0.5
+        assert np.abs(with_rows - with_start).mean() > 2
+
+
+def drawn_word(pipe: StableDiffusionXLPipeline, folder: Path) -> list[np.ndarray]:
+    """What ``generate`` draws, with the rows that the pipeline has now."""
+    shots = [Shot(f"<horizon>, {PROMPT}", seed, folder / f"{seed}.png") for seed in (1, 2)]
+    draw_shots(pipe, shots, Sampler(8, 5.0, "", 128), {}, batch_size=2, title="word")
+    return [np.asarray(Image.open(shot.file), np.float32) for shot in shots]
 
 
 def scored(
