@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from styletune.training.memory import BaseConfigs, Setup
 
 
+def _reaches_pure_noise(job: Job) -> bool:
+    """Whether the last step has no signal, by the recipe or by the base's own schedule."""
+    if job.recipe.train.zero_terminal_snr or job.missing_base is not None:
+        return job.recipe.train.zero_terminal_snr
+    from styletune.sdxl.load import scheduler_config
+
+    return bool(scheduler_config(job.base).get("rescale_betas_zero_snr"))
+
+
 def _check_patterns(recipe: Recipe, setup: Setup, configs: BaseConfigs) -> None:
     from styletune.job.adapt import block_factors
     from styletune.training.memory import trained_names
@@ -52,12 +61,12 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
                 "fix": job.missing_base.fix,
             }
         )  # fmt: skip
-    if recipe.train.zero_terminal_snr and recipe.train.weighting == "min-snr":
+    if _reaches_pure_noise(job) and recipe.train.weighting == "min-snr":
         problems.append(
             {
                 "severity": "warning", "where": "[train] weighting",
                 "message": "min-SNR weighs velocity by min(SNR, gamma) / (SNR + 1), which is 0 at "
-                "the pure-noise step that zero_terminal_snr adds: it would not be trained",
+                "the pure-noise step of zero-terminal SNR: it would not be trained",
                 "fix": 'weighting = "none"',
             }
         )  # fmt: skip

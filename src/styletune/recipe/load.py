@@ -206,13 +206,14 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
         # A rule between keys: its words name them; the whole section would say less.
         return f"[{key}]" if key else "recipe", message, ""
     value = json.dumps(item.get("input"), default=str)
-    choices = _choices(owner, key)
+    choices = _choices(owner, key) if item["type"] == "literal_error" else []
     if choices:
         near = difflib.get_close_matches(str(item.get("input")), choices, n=1)
         fix = f'did you mean "{near[0]}"? ' if near else ""
         return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
     info = owner.model_fields.get(key)
-    return where, f"{key} = {value}: {message}", (info.description or "") if info else ""
+    shown = ".".join(loc[1:] if in_section else loc)
+    return where, f"{shown} = {value}: {message}", (info.description or "") if info else ""
 
 
 def _choices(owner: type[BaseModel], key: str) -> list[str]:
