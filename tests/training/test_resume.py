@@ -43,7 +43,9 @@ CONFIGURATIONS = {
         'adapter.new_tokens=["<horizon>"]',
     ),
     "lion, previews": ("optimizer.name=lion", 'preview.prompts=["the sea"]', "preview.steps=2"),
-    "paged-adamw8bit, dora": ("optimizer.name=paged-adamw8bit", "adapter.kind=dora"),
+    "paged-adamw8bit, dora": (
+        "optimizer.name=paged-adamw8bit", "adapter.kind=dora", "publish.plain_lora_rank=8",
+    ),
     "nf4 base, convolutions": (
         "base.quantization=nf4", "adapter.target=attention", "adapter.conv_rank=2",
     ),
