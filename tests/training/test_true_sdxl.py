@@ -37,7 +37,10 @@ def styletune(command: str, recipe: Path, folder: Path, *options: str) -> tuple[
     line = [sys.executable, "-m", "styletune", command, str(recipe), "--run-dir",
             str(folder / "run"), "--runs-dir", str(folder), *options]  # fmt: skip
     with (folder / "out").open("w+") as out, (folder / "err").open("w+") as err:
-        process = subprocess.Popen(line, stdout=out, stderr=err)
+        # Freed blocks go back to the system at once: glibc would keep half a gibibyte of them.
+        process = subprocess.Popen(
+            line, stdout=out, stderr=err, env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "1000000"}
+        )
         # The children's maximum would be that of all of them, the making of the base included.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
