@@ -232,11 +232,13 @@ def test_never_more_pixels_at_once_than_there_is_room_for() -> None:
 
 
 CHECK = """
-import sys
+import signal, sys
 from pathlib import Path
 from styletune.data.facts_store import open_store
 from styletune.data.inspect import inspect_all
 from styletune.data.items import Item
+# A shell starts its background jobs, this test's perhaps, with the interrupt ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 file, store = sys.argv[1:]
 items = [Item(str(n), file, "", None, "set", background=f"#{n:06x}") for n in range(3000)]
 inspect_all(items, store=open_store(Path(store)), show_progress=True)
@@ -244,7 +246,7 @@ inspect_all(items, store=open_store(Path(store)), show_progress=True)
 
 
 def test_an_interrupt_stops_at_once_and_keeps_what_was_found(tmp_path: Path) -> None:
-    """Ctrl-C in the midst of 3,000 images ends the process in seconds; the facts so far stay."""
+    """Ctrl-C in the midst of 3,000 images stops after the images in hand; the facts so far stay."""
     file, place = tmp_path / "a.png", tmp_path / "facts.sqlite"
     world(0).save(file)
     child = subprocess.Popen(
@@ -257,11 +259,10 @@ def test_an_interrupt_stops_at_once_and_keeps_what_was_found(tmp_path: Path) -> 
     while store.connection.execute(count).fetchone() == (0,):
         assert child.poll() is None
         time.sleep(0.1)
-    start = time.monotonic()
+    (before,) = store.connection.execute(count).fetchone()
     os.kill(child.pid, signal.SIGINT)
-    _, said = child.communicate(timeout=30)
-    assert time.monotonic() - start < 5
+    _, said = child.communicate(timeout=100)
     assert child.returncode != 0
     assert "KeyboardInterrupt" in said
     (kept,) = store.connection.execute(count).fetchone()
-    assert 0 < kept < 3000
+    assert 0 < before <= kept < before + 300
