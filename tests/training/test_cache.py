@@ -375,7 +375,7 @@ from pathlib import Path
 import torch
 folder, images, cache_dir, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-sys.path.insert(0, folder)
+sys.path[:0] = [folder, str(Path(folder).parent)]
 from styletune.sdxl.load import find_base, load_pipeline
 from test_cache import build, digest, found_in
 pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cpu")
