@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -309,21 +307,6 @@ def test_plan_answers_with_its_contract(brand: Path, styletune: Command, tmp_pat
     text = styletune("plan", brand, "--runs-dir", tmp_path / "runs")
     assert "15 to train on" in text.out
     assert "next:" in text.out
-
-
-def test_help_is_quick() -> None:
-    """``styletune --help`` takes at most half a second more than bare Python."""
-
-    def best_of_five_s(*arguments: str) -> float:
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    bare = best_of_five_s("-c", "pass")
-    assert best_of_five_s("-m", "styletune", "--help") - bare < 0.5
 
 
 def test_schema_is_json(styletune: Command) -> None:

@@ -367,8 +367,11 @@ def test_detail_opens_and_gives_focus_back(
     page.keyboard.press("Enter")
     page.keyboard.press("j")
     assert page.locator("#ztitle").inner_text() == "mountains.png"
-    page.locator("#zclose").click()
-    assert f"#{focused_card(page)}" == card_id(checked, "mountains.png")
+    place = "document.activeElement.closest('.card')?.id ?? ''"
+    at_once = page.evaluate(f"(document.getElementById('zclose').click(), {place})")
+    assert f"#{at_once}" == card_id(checked, "mountains.png")
+    page.keyboard.press("k")
+    assert f"#{focused_card(page)}" == card_id(checked, "long.png")
     page.close()
 
 

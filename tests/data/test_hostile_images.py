@@ -32,10 +32,10 @@ from pathlib import Path
 from styletune.data.facts import ImageFacts
 from styletune.data.inspect import inspect_image
 for file in sorted(Path(sys.argv[1]).iterdir()):
-    start = time.perf_counter()
+    start = time.process_time()
     result = inspect_image(file, name=file.name, background="#336699")
     again = inspect_image(file.read_bytes(), name=file.name, background="#336699")
-    said = {"same": result == again, "s": time.perf_counter() - start, **asdict(result)}
+    said = {"same": result == again, "s": time.process_time() - start, **asdict(result)}
     if isinstance(result, ImageFacts):
         small = lambda y, x: list(result.small[(y * 64 + x) * 3 :][:3])
         said["quarters"] = [small(y, x) for y in (8, 56) for x in (8, 56)]

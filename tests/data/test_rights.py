@@ -192,11 +192,11 @@ def test_xmp_cannot_attack() -> None:
     laughs = '<!DOCTYPE r [<!ENTITY a "ha">' + "".join(
         f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
     )
-    start = time.perf_counter()
+    start = time.process_time()
     assert term_of((laughs + "]><r>&j;</r>").encode()) == UNREADABLE
     outside = b'<!DOCTYPE r [<!ENTITY a SYSTEM "file:///etc/passwd">]><r>&a;</r>'
     assert term_of(outside) == UNREADABLE
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_nothing_is_printed_about_ordinary_images() -> None:

@@ -168,6 +168,12 @@ def test_arrow_keys_walk_the_grid_and_the_large_view(browser: Browser, report: P
     page.keyboard.press("Escape")
     assert page.locator("#zoom").is_hidden()
     assert page.evaluate(place) == ["2", "2"]
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowUp")
+    at_once = f"(document.getElementById('zclose').click(), {place})"
+    assert page.evaluate(at_once) == ["1", "2"]
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate(place) == ["1", "1"]
     page.close()
 
 

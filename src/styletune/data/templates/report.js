@@ -6,7 +6,7 @@
   const opens = cards.map(card => card.querySelector('.open'));
   const images = data.images, chosen = {flag: new Set(), kind: new Set(), side: new Set(), origin: new Set()};
   const words = images.map(image => `${image.name}\n${image.caption}`.toLowerCase());
-  let group = null, shown = cards.slice(), current = 0, large = 0;
+  let group = null, shown = cards.slice(), current = 0, large = null;
 
   // Thousands of inlined pictures would take seconds to load: large sets hold them as text of
   // a noscript element, and each becomes a picture when it comes near the window.
@@ -122,10 +122,16 @@
     const card = event.target.closest('.card');
     if (card) makeCurrent(number(card));
   });
-  $('zclose').addEventListener('click', () => dialog.close());
-  dialog.addEventListener('click', event => { if (event.target === dialog) dialog.close(); });
-  // The browser gives focus back to the image that opened the view, not to the one last seen.
-  dialog.addEventListener('close', () => go(large));
+  // Closing gives focus to the image last seen, not to the one that opened the view; at once, for
+  // the browser tells of a closed dialog later, when the next key may have come.
+  const leave = () => {
+    if (large === null) return;
+    const seen = large;
+    large = null; dialog.close(); go(seen);
+  };
+  $('zclose').addEventListener('click', leave);
+  dialog.addEventListener('click', event => { if (event.target === dialog) leave(); });
+  dialog.addEventListener('close', leave);
   document.querySelectorAll('[data-move]').forEach(b => b.addEventListener('click', () => move(+b.dataset.move)));
 
   // A link to an image that is filtered out shows all again.
@@ -154,6 +160,7 @@
   $('helpbutton').addEventListener('click', toggleHelp);
   document.addEventListener('keydown', event => {
     if (event.altKey || event.ctrlKey || event.metaKey) return;
+    if (event.key === 'Escape' && dialog.open) { event.preventDefault(); leave(); return; }
     const active = document.activeElement, inSheet = active.classList.contains('open');
     if (active.matches('input[type=search],select')) {
       if (event.key === 'Escape' && active === $('search')) { active.value = ''; filter(); }
