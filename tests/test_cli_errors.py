@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -307,6 +309,22 @@ def test_plan_answers_with_its_contract(brand: Path, styletune: Command, tmp_pat
     text = styletune("plan", brand, "--runs-dir", tmp_path / "runs")
     assert "15 to train on" in text.out
     assert "next:" in text.out
+
+
+def test_help_is_quick() -> None:
+    """``styletune --help`` takes at most half a processor second more than bare Python."""
+
+    def best_of_five_s(*arguments: str) -> float:
+        times = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(times)
+
+    bare = best_of_five_s("-c", "pass")
+    assert best_of_five_s("-m", "styletune", "--help") - bare < 0.5
 
 
 def test_schema_is_json(styletune: Command) -> None:

@@ -42,7 +42,10 @@ def test_useful_recipe_is_short(tmp_path: Path) -> None:
         (GOOD + "[train]\nsteps = 2.5\n", ["[train]", "steps = 2.5"]),
         (GOOD + "[train]\nsteps = 0\n", ["steps = 0", "greater than or equal to 1"]),
         (GOOD + '[adapter]\ntarget = "atention"\n', ['did you mean "attention"', "attention-ff"]),
-        (GOOD + "[adapter]\ntarget = []\n", ["[adapter]", "target = []: name at least one"]),
+        (
+            GOOD + "[adapter]\ntarget = []\n",
+            ["[adapter]", "target = []: name at least one pattern"],
+        ),
         (GOOD + '[train]\nmixed_precision = "fp8"\n', ["choices: no, bf16, fp16"]),
         ("[train]\nsteps = 5\n", ["missing section [data]"]),
         ("[data]\n", ["data", "either path or [[data.sources]]"]),

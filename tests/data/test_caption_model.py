@@ -306,7 +306,7 @@ def test_the_file_is_not_written_for_every_batch(
         write(path, content)
 
     monkeypatch.setattr(caption_model, "write_text", counted)
-    monkeypatch.setattr(caption_model, "SAVE_SECONDS", 1000.0)
+    monkeypatch.setattr(caption_model, "SAVE_SECONDS", 100 * caption_model.SAVE_SECONDS)
     caption(images, captioner, tmp_path / "metadata.jsonl", batch_size=1)
     assert lengths == [5]
     caption(images, captioner, tmp_path / "metadata.jsonl", batch_size=1)

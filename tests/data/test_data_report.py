@@ -157,8 +157,9 @@ def shown_names(page: Page) -> list[str]:
     return [str(n) for n in page.evaluate(f"{script}.map(c => c.querySelector('h3').textContent)")]
 
 
-def focused_card(page: Page) -> str:
-    return str(page.evaluate("document.activeElement.closest('.card')?.id ?? ''"))
+def focused_card(page: Page, after: str = "") -> str:
+    """The card that has the focus, at once ``after`` this script's expression."""
+    return str(page.evaluate(f"({after or 0}, document.activeElement.closest('.card')?.id ?? '')"))
 
 
 def test_used_page_is_quiet_and_alone(browser: Browser, report: Path) -> None:
@@ -367,8 +368,7 @@ def test_detail_opens_and_gives_focus_back(
     page.keyboard.press("Enter")
     page.keyboard.press("j")
     assert page.locator("#ztitle").inner_text() == "mountains.png"
-    place = "document.activeElement.closest('.card')?.id ?? ''"
-    at_once = page.evaluate(f"(document.getElementById('zclose').click(), {place})")
+    at_once = focused_card(page, "document.getElementById('zclose').click()")
     assert f"#{at_once}" == card_id(checked, "mountains.png")
     page.keyboard.press("k")
     assert f"#{focused_card(page)}" == card_id(checked, "long.png")
