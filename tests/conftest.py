@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_parts import Answer, Finished, call, write_brand
+from job_parts import Answer, Finished, call, finished_job, write_brand
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,11 +29,4 @@ def brand(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    folder = tmp_path_factory.mktemp("finished")
-    recipe = write_brand(folder / "project")
-    answer = call(
-        "run", recipe, "--publish", "--json", "--runs-dir", folder / "runs",
-        "--registry", folder / "registry",
-    )  # fmt: skip
-    assert answer.code == 0, answer.out + answer.err
-    return Finished(recipe, Path(answer.json["run_dir"]), folder / "registry", answer.json)
+    return finished_job(tmp_path_factory.mktemp("finished"))

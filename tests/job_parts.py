@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,36 @@ class Finished:
     run_dir: Path
     registry: Path
     document: dict[str, Any]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums are split among threads, so their number decides the last digits."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):  # numpy's BLAS has threads of its own
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def finished_job(folder: Path) -> Finished:
+    """Run the whole job on a fresh brand, on one thread."""
+    recipe = write_brand(folder / "project")
+    with one_thread():
+        answer = call(
+            "run",
+            recipe,
+            "--publish",
+            "--json",
+            "--runs-dir",
+            folder / "runs",
+            "--registry",
+            folder / "registry",
+        )
+    assert answer.code == 0, answer.out + answer.err
+    return Finished(recipe, Path(answer.json["run_dir"]), folder / "registry", answer.json)
