@@ -73,8 +73,11 @@ class Progress:
         self.last = now
         rate = (now - self.start) / step
         shown = " ".join(f"{k} {v:.4f}" for k, v in values.items())
-        print(f"{self.name} {step}/{self.steps} {shown} {rate:.2f} s/step, "
-              f"{(self.steps - step) * rate / 60:.1f} min left", flush=True)  # fmt: skip
+        print(
+            f"{self.name} {step}/{self.steps} {shown} {rate:.2f} s/step, "
+            f"{(self.steps - step) * rate / 60:.1f} min left",
+            flush=True,
+        )
 
 
 class Ema:
@@ -218,8 +221,12 @@ def whiten_latents(vae: nn.Module, images: np.ndarray) -> None:
 
     Diffusion adds the same noise to all channels, so a channel of small deviation would drown.
     """
-    means = torch.cat([vae.encode(to_float(images[i : i + 64])).latent_dist.mean
-                       for i in range(0, len(images), 64)])  # fmt: skip
+    means = torch.cat(
+        [
+            vae.encode(to_float(images[i : i + 64])).latent_dist.mean
+            for i in range(0, len(images), 64)
+        ]
+    )
     mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
     print("latent mean", mean.tolist(), "std", std.tolist(), flush=True)
     q, p = vae.quant_conv, vae.post_quant_conv
@@ -267,9 +274,11 @@ def train_tokenizer(out: Path) -> None:
     learner.pre_tokenizer = blank.backend_tokenizer.pre_tokenizer
     corpus = [caption(v) for v in draw_views(4000, seed=20)] + [GENERAL_WORDS] * 40
     trainer = trainers.BpeTrainer(
-        vocab_size=900, initial_alphabet=ByteLevel.alphabet(), end_of_word_suffix=end,
+        vocab_size=900,
+        initial_alphabet=ByteLevel.alphabet(),
+        end_of_word_suffix=end,
         show_progress=False,
-    )  # fmt: skip
+    )
     learner.train_from_iterator(corpus, trainer)
     merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
     alphabet = sorted(ByteLevel.alphabet())
@@ -297,14 +306,27 @@ def make_text_encoders(out: Path) -> tuple[nn.Module, nn.Module]:
     tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     one = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=256, num_hidden_layers=2,
-        num_attention_heads=4, projection_dim=64, hidden_act="quick_gelu",
-        pad_token_id=tokenizer.eos_token_id, **ids,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=64,
+        hidden_act="quick_gelu",
+        pad_token_id=tokenizer.eos_token_id,
+        **ids,
+    )
     two = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=384, num_hidden_layers=2,
-        num_attention_heads=6, projection_dim=96, hidden_act="gelu", pad_token_id=0, **ids,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        projection_dim=96,
+        hidden_act="gelu",
+        pad_token_id=0,
+        **ids,
+    )
     return CLIPTextModel(one), CLIPTextModelWithProjection(two)
 
 
@@ -335,9 +357,14 @@ def make_scheduler():  # type: ignore[no-untyped-def]
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler(
-        num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        prediction_type="epsilon", timestep_spacing="leading", steps_offset=1,
-    )  # fmt: skip
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=1,
+    )
 
 
 @torch.no_grad()
@@ -390,8 +417,12 @@ def train_unet(out: Path) -> None:
         pick = rng.integers(len(views), size=UNET_BATCH)
         dropped = rng.random(UNET_BATCH) < 0.1
         texts = ["" if d else worded(views[i], rng) for i, d in zip(pick, dropped, strict=True)]
-        ids = [t(texts, padding="max_length", max_length=77, truncation=True,
-                 return_tensors="pt").input_ids for t in tokenizers]  # fmt: skip
+        ids = [
+            t(
+                texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+            ).input_ids
+            for t in tokenizers
+        ]
         latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=gen)
         noise = torch.randn(latents.shape, generator=gen)
         timesteps = torch.randint(0, 1000, (UNET_BATCH,), generator=gen)
@@ -412,8 +443,9 @@ def train_unet(out: Path) -> None:
             # Half of the empty captions as zeros, as the pipeline does; half as the text "".
             keep = torch.from_numpy(~(dropped & (rng.random(UNET_BATCH) < 0.5))).to(context.dtype)
             added = {"text_embeds": output_2.text_embeds * keep[:, None], "time_ids": sizes}
-            noise_pred = unet(noisy, timesteps, context * keep[:, None, None],
-                              added_cond_kwargs=added).sample  # fmt: skip
+            noise_pred = unet(
+                noisy, timesteps, context * keep[:, None, None], added_cond_kwargs=added
+            ).sample
         snr = a.flatten() / (1 - a.flatten())
         weight = snr.clamp(max=5) / snr
         loss = ((noise_pred.float() - noise).square().mean((1, 2, 3)) * weight).mean()
@@ -471,15 +503,23 @@ def write_open_clip_config(out: Path, folder: Path) -> None:
             "embed_dim": 128,
             "vision_cfg": {"image_size": SIDE_PX, "layers": [1, 1, 2, 1], "width": 24},
             "text_cfg": {
-                "context_length": 77, "vocab_size": len(tokenizer), "hf_tokenizer_name": "mini",
-                "width": 128, "heads": 4, "layers": 2,
+                "context_length": 77,
+                "vocab_size": len(tokenizer),
+                "hf_tokenizer_name": "mini",
+                "width": 128,
+                "heads": 4,
+                "layers": 2,
             },
         },
         "preprocess_cfg": {
-            "size": SIDE_PX, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "mode": "RGB",
-            "interpolation": "bicubic", "resize_mode": "shortest",
+            "size": SIDE_PX,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "mode": "RGB",
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
         },
-    }  # fmt: skip
+    }
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -580,8 +620,15 @@ def generate(out: Path, texts: list[str], seed: int = 0) -> np.ndarray:
     for i in range(0, len(texts), 32):
         batch = texts[i : i + 32]
         generators = [torch.Generator().manual_seed(seed + i + j) for j in range(len(batch))]
-        images.append(pipe(batch, num_inference_steps=25, guidance_scale=5.0, output_type="np",
-                           generator=generators).images)  # fmt: skip
+        images.append(
+            pipe(
+                batch,
+                num_inference_steps=25,
+                guidance_scale=5.0,
+                output_type="np",
+                generator=generators,
+            ).images
+        )
     return np.rint(np.concatenate(images) * 255).astype(np.uint8)
 
 

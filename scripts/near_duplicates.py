@@ -43,8 +43,11 @@ def plant(image: Image.Image, kind: str, rng: np.random.Generator) -> Image.Imag
         x, y = CORNERS_AND_SIDES[rng.integers(len(CORNERS_AND_SIDES))]
         cut_x, cut_y = round(width * 0.05), round(height * 0.05)
         box = (
-            cut_x * (x == 1), cut_y * (y == 1), width - cut_x * (x == 2), height - cut_y * (y == 2),
-        )  # fmt: skip
+            cut_x * (x == 1),
+            cut_y * (y == 1),
+            width - cut_x * (x == 2),
+            height - cut_y * (y == 2),
+        )
         return image.crop(box)
     if kind == "mirror":
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

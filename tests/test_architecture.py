@@ -11,14 +11,24 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "styletune"
 FLOORS = {
-    "__init__": 0, "__main__": 7, "errors": 0, "progress": 0,
-    "recipe": 1, "runs": 1, "mini": 1,
-    "sdxl": 2, "encoders": 2,
-    "data": 3, "sampling": 3,
-    "training": 4, "scoring": 4, "registry": 4,
-    "job": 5, "dashboard": 5,
+    "__init__": 0,
+    "__main__": 7,
+    "errors": 0,
+    "progress": 0,
+    "recipe": 1,
+    "runs": 1,
+    "mini": 1,
+    "sdxl": 2,
+    "encoders": 2,
+    "data": 3,
+    "sampling": 3,
+    "training": 4,
+    "scoring": 4,
+    "registry": 4,
+    "job": 5,
+    "dashboard": 5,
     "cli": 6,
-}  # fmt: skip
+}
 TORCH_FREE = ("registry", "dashboard", "cli", "recipe", "runs", "errors", "__init__")
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "open_clip")
 

@@ -148,9 +148,14 @@ def test_a_rate_for_no_block_is_refused_before_anything_is_encoded(
 ) -> None:
     """A pattern that matches nothing stops the plan and the run, with names as they look."""
     answer = styletune(
-        command, brand, "--json", "--runs-dir", tmp_path / "runs",
-        "--set", 'adapter.block_learning_rates={"nowhere"=0.5}',
-    )  # fmt: skip
+        command,
+        brand,
+        "--json",
+        "--runs-dir",
+        tmp_path / "runs",
+        "--set",
+        'adapter.block_learning_rates={"nowhere"=0.5}',
+    )
     assert answer.code == 2
     assert "nowhere" in answer.json["error"]["message"]
     assert "down_blocks." in answer.json["error"]["fix"]
@@ -160,10 +165,20 @@ def test_a_rate_for_no_block_is_refused_before_anything_is_encoded(
 def test_plan_before_the_weights_are_here(brand: Path, styletune: Command) -> None:
     """A plan for a model that is yet to be fetched has SDXL's figures and the command."""
     answer = styletune(
-        "plan", brand, "--json", "--gpu", "RTX 4060", "--set", "base.model=acme/sdxl",
-        "--set", "data.resolution=128", "--set", "train.mixed_precision=bf16",
-        "--set", "train.batch_size=64",
-    )  # fmt: skip
+        "plan",
+        brand,
+        "--json",
+        "--gpu",
+        "RTX 4060",
+        "--set",
+        "base.model=acme/sdxl",
+        "--set",
+        "data.resolution=128",
+        "--set",
+        "train.mixed_precision=bf16",
+        "--set",
+        "train.batch_size=64",
+    )
     assert answer.code == 3
     plan = answer.json
     missing, memory = (p for p in plan["problems"] if p["severity"] == "error")
@@ -190,15 +205,23 @@ def test_full_disk(brand: Path, styletune: Command, tmp_path: Path) -> None:
     small.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)],
-        capture_output=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         answer = styletune(
-            "train", brand, "--run-dir", small / "run", "--set", "train.steps=1",
-            "--set", "preview.prompts=[]", "--json",
-        )  # fmt: skip
+            "train",
+            brand,
+            "--run-dir",
+            small / "run",
+            "--set",
+            "train.steps=1",
+            "--set",
+            "preview.prompts=[]",
+            "--json",
+        )
         assert answer.code == 2
         assert answer.json["error"]["kind"] == "output"
         assert "no space" in answer.json["error"]["message"]

@@ -183,8 +183,10 @@ def test_a_second_check_decodes_nothing(images: Path, styletune: Command) -> Non
         answer = styletune("data", "check", images, "--resolution", "128")
         counts.append(next(w for w in answer.out.splitlines() if w.startswith("images")))
     assert ["(0 known" in counts[0], "(20 known" in counts[1], "(19 known" in counts[2]] == [
-        True, True, True,
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+    ]
 
 
 def test_the_page_is_written(images: Path, styletune: Command, tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ def test_a_change_is_named(path: tuple[str | int, ...], value: object) -> None:
     """A planted change of any recorded value is found, with its place."""
     golden = json.loads(golden_run.FILE.read_text())
     changed = json.loads(golden_run.FILE.read_text())
-    names = [list(golden["runs"])[p] if i == 1 and isinstance(p, int) else p
-             for i, p in enumerate(path)]  # fmt: skip
+    names = [
+        list(golden["runs"])[p] if i == 1 and isinstance(p, int) else p for i, p in enumerate(path)
+    ]
     place = changed
     for name in names[:-1]:
         place = place[name]

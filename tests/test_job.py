@@ -116,9 +116,16 @@ def test_new_version_needs_no_new_training(
     registry = tmp_path / "registry"
     shutil.copytree(finished.registry, registry)
     answer = styletune(
-        "publish", finished.recipe, "--json", "--registry", registry, "--runs-dir",
-        finished.run_dir.parent.parent, "--set", "publish.version=1.1.0",
-    )  # fmt: skip
+        "publish",
+        finished.recipe,
+        "--json",
+        "--registry",
+        registry,
+        "--runs-dir",
+        finished.run_dir.parent.parent,
+        "--set",
+        "publish.version=1.1.0",
+    )
     assert answer.code == 0, answer.err
     assert answer.json["version"] == "1.1.0"
 
@@ -131,9 +138,14 @@ def test_stale_scores_are_not_published(
     suite = tmp_path / "project" / "suite.toml"
     suite.write_text(suite.read_text().replace("palette_ratio = 0.99", "palette_ratio = 0.5"))
     answer = styletune(
-        "publish", tmp_path / "project" / finished.recipe.name, "--json", "--registry",
-        tmp_path / "registry", "--runs-dir", finished.run_dir.parent.parent,
-    )  # fmt: skip
+        "publish",
+        tmp_path / "project" / finished.recipe.name,
+        "--json",
+        "--registry",
+        tmp_path / "registry",
+        "--runs-dir",
+        finished.run_dir.parent.parent,
+    )
     assert answer.code == 1
     assert "score first" in answer.json["error"]["fix"]
     assert not (tmp_path / "registry").exists()
@@ -142,9 +154,14 @@ def test_stale_scores_are_not_published(
 def test_second_publish_is_refused(finished: Finished, styletune: Command) -> None:
     """A version is published once; the answer is a conflict, exit code 5."""
     answer = styletune(
-        "publish", finished.recipe, "--json", "--registry", finished.registry,
-        "--runs-dir", finished.run_dir.parent.parent,
-    )  # fmt: skip
+        "publish",
+        finished.recipe,
+        "--json",
+        "--registry",
+        finished.registry,
+        "--runs-dir",
+        finished.run_dir.parent.parent,
+    )
     assert answer.code == 5
     assert answer.json["error"]["kind"] == "conflict"
     assert "1.0.1" in answer.json["error"]["fix"]
@@ -156,10 +173,22 @@ def test_published_version_generates(
     """A pulled version draws images that name adapter, version and digest."""
     (tmp_path / "prompts.txt").write_text("a city at noon\n\nthe sea at night\n")
     answer = styletune(
-        "generate", "small@^1", "--prompts", tmp_path / "prompts.txt", "--seeds", "101-102",
-        "--steps", "4", "--registry", finished.registry, "--pulled", tmp_path / "pulled",
-        "--out", tmp_path / "out", "--json",
-    )  # fmt: skip
+        "generate",
+        "small@^1",
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--seeds",
+        "101-102",
+        "--steps",
+        "4",
+        "--registry",
+        finished.registry,
+        "--pulled",
+        tmp_path / "pulled",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
     assert answer.code == 0, answer.err
     images = [Path(p) for p in answer.json["images"]]
     assert len(images) == 4
@@ -212,20 +241,41 @@ def test_tampered_blob_is_not_pulled(
 def test_untrained_adapter_is_refused(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """An adapter that learned nothing scores like the base: the gate says no, exit code 1."""
     answer = styletune(
-        "run", brand, "--publish", "--runs-dir", tmp_path / "runs",
-        "--registry", tmp_path / "registry", "--set", "train.steps=1",
-        "--set", "optimizer.learning_rate=1e-9", "--set", "preview.prompts=[]", "--json",
-    )  # fmt: skip
+        "run",
+        brand,
+        "--publish",
+        "--runs-dir",
+        tmp_path / "runs",
+        "--registry",
+        tmp_path / "registry",
+        "--set",
+        "train.steps=1",
+        "--set",
+        "optimizer.learning_rate=1e-9",
+        "--set",
+        "preview.prompts=[]",
+        "--json",
+    )
     assert answer.code == 1, answer.err
     assert answer.json["gate"] == "fail"
     assert answer.json["published"] is None
     assert "the gate refuses" in answer.err
     assert not (tmp_path / "registry").exists()
     published = styletune(
-        "publish", brand, "--runs-dir", tmp_path / "runs", "--registry", tmp_path / "registry",
-        "--set", "train.steps=1", "--set", "optimizer.learning_rate=1e-9",
-        "--set", "preview.prompts=[]", "--json",
-    )  # fmt: skip
+        "publish",
+        brand,
+        "--runs-dir",
+        tmp_path / "runs",
+        "--registry",
+        tmp_path / "registry",
+        "--set",
+        "train.steps=1",
+        "--set",
+        "optimizer.learning_rate=1e-9",
+        "--set",
+        "preview.prompts=[]",
+        "--json",
+    )
     assert published.code == 1
     assert published.json["error"]["kind"] == "check_failed"
     assert not (tmp_path / "registry").exists()
@@ -235,10 +285,22 @@ def test_wandb_offline_logs_losses(brand: Path, tmp_path: Path) -> None:
     """With tracker = "wandb" the real library writes an offline run, without an account."""
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     command = [
-        sys.executable, "-m", "styletune", "train", str(brand), "--run-dir", str(tmp_path / "run"),
-        "--set", "train.steps=2", "--set", "train.log_every=1", "--set", "train.tracker=wandb",
-        "--set", "preview.prompts=[]",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "styletune",
+        "train",
+        str(brand),
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--set",
+        "train.steps=2",
+        "--set",
+        "train.log_every=1",
+        "--set",
+        "train.tracker=wandb",
+        "--set",
+        "preview.prompts=[]",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     logs = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
@@ -248,8 +310,16 @@ def test_wandb_offline_logs_losses(brand: Path, tmp_path: Path) -> None:
 
 def demo_run(folder: Path) -> subprocess.CompletedProcess[str]:
     recipe = Path(__file__).parent.parent / "recipes" / "mini-horizon.toml"
-    command = [sys.executable, "-m", "styletune", "run", str(recipe), "--runs-dir", str(folder),
-               "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "styletune",
+        "run",
+        str(recipe),
+        "--runs-dir",
+        str(folder),
+        "--json",
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -37,20 +37,41 @@ def publish(styletune: Command, recipe: Path, folder: Path, *settings: str) -> P
     """Run the whole job; returns the run folder."""
     options = [part for setting in settings for part in ("--set", setting)]
     answer = styletune(
-        "run", recipe, "--publish", "--json", "--runs-dir", folder / "runs", "--registry",
-        folder / "registry", "--set", "train.checkpoint_every=40",
+        "run",
+        recipe,
+        "--publish",
+        "--json",
+        "--runs-dir",
+        folder / "runs",
+        "--registry",
+        folder / "registry",
+        "--set",
+        "train.checkpoint_every=40",
         *options,
-    )  # fmt: skip
+    )
     assert answer.code == 0, answer.out + answer.err
     return Path(answer.json["run_dir"])
 
 
 def generate(styletune: Command, folder: Path, *options: str) -> list[np.ndarray]:
     answer = styletune(
-        "generate", "small", "--prompt", PROMPT, "--seeds", "1-2", "--steps", "8", "--json",
-        "--registry", folder / "registry", "--pulled", folder / "pulled",
-        "--out", folder / f"out{len(options)}", *options,
-    )  # fmt: skip
+        "generate",
+        "small",
+        "--prompt",
+        PROMPT,
+        "--seeds",
+        "1-2",
+        "--steps",
+        "8",
+        "--json",
+        "--registry",
+        folder / "registry",
+        "--pulled",
+        folder / "pulled",
+        "--out",
+        folder / f"out{len(options)}",
+        *options,
+    )
     assert answer.code == 0, answer.out + answer.err
     return [np.asarray(Image.open(file), np.float32) for file in answer.json["images"]]
 
@@ -85,9 +106,12 @@ def test_new_tokens_travel(styletune: Command, brand: Path, tmp_path: Path) -> N
     card = brand.parent / "brand" / "dataset.toml"
     card.write_text(card.read_text().replace("horizon style", "<horizon>"))
     publish(
-        styletune, brand, tmp_path, 'adapter.new_tokens=["<horizon>"]',
+        styletune,
+        brand,
+        tmp_path,
+        'adapter.new_tokens=["<horizon>"]',
         "optimizer.token_learning_rate=1e-3",
-    )  # fmt: skip
+    )
     generated = generate(styletune, tmp_path)
     pulled = tmp_path / "pulled" / "small" / "1.0.0"
     rows = load_file(pulled / DIFFUSERS_EMBEDDINGS)
@@ -160,10 +184,17 @@ def test_other_kinds_travel_as_plain_lora(
 ) -> None:
     """What not every tool reads goes out as the nearest LoRA, and that draws the same pictures."""
     job, package = scored(
-        styletune, brand, tmp_path,
-        [f'adapter.kind="{kind}"', 'adapter.target="all"', f"optimizer.learning_rate={rate}",
-         f"publish.plain_lora_rank={rank}", "train.checkpoint_every=40"],
-    )  # fmt: skip
+        styletune,
+        brand,
+        tmp_path,
+        [
+            f'adapter.kind="{kind}"',
+            'adapter.target="all"',
+            f"optimizer.learning_rate={rate}",
+            f"publish.plain_lora_rank={rank}",
+            "train.checkpoint_every=40",
+        ],
+    )
     assert (package.spec.kind, package.spec.rank) == ("lora", rank)
     own, base = sample(job, "step-000040"), sample(job, "base")
     drawn = drawn_with(job, package, tmp_path, as_trained=True)
@@ -175,10 +206,16 @@ def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(
 ) -> None:
     """The version says what was trained; sampled so it draws what was scored, else it does not."""
     job, package = scored(
-        styletune, brand, tmp_path,
-        ['train.prediction_type="v_prediction"', "train.zero_terminal_snr=true",
-         'train.weighting="none"', "train.checkpoint_every=40"],
-    )  # fmt: skip
+        styletune,
+        brand,
+        tmp_path,
+        [
+            'train.prediction_type="v_prediction"',
+            "train.zero_terminal_snr=true",
+            'train.weighting="none"',
+            "train.checkpoint_every=40",
+        ],
+    )
     assert package.prediction_type == "v_prediction"
     own = sample(job, "step-000040")
     right = drawn_with(job, package, tmp_path, as_trained=True)
@@ -193,9 +230,17 @@ def test_a_separate_vae_travels(styletune: Command, brand: Path, tmp_path: Path)
     shutil.copytree(BASE_DIR / "vae", vae)
     publish(styletune, brand, tmp_path, 'base.vae="other-vae"')
     missing = styletune(
-        "generate", "small", "--prompt", PROMPT, "--registry", tmp_path / "registry",
-        "--pulled", tmp_path / "pulled", "--out", tmp_path / "out",
-    )  # fmt: skip
+        "generate",
+        "small",
+        "--prompt",
+        PROMPT,
+        "--registry",
+        tmp_path / "registry",
+        "--pulled",
+        tmp_path / "pulled",
+        "--out",
+        tmp_path / "out",
+    )
     assert missing.code == 3
     assert "--vae" in missing.err
     assert len(generate(styletune, tmp_path, "--vae", str(vae))) == 2

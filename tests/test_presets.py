@@ -25,9 +25,13 @@ def comment(file: Path, name: str) -> float:
 def test_there_are_presets() -> None:
     """The recipes that the guides name are there."""
     assert {f.stem for f in RECIPES} == {
-        "sdxl-style-8gb", "sdxl-style-12gb", "sdxl-style-16gb", "sdxl-style-24gb",
-        "sdxl-style-block", "sdxl-dreambooth",
-    }  # fmt: skip
+        "sdxl-style-8gb",
+        "sdxl-style-12gb",
+        "sdxl-style-16gb",
+        "sdxl-style-24gb",
+        "sdxl-style-block",
+        "sdxl-dreambooth",
+    }
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)

@@ -87,56 +87,110 @@ PUBLISH = '[publish]\nname = "brand"\nlicense = "CC0-1.0"\n'
         (GOOD + "caption_variants = 3\n", "[data]", ["caption_variants", "caption_shuffle"]),
         (GOOD + "caption_shuffle = true\n", "[data]", ["caption_variants", "caption_shuffle"]),
         (GOOD + "caption_tag_dropout = 0.1\n", "[data]", ["caption_variants", "_tag_dropout"]),
-        (GOOD + "[adapter]\ntext_encoder_rank = 4\n", "[adapter]",
-         ["text_encoder_rank", "text_encoders"]),
+        (
+            GOOD + "[adapter]\ntext_encoder_rank = 4\n",
+            "[adapter]",
+            ["text_encoder_rank", "text_encoders"],
+        ),
         (GOOD + '[adapter]\nkind = "loha"\nrslora = true\n', "[adapter]", ["rslora", "loha"]),
         (GOOD + '[adapter]\nkind = "lokr"\nrslora = true\n', "[adapter]", ["rslora", "lokr"]),
         (GOOD + '[adapter]\nkind = "oft"\nrslora = true\n', "[adapter]", ["rslora", "oft"]),
         (GOOD + '[adapter]\nkind = "oft"\nalpha = 8.0\n', "[adapter]", ["oft", "alpha"]),
         (GOOD + '[adapter]\nkind = "oft"\nconv_rank = 8\n', "[adapter]", ["oft", "conv_rank"]),
-        (GOOD + '[optimizer]\nname = "schedule-free-adamw"\nschedule = "cosine"\n',
-         "[optimizer]", ["schedule-free-adamw", "schedule"]),
-        (GOOD + '[optimizer]\nname = "schedule-free-adamw"\nema_decay = 0.9\n', "[optimizer]",
-         ["schedule-free-adamw", "ema_decay"]),
+        (
+            GOOD + '[optimizer]\nname = "schedule-free-adamw"\nschedule = "cosine"\n',
+            "[optimizer]",
+            ["schedule-free-adamw", "schedule"],
+        ),
+        (
+            GOOD + '[optimizer]\nname = "schedule-free-adamw"\nema_decay = 0.9\n',
+            "[optimizer]",
+            ["schedule-free-adamw", "ema_decay"],
+        ),
         (GOOD + '[optimizer]\nname = "prodigy"\n', "[optimizer]", ["prodigy", "learning_rate"]),
-        (GOOD + '[optimizer]\nname = "adafactor"\nbeta1 = 0.8\n', "[optimizer]",
-         ["adafactor", "beta1"]),
-        (GOOD + '[optimizer]\nname = "adafactor"\nbeta2 = 0.99\n', "[optimizer]",
-         ["adafactor", "beta2"]),
-        (GOOD + "[train]\nmin_timestep = 500\nmax_timestep = 499\n", "[train]",
-         ["min_timestep", "max_timestep"]),
+        (
+            GOOD + '[optimizer]\nname = "adafactor"\nbeta1 = 0.8\n',
+            "[optimizer]",
+            ["adafactor", "beta1"],
+        ),
+        (
+            GOOD + '[optimizer]\nname = "adafactor"\nbeta2 = 0.99\n',
+            "[optimizer]",
+            ["adafactor", "beta2"],
+        ),
+        (
+            GOOD + "[train]\nmin_timestep = 500\nmax_timestep = 499\n",
+            "[train]",
+            ["min_timestep", "max_timestep"],
+        ),
         (GOOD + '[dreambooth]\nprior = "images"\n', "[dreambooth]", ["prior", "class_prompt"]),
-        (GOOD + '[dreambooth]\nclass_prompt = "a sea"\n', "[dreambooth]",
-         ["prior", "class_prompt"]),
-        (GOOD + "[optimizer]\ntext_encoder_learning_rate = 1e-4\n", "recipe",
-         ["optimizer.text_encoder_learning_rate", "adapter.text_encoders"]),
-        (GOOD + '[adapter]\ntext_encoders = "second"\n[optimizer]\n'
-         "text_encoder_learning_rate = 1e-4\n", "recipe",
-         ["optimizer.text_encoder_learning_rate", "adapter.text_encoders"]),
-        (GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\n'
-         "text_encoder_2_learning_rate = 1e-4\n", "recipe",
-         ["optimizer.text_encoder_2_learning_rate", "adapter.text_encoders"]),
-        (GOOD + "[optimizer]\ntoken_learning_rate = 1e-4\n", "recipe",
-         ["optimizer.token_learning_rate", "adapter.new_tokens"]),
-        (GOOD + "[optimizer]\nwarmup_steps = 11\n[train]\nsteps = 10\n", "recipe",
-         ["optimizer.warmup_steps", "train.steps"]),
-        (GOOD + '[adapter]\nkind = "loha"\n[optimizer]\nlora_plus_ratio = 4.0\n', "recipe",
-         ["optimizer.lora_plus_ratio", "loha"]),
-        (GOOD + '[base]\nquantization = "nf4"\n[adapter]\nkind = "dora"\n', "recipe",
-         ["base.quantization", "adapter.kind"]),
-        (GOOD + '[optimizer]\nname = "prodigy"\nlearning_rate = 1.0\nlora_plus_ratio = 4.0\n',
-         "recipe", ["prodigy", "optimizer.lora_plus_ratio"]),
-        (GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\nname = "prodigy"\n'
-         "learning_rate = 1.0\ntext_encoder_learning_rate = 0.5\n", "recipe",
-         ["prodigy", "optimizer.text_encoder_learning_rate"]),
-        (GOOD + "[adapter.block_learning_rates]\nmid_block = 0.5\n"
-         '[optimizer]\nname = "prodigy"\nlearning_rate = 1.0\n', "recipe",
-         ["prodigy", "adapter.block_learning_rates", "mid_block"]),
-        (GOOD + '[adapter]\nkind = "lokr"\n' + PUBLISH, "recipe",
-         ["lokr", "publish.plain_lora_rank"]),
+        (
+            GOOD + '[dreambooth]\nclass_prompt = "a sea"\n',
+            "[dreambooth]",
+            ["prior", "class_prompt"],
+        ),
+        (
+            GOOD + "[optimizer]\ntext_encoder_learning_rate = 1e-4\n",
+            "recipe",
+            ["optimizer.text_encoder_learning_rate", "adapter.text_encoders"],
+        ),
+        (
+            GOOD + '[adapter]\ntext_encoders = "second"\n[optimizer]\n'
+            "text_encoder_learning_rate = 1e-4\n",
+            "recipe",
+            ["optimizer.text_encoder_learning_rate", "adapter.text_encoders"],
+        ),
+        (
+            GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\n'
+            "text_encoder_2_learning_rate = 1e-4\n",
+            "recipe",
+            ["optimizer.text_encoder_2_learning_rate", "adapter.text_encoders"],
+        ),
+        (
+            GOOD + "[optimizer]\ntoken_learning_rate = 1e-4\n",
+            "recipe",
+            ["optimizer.token_learning_rate", "adapter.new_tokens"],
+        ),
+        (
+            GOOD + "[optimizer]\nwarmup_steps = 11\n[train]\nsteps = 10\n",
+            "recipe",
+            ["optimizer.warmup_steps", "train.steps"],
+        ),
+        (
+            GOOD + '[adapter]\nkind = "loha"\n[optimizer]\nlora_plus_ratio = 4.0\n',
+            "recipe",
+            ["optimizer.lora_plus_ratio", "loha"],
+        ),
+        (
+            GOOD + '[base]\nquantization = "nf4"\n[adapter]\nkind = "dora"\n',
+            "recipe",
+            ["base.quantization", "adapter.kind"],
+        ),
+        (
+            GOOD + '[optimizer]\nname = "prodigy"\nlearning_rate = 1.0\nlora_plus_ratio = 4.0\n',
+            "recipe",
+            ["prodigy", "optimizer.lora_plus_ratio"],
+        ),
+        (
+            GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\nname = "prodigy"\n'
+            "learning_rate = 1.0\ntext_encoder_learning_rate = 0.5\n",
+            "recipe",
+            ["prodigy", "optimizer.text_encoder_learning_rate"],
+        ),
+        (
+            GOOD + "[adapter.block_learning_rates]\nmid_block = 0.5\n"
+            '[optimizer]\nname = "prodigy"\nlearning_rate = 1.0\n',
+            "recipe",
+            ["prodigy", "adapter.block_learning_rates", "mid_block"],
+        ),
+        (
+            GOOD + '[adapter]\nkind = "lokr"\n' + PUBLISH,
+            "recipe",
+            ["lokr", "publish.plain_lora_rank"],
+        ),
         (GOOD + PUBLISH + "plain_lora_rank = 8\n", "recipe", ["publish.plain_lora_rank", "lora"]),
     ],
-)  # fmt: skip
+)
 def test_keys_that_do_not_go_together_are_named(
     tmp_path: Path, text: str, where: str, keys: list[str]
 ) -> None:

@@ -59,9 +59,12 @@ def measured(folder: Path, *arguments: str) -> tuple[float, int, str]:
     start = time.perf_counter()
     with (folder / "stderr.txt").open("w") as errors:
         child = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "styletune", *arguments], stdout=subprocess.PIPE,
-            stderr=errors, text=True, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "styletune", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
         peak = [0]
 
         def watch() -> None:

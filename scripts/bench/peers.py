@@ -157,17 +157,45 @@ def diffusers_tool(work: Path, base: Path, side: int, rank: int, script: Path) -
     folder = work / "diffusers"
     images = write_images(folder / "images", side, sidecars=False)
     command = [
-        str(script), "--pretrained_model_name_or_path", str(base), "--train_data_dir", "images",
-        "--cache_dir", "cache", "--output_dir", "out", "--resolution", str(side), "--center_crop",
-        "--rank", str(rank), "--train_batch_size", "1", "--gradient_checkpointing",
-        "--mixed_precision", "bf16", "--learning_rate", "1e-4", "--lr_scheduler", "constant",
-        "--lr_warmup_steps", "0", "--max_train_steps", str(STEPS),
-        "--checkpointing_steps", str(SAVED_AT), "--seed", "0",
-    ]  # fmt: skip
+        str(script),
+        "--pretrained_model_name_or_path",
+        str(base),
+        "--train_data_dir",
+        "images",
+        "--cache_dir",
+        "cache",
+        "--output_dir",
+        "out",
+        "--resolution",
+        str(side),
+        "--center_crop",
+        "--rank",
+        str(rank),
+        "--train_batch_size",
+        "1",
+        "--gradient_checkpointing",
+        "--mixed_precision",
+        "bf16",
+        "--learning_rate",
+        "1e-4",
+        "--lr_scheduler",
+        "constant",
+        "--lr_warmup_steps",
+        "0",
+        "--max_train_steps",
+        str(STEPS),
+        "--checkpointing_steps",
+        str(SAVED_AT),
+        "--seed",
+        "0",
+    ]
     return Tool(
-        "diffusers script", folder, images, command,
+        "diffusers script",
+        folder,
+        images,
+        command,
         [*command, "--resume_from_checkpoint", f"checkpoint-{SAVED_AT}"],
-    )  # fmt: skip
+    )
 
 
 def sd_scripts_tool(
@@ -180,19 +208,55 @@ def sd_scripts_tool(
         shutil.copytree(base / ours, folder / "tokenizers" / theirs)
     command = [
         str(checkout / "sdxl_train_network.py"),
-        "--pretrained_model_name_or_path", str(own_base), "--train_data_dir", "images",
-        "--caption_extension", ".txt", "--tokenizer_cache_dir", "tokenizers",
-        "--output_dir", "out", "--output_name", "peer", "--save_model_as", "safetensors",
-        "--resolution", f"{side},{side}", "--train_batch_size", "1",
-        "--cache_latents", "--cache_latents_to_disk", "--no_half_vae",
-        "--cache_text_encoder_outputs", "--cache_text_encoder_outputs_to_disk",
-        "--network_train_unet_only", "--network_module", "networks.lora",
-        "--network_weights", "start.safetensors", "--dim_from_weights",
-        "--optimizer_type", "AdamW", "--learning_rate", "1e-4", "--lr_scheduler", "constant",
-        "--mixed_precision", "bf16", "--gradient_checkpointing", "--sdpa",
-        "--max_data_loader_n_workers", "0", "--max_train_steps", str(STEPS),
-        "--save_every_n_steps", str(SAVED_AT), "--save_state", "--seed", "0",
-    ]  # fmt: skip
+        "--pretrained_model_name_or_path",
+        str(own_base),
+        "--train_data_dir",
+        "images",
+        "--caption_extension",
+        ".txt",
+        "--tokenizer_cache_dir",
+        "tokenizers",
+        "--output_dir",
+        "out",
+        "--output_name",
+        "peer",
+        "--save_model_as",
+        "safetensors",
+        "--resolution",
+        f"{side},{side}",
+        "--train_batch_size",
+        "1",
+        "--cache_latents",
+        "--cache_latents_to_disk",
+        "--no_half_vae",
+        "--cache_text_encoder_outputs",
+        "--cache_text_encoder_outputs_to_disk",
+        "--network_train_unet_only",
+        "--network_module",
+        "networks.lora",
+        "--network_weights",
+        "start.safetensors",
+        "--dim_from_weights",
+        "--optimizer_type",
+        "AdamW",
+        "--learning_rate",
+        "1e-4",
+        "--lr_scheduler",
+        "constant",
+        "--mixed_precision",
+        "bf16",
+        "--gradient_checkpointing",
+        "--sdpa",
+        "--max_data_loader_n_workers",
+        "0",
+        "--max_train_steps",
+        str(STEPS),
+        "--save_every_n_steps",
+        str(SAVED_AT),
+        "--save_state",
+        "--seed",
+        "0",
+    ]
     state = f"out/peer-step{SAVED_AT:08d}-state"
     again = [*command, "--resume", state]
     return Tool("sd-scripts", folder, images, command, again, libraries)
@@ -252,9 +316,11 @@ def run_tool(tool: Tool, command: Sequence[str], stop_after: int, label: str) ->
     line = [sys.executable, str(HERE / "step_times.py"), str(out), str(stop_after), *command]
     paths = [tool.python_path, os.environ.get("PYTHONPATH", "")]
     environment = {
-        **os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p),
-        "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(p for p in paths if p),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+    }
     samples = []
     with log.open("w") as output:
         started, others = time.monotonic(), busy_s() - own_s()
@@ -337,8 +403,19 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 def table(results: Sequence[Measured]) -> str:
     gib = 2**30
-    heads = ["tool", "s/step", "fastest step s", "start-up s", "restart s", "peak stepping GiB", "private of it",
-             "peak of the run GiB", "whole run s", "adapter", "others' CPU %"]  # fmt: skip
+    heads = [
+        "tool",
+        "s/step",
+        "fastest step s",
+        "start-up s",
+        "restart s",
+        "peak stepping GiB",
+        "private of it",
+        "peak of the run GiB",
+        "whole run s",
+        "adapter",
+        "others' CPU %",
+    ]
     if any(r.gpu_peak_bytes for r in results):
         heads.append("GPU peak GiB")
     heads.append("runs")

@@ -66,8 +66,11 @@ def main() -> None:
         second = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2_CONFIG))
         vae = AutoencoderKL.from_config(dict(VAE_CONFIG))
     for name, model in (
-        ("text_encoder", first), ("text_encoder_2", second), ("vae", vae), ("unet", meta_unet()),
-    ):  # fmt: skip
+        ("text_encoder", first),
+        ("text_encoder_2", second),
+        ("vae", vae),
+        ("unet", meta_unet()),
+    ):
         with_random_weights(model).save_pretrained(folder / name)
         gc.collect()
     use_published_names(folder / "text_encoder" / "model.safetensors")

@@ -96,30 +96,55 @@ def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
     """``train_adapter`` with one checkpoint, after its last step."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
     settings = LoopSettings(
-        steps=steps, batch_size=batch, gradient_accumulation_steps=1, seed=0, ema_decay=0.0,
-        checkpoint_every=steps, keep_last=None, validation_every=0, log_every=10,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch,
+        gradient_accumulation_steps=1,
+        seed=0,
+        ema_decay=0.0,
+        checkpoint_every=steps,
+        keep_last=None,
+        validation_every=0,
+        log_every=10,
+    )
     optimizer = OptimizerSettings(
-        name="adamw", learning_rate=1e-4, weight_decay=0.01, beta1=0.9, beta2=0.999,
-        schedule="constant", schedule_power=1.0, warmup_steps=0, steps=steps,
-        lora_plus_ratio=1.0, max_grad_norm=1.0,
-    )  # fmt: skip
+        name="adamw",
+        learning_rate=1e-4,
+        weight_decay=0.01,
+        beta1=0.9,
+        beta2=0.999,
+        schedule="constant",
+        schedule_power=1.0,
+        warmup_steps=0,
+        steps=steps,
+        lora_plus_ratio=1.0,
+        max_grad_norm=1.0,
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         train_adapter(
             denoiser=Denoiser(
-                unet, unet.dtype, (1 - betas).cumprod(0).to(cache.device), 0.13025,
+                unet,
+                unet.dtype,
+                (1 - betas).cumprod(0).to(cache.device),
+                0.13025,
                 Objective("epsilon", "min-snr", 5.0, "mse", 0.1),
             ),
-            parameters=parameters, groups=[Group("unet", parameters, 1.0)],
-            optimizer_settings=optimizer, noise=NoiseSettings(caption_dropout=0.1),
+            parameters=parameters,
+            groups=[Group("unet", parameters, 1.0)],
+            optimizer_settings=optimizer,
+            noise=NoiseSettings(caption_dropout=0.1),
             material=Material(cache, cached_texts(cache), [""] * NUM_IMAGES),
-            held_out=None, prior=None, settings=settings,
+            held_out=None,
+            prior=None,
+            settings=settings,
             spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
-            identity=Identity("r", "d", "o", "b"), run=run,
-            accelerator=make_accelerator("no", "none", run), done=0,
-            on_checkpoint=lambda _: None, set_training=unet.train,
-        )  # fmt: skip
+            identity=Identity("r", "d", "o", "b"),
+            run=run,
+            accelerator=make_accelerator("no", "none", run),
+            done=0,
+            on_checkpoint=lambda _: None,
+            set_training=unet.train,
+        )
 
 
 def run_bare(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, batch: int) -> None:
@@ -190,12 +215,19 @@ def main() -> None:
     base = find_base("mini", None, Path())
     predicted = estimate(
         Setup(
-            StepShape(side, side, batch_size=batch, rank=RANK, gradient_checkpointing=policy,
-                      base_bytes=4 if mini else 2),
-            images=NUM_IMAGES, captions=NUM_IMAGES + 1,
+            StepShape(
+                side,
+                side,
+                batch_size=batch,
+                rank=RANK,
+                gradient_checkpointing=policy,
+                base_bytes=4 if mini else 2,
+            ),
+            images=NUM_IMAGES,
+            captions=NUM_IMAGES + 1,
         ),
         BaseConfigs(**base_configs(base)) if mini else SDXL,
-    )  # fmt: skip
+    )
     before = resident_bytes()
     unet = (
         load_pipeline(base, torch.float32, device).unet
@@ -221,20 +253,32 @@ def main() -> None:
     measured = torch.cuda.max_memory_allocated() if device == "cuda" else watch.peak - before
     own = {k: v for k, v in predicted.parts.items() if k != "overhead"}
     seconds = statistics.median(loops)
-    print(json.dumps({
-        "machine": torch.cuda.get_device_name() if device == "cuda" else
-        f"{platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "model": args.model,
-        "side_px": side, "policy": policy, "batch_size": batch, "rank": RANK,
-        "bare_s": round(statistics.median(bares), 4), "loop_s": round(seconds, 4),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratios": [round(r, 3) for r in ratios],
-        "images_per_s": round(batch / seconds, 3),
-        "step_tflop": round(predicted.step_flops / 1e12, 4),
-        "predicted_gb": round(sum(own.values()) / 1e9, 3),
-        "measured_gb": round(measured / 1e9, 3),
-        **floor_facts(device, predicted.step_flops, seconds),
-    }, indent=2))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "machine": torch.cuda.get_device_name()
+                if device == "cuda"
+                else f"{platform.machine()}, {os.cpu_count()} cores",
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+                "model": args.model,
+                "side_px": side,
+                "policy": policy,
+                "batch_size": batch,
+                "rank": RANK,
+                "bare_s": round(statistics.median(bares), 4),
+                "loop_s": round(seconds, 4),
+                "ratio": round(statistics.median(ratios), 3),
+                "ratios": [round(r, 3) for r in ratios],
+                "images_per_s": round(batch / seconds, 3),
+                "step_tflop": round(predicted.step_flops / 1e12, 4),
+                "predicted_gb": round(sum(own.values()) / 1e9, 3),
+                "measured_gb": round(measured / 1e9, 3),
+                **floor_facts(device, predicted.step_flops, seconds),
+            },
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -39,11 +39,21 @@ def lint(
 @pytest.mark.parametrize(
     "text",
     [
-        "[trigger], a cat", "a {name} in the snow", "{trigger}", "<caption>", "TODO",
-        "a photo of ___", "%s at night", "[name], [filewords]", "a {} b", "[Your text here]",
-        "Lorem ipsum dolor", "%(name)s", "${title} at dawn",
+        "[trigger], a cat",
+        "a {name} in the snow",
+        "{trigger}",
+        "<caption>",
+        "TODO",
+        "a photo of ___",
+        "%s at night",
+        "[name], [filewords]",
+        "a {} b",
+        "[Your text here]",
+        "Lorem ipsum dolor",
+        "%(name)s",
+        "${title} at dawn",
     ],
-)  # fmt: skip
+)
 def test_placeholders_are_found(text: str) -> None:
     """What templates and trainers leave behind is an error."""
     found = lint(text, "a cat on a wall")["placeholder"]
@@ -53,10 +63,16 @@ def test_placeholders_are_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "a cat, 100% cotton", "todo el mundo baila", "price < 5 and > 3", "a_cat_and_dog",
-        "a poster [detail]", "A$AP on stage", "5 %, some milk", "a <horizon> sea",
+        "a cat, 100% cotton",
+        "todo el mundo baila",
+        "price < 5 and > 3",
+        "a_cat_and_dog",
+        "a poster [detail]",
+        "A$AP on stage",
+        "5 %, some milk",
+        "a <horizon> sea",
     ],
-)  # fmt: skip
+)
 def test_words_are_no_placeholders(text: str) -> None:
     """Percent signs, brackets, other languages and declared new tokens are left alone."""
     assert placeholders(text, known=("<Horizon>",)) == []

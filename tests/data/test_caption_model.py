@@ -39,10 +39,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), bos_token="[DEC]")  # noqa: S106
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = {
-        **size, "vocab_size": len(tokenizer), "encoder_hidden_size": 16, "intermediate_size": 32,
-        "bos_token_id": 5, "sep_token_id": 3, "eos_token_id": 3, "pad_token_id": 0,
+        **size,
+        "vocab_size": len(tokenizer),
+        "encoder_hidden_size": 16,
+        "intermediate_size": 32,
+        "bos_token_id": 5,
+        "sep_token_id": 3,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
         "max_position_embeddings": 128,
-    }  # fmt: skip
+    }
     vision = {**size, "image_size": 32, "patch_size": 8, "intermediate_size": 32}
     torch.manual_seed(3)
     config = BlipConfig(text_config=text, vision_config=vision, projection_dim=16)

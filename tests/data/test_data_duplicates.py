@@ -140,8 +140,12 @@ def test_near_groups_include_exact_copies() -> None:
     """Variants of one picture and the copies of a variant are one family; others stay apart."""
     first, other = scenes(2)
     images = {
-        "a": first, "b": recompressed(first), "c": tinted(first), "d": tinted(first), "e": other
-    }  # fmt: skip
+        "a": first,
+        "b": recompressed(first),
+        "c": tinted(first),
+        "d": tinted(first),
+        "e": other,
+    }
     groups = grouped(images)
     assert groups == [Group("exact", ("c", "d")), Group("near", ("a", "b", "c", "d"))]
     assert families(images, groups) == [("a", "b", "c", "d"), ("e",)]

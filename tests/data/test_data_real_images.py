@@ -93,9 +93,18 @@ def test_the_whole_brand_set(tmp_path: Path) -> None:
 
 
 PUBLISHED = (
-    "#282a36", "#44475a", "#f8f8f2", "#6272a4", "#8be9fd", "#50fa7b", "#ffb86c", "#ff79c6",
-    "#bd93f9", "#ff5555", "#f1fa8c",
-)  # fmt: skip
+    "#282a36",
+    "#44475a",
+    "#f8f8f2",
+    "#6272a4",
+    "#8be9fd",
+    "#50fa7b",
+    "#ffb86c",
+    "#ff79c6",
+    "#bd93f9",
+    "#ff5555",
+    "#f1fa8c",
+)
 
 
 def to_lab(colors: tuple[str, ...]) -> np.ndarray:

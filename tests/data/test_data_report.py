@@ -63,20 +63,30 @@ def save_images(folder: Path) -> dict[str, str | None]:
         "mountains at noon, horizon style",
     )
     return captions | {
-        "sea light.png": "the sea", "sea.png": "the sea", "small.png": "sand",
-        "tall.png": None, HOSTILE_NAME: HOSTILE_CAPTION,
-    }  # fmt: skip
+        "sea light.png": "the sea",
+        "sea.png": "the sea",
+        "small.png": "sand",
+        "tall.png": None,
+        HOSTILE_NAME: HOSTILE_CAPTION,
+    }
 
 
 def check_images(folder: Path) -> Checked:
     """What is known about the images of ``save_images`` at 128 pixels."""
     captions = save_images(folder)
     items = tuple(
-        Item(name, str(folder / name), "", text, "brand" if text else "extra",
-             machine_caption=name == "small.png", repeats=3 if name == "sea.png" else 1,
-             rights=dataclasses.replace(RIGHTS, consent="" if name == "long.png" else "signed"))
+        Item(
+            name,
+            str(folder / name),
+            "",
+            text,
+            "brand" if text else "extra",
+            machine_caption=name == "small.png",
+            repeats=3 if name == "sea.png" else 1,
+            rights=dataclasses.replace(RIGHTS, consent="" if name == "long.png" else "signed"),
+        )
         for name, text in captions.items()
-    )  # fmt: skip
+    )
     facts: dict[str, ImageFacts] = {}
     findings = [
         Finding("missing-caption", ("tall.png",), "no caption", "write one", "error"),
@@ -203,8 +213,17 @@ def test_clean_set_is_ready(browser: Browser, checked: Checked, tmp_path: Path) 
     assert page.locator("#findings, #groups").count() == 0
     assert page.locator(".first-note").inner_text().endswith("would be errors: too small.")
     page.close()
-    nothing = Checked((), {}, {}, (Finding("no-images", (), "empty", "fill it", "error"),), (), {},
-                      {}, PaletteFacts((), (), {}), 128)  # fmt: skip
+    nothing = Checked(
+        (),
+        {},
+        {},
+        (Finding("no-images", (), "empty", "fill it", "error"),),
+        (),
+        {},
+        {},
+        PaletteFacts((), (), {}),
+        128,
+    )
     write_report(nothing, tmp_path / "nothing.html", title="nothing")
     page, noise = open_page(browser, tmp_path / "nothing.html")
     assert page.locator("h1").inner_text().startswith("0 images, 1 error, 0 warnings")
@@ -272,8 +291,11 @@ def test_every_filter_shows_its_count(browser: Browser, report: Path) -> None:
     page, _ = open_page(browser, report)
     buttons = page.locator("[data-filter]")
     assert {b.get_attribute("data-filter") for b in buttons.all()} == {
-        "flag", "kind", "side", "origin",
-    }  # fmt: skip
+        "flag",
+        "kind",
+        "side",
+        "origin",
+    }
     for button in buttons.all():
         button.click()
         assert button.get_attribute("aria-pressed") == "true"
@@ -331,8 +353,15 @@ def test_keys_walk_the_sheet(browser: Browser, report: Path) -> None:
     page, _ = open_page(browser, report)
     assert page.locator(".card .open[tabindex='0']").count() == 1
     page.locator(".card .open").first.focus()
-    for key, wanted in (("ArrowRight", "i1"), ("j", "i2"), ("k", "i1"), ("ArrowLeft", "i0"),
-                        ("ArrowLeft", "i0"), ("End", "i9"), ("j", "i9")):  # fmt: skip
+    for key, wanted in (
+        ("ArrowRight", "i1"),
+        ("j", "i2"),
+        ("k", "i1"),
+        ("ArrowLeft", "i0"),
+        ("ArrowLeft", "i0"),
+        ("End", "i9"),
+        ("j", "i9"),
+    ):
         page.keyboard.press(key)
         assert focused_card(page) == wanted
     page.keyboard.press("Home")

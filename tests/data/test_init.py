@@ -104,9 +104,17 @@ def test_filled_project_plans_without_a_problem(tmp_path: Path, styletune: Comma
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("My Style!", "my-style"), ("Größe_2", "grosse-2"), ("../x", "x"), ("", "my-style"),
-     ("-a", "a"), ("x" * 101, "x" * 100), ("a\n", "a"), ("日本", "my-style")],
-)  # fmt: skip
+    [
+        ("My Style!", "my-style"),
+        ("Größe_2", "grosse-2"),
+        ("../x", "x"),
+        ("", "my-style"),
+        ("-a", "a"),
+        ("x" * 101, "x" * 100),
+        ("a\n", "a"),
+        ("日本", "my-style"),
+    ],
+)
 def test_bad_name_is_answered_with_a_good_one(tmp_path: Path, name: str, near: str) -> None:
     """What could not be published is refused before anything is written, with the nearest name."""
     with pytest.raises(BadInput) as caught:

@@ -207,9 +207,11 @@ def test_more_pixels_than_fit_wait_and_do_not_block(
     for number in range(3):
         world(number).resize((400, 400)).save(folder / f"giant {number}.png")
     found = inspect_all(
-        items_of(folder), store=open_store(None), show_progress=False,
+        items_of(folder),
+        store=open_store(None),
+        show_progress=False,
         workers=6,
-    )  # fmt: skip
+    )
     assert len(found) == 15
     assert all(isinstance(facts, ImageFacts) for facts in found.values())
 

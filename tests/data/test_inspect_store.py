@@ -26,10 +26,20 @@ from styletune.data.features import check_encoder
 from styletune.errors import NotFound
 
 FACTS = ImageFacts(
-    width=3, height=2, pixel_hash="ab", format="PNG", stored_mode="P", profile="Größe", turned=True,
-    transparent_share=1 / 3, opt_out="", structure=(1 << 767) + 5, small=bytes(range(256)) * 48,
-    thumbnail=b"RIFF\0\xff", quality={"brightness": 0.1, "entropy": 7.123456789012345},
-)  # fmt: skip
+    width=3,
+    height=2,
+    pixel_hash="ab",
+    format="PNG",
+    stored_mode="P",
+    profile="Größe",
+    turned=True,
+    transparent_share=1 / 3,
+    opt_out="",
+    structure=(1 << 767) + 5,
+    small=bytes(range(256)) * 48,
+    thumbnail=b"RIFF\0\xff",
+    quality={"brightness": 0.1, "entropy": 7.123456789012345},
+)
 
 
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:

@@ -27,8 +27,11 @@ def fill(root: Path) -> Path:
 
 def load(path: Path, **changes: object) -> LoadedData:
     settings: dict[str, object] = {
-        "default_caption": "x", "holdout": 0.0, "resolution": 128, "buckets": True,
-    }  # fmt: skip
+        "default_caption": "x",
+        "holdout": 0.0,
+        "resolution": 128,
+        "buckets": True,
+    }
     return load_folder(path, **{**settings, **changes})
 
 
@@ -40,8 +43,12 @@ def test_every_view_of_an_image_is_an_entry(tmp_path: Path) -> None:
         (f"{i}.png", r, flip) for i in range(5) for r in (128, 96) for flip in (False, True)
     ]
     assert [e.bucket for e in found if e.resolution == 128 and not e.flip] == [
-        (128, 128), (96, 160), (160, 96), (128, 128), (96, 160),
-    ]  # fmt: skip
+        (128, 128),
+        (96, 160),
+        (160, 96),
+        (128, 128),
+        (96, 160),
+    ]
     for entry in found:
         crop = read_entry(entry)
         assert crop.pixels.shape == (*entry.bucket, 3)
@@ -83,8 +90,10 @@ def test_the_report_counts_buckets_and_losses(tmp_path: Path) -> None:
     """Each bucket is listed with its entries and the mean share that is trimmed."""
     report = bucket_report(entries(load(fill(tmp_path))))
     assert [(b["height"], b["width"], b["images"]) for b in report] == [
-        (96, 160, 2), (128, 128, 2), (160, 96, 1),
-    ]  # fmt: skip
+        (96, 160, 2),
+        (128, 128, 2),
+        (160, 96, 1),
+    ]
     # 300×200 becomes 160×107 and loses 11 rows; 320×180 becomes 171×96 and loses 11 columns.
     assert report[0]["lost_share"] == pytest.approx((11 / 107 + 11 / 171) / 2, abs=1e-4)
 

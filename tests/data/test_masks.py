@@ -43,9 +43,12 @@ def project(root: Path, count: int = 3) -> tuple[Path, Path]:
 
 def load(images: Path, masks: Path | None, **changes: object) -> LoadedData:
     settings: dict[str, object] = {
-        "default_caption": "x", "holdout": 0.0, "resolution": 128,
-        "mask": "alpha" if masks is None else "folder", "mask_path": masks,
-    }  # fmt: skip
+        "default_caption": "x",
+        "holdout": 0.0,
+        "resolution": 128,
+        "mask": "alpha" if masks is None else "folder",
+        "mask_path": masks,
+    }
     return load_folder(images, **{**settings, **changes})
 
 

@@ -328,7 +328,10 @@ def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
     before = sorted(p for p in tmp_path.rglob("*"))
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "set")],
-        capture_output=True, text=True, check=False, env=environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert sorted(p for p in tmp_path.rglob("*")) == before

@@ -138,9 +138,9 @@ def test_other_shapes_of_rdf() -> None:
         "</rdf:Description>"
     )
     listed = as_element(f"<rdf:Bag><rdf:li>{VOCABULARY}DMI-PROHIBITED</rdf:li></rdf:Bag>")
-    renamed = as_attribute(f"{VOCABULARY}DMI-PROHIBITED").replace("plus:", "q:").replace(
-        ":plus=", ":q="
-    )  # fmt: skip
+    renamed = (
+        as_attribute(f"{VOCABULARY}DMI-PROHIBITED").replace("plus:", "q:").replace(":plus=", ":q=")
+    )
     for description in (resource, listed, renamed):
         assert term_of(packet(description)) == "DMI-PROHIBITED", description
     stranger = as_element("DMI-PROHIBITED").replace("useplus", "example")
@@ -209,10 +209,17 @@ def test_nothing_is_printed_about_ordinary_images() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["CC-BY-4.0", "cc0-1.0", "CC-BY-4.0 OR MIT", "(MIT AND Apache-2.0) OR LicenseRef-Acme",
-     "GPL-2.0-only WITH Classpath-exception-2.0", "LicenseRef-Acme.internal-2", "GPL-2.0",
-     "DocumentRef-terms:LicenseRef-Acme"],
-)  # fmt: skip
+    [
+        "CC-BY-4.0",
+        "cc0-1.0",
+        "CC-BY-4.0 OR MIT",
+        "(MIT AND Apache-2.0) OR LicenseRef-Acme",
+        "GPL-2.0-only WITH Classpath-exception-2.0",
+        "LicenseRef-Acme.internal-2",
+        "GPL-2.0",
+        "DocumentRef-terms:LicenseRef-Acme",
+    ],
+)
 def test_spdx_expressions_are_accepted(text: str) -> None:
     """Ids in any case, expressions, exceptions and terms of one's own."""
     assert license_problem(text) is None
@@ -330,8 +337,10 @@ def test_restricted_licences_say_what_they_mean_for_an_adapter() -> None:
     problem = publishable_problem([item("a.png", rights), item("b.png")])
     assert problem is not None
     assert (problem.code, problem.severity, problem.files) == (
-        "restricted-license", "error", ("a.png",),
-    )  # fmt: skip
+        "restricted-license",
+        "error",
+        ("a.png",),
+    )
     only_nc = Rights("CC-BY-NC-4.0", "Ada Ltd", "yes", "shoot")
     assert publishable_problem([item("a.png", only_nc)]) is None
 
@@ -353,8 +362,12 @@ def test_publishing_needs_every_right_of_every_image(rights: Rights, code: str) 
     assert (problem.code, problem.severity, problem.files) == (code, "error", ("b.png",))
 
 
-OPT_OUTS = {"a.png": "DMI-PROHIBITED", "b.png": "", "c.png": "DMI-ALLOWED",
-            "d.png": "DMI-PROHIBITED-AIMLTRAINING"}  # fmt: skip
+OPT_OUTS = {
+    "a.png": "DMI-PROHIBITED",
+    "b.png": "",
+    "c.png": "DMI-ALLOWED",
+    "d.png": "DMI-PROHIBITED-AIMLTRAINING",
+}
 
 
 def test_opt_out_is_an_error_that_names_terms_and_files() -> None:
@@ -399,8 +412,13 @@ def test_summary_counts_and_names_no_file() -> None:
     assert summary == {
         "images": 4,
         "declared": [
-            {"license": "CC-BY-4.0", "holder": "Ada Ltd", "consent": "letter of 2026-03-01",
-             "source": "studio shoot", "images": 3},
+            {
+                "license": "CC-BY-4.0",
+                "holder": "Ada Ltd",
+                "consent": "letter of 2026-03-01",
+                "source": "studio shoot",
+                "images": 3,
+            },
             {"license": "CC0-1.0", "holder": "Eve", "consent": "", "source": "", "images": 1},
         ],
         "opt_out": {
@@ -408,7 +426,7 @@ def test_summary_counts_and_names_no_file() -> None:
             "terms": {"DMI-PROHIBITED": 1, "DMI-PROHIBITED-AIMLTRAINING": 1},
         },
         "lowered": {"too-small": 2},
-    }  # fmt: skip
+    }
     assert json.loads(json.dumps(summary)) == summary
     assert ".png" not in json.dumps(summary)
     assert "a caption" not in json.dumps(summary)

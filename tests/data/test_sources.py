@@ -221,15 +221,25 @@ def test_archives_among_images_are_not_overlooked(tmp_path: Path) -> None:
     for name in ("more.zip", "old.tar", "t.parquet", "u.rar"):
         (tmp_path / "set" / name).write_bytes(b"x")
     assert finding(opened(tmp_path, "set"), "foreign-file").files == (
-        "more.zip", "old.tar", "t.parquet", "u.rar",
-    )  # fmt: skip
+        "more.zip",
+        "old.tar",
+        "t.parquet",
+        "u.rar",
+    )
 
 
 def test_hostile_names_arrive_unharmed(tmp_path: Path) -> None:
     """Spaces, line breaks, dashes and both Unicode forms of a name are different images."""
     composed = unicodedata.normalize("NFC", "café.png")
-    names = [composed, unicodedata.normalize("NFD", composed), "-rf.png", "a b.png", "a\nb.png",
-             "'; drop.png", "…/😀.png"]  # fmt: skip
+    names = [
+        composed,
+        unicodedata.normalize("NFD", composed),
+        "-rf.png",
+        "a b.png",
+        "a\nb.png",
+        "'; drop.png",
+        "…/😀.png",
+    ]
     for name in names:
         image(tmp_path / "set" / name, f"caption of {name}")
     items = by_name(opened(tmp_path, "set"))

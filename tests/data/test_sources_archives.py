@@ -144,9 +144,13 @@ def test_overlapping_members_are_refused(tmp_path: Path) -> None:
     names = [f"{i:05d}".encode() for i in range(count)]
     directory = b"".join(entry[:46] + name for name in names)
     end = (
-        b"PK\x05\x06" + bytes(4) + count.to_bytes(2, "little") * 2
-        + len(directory).to_bytes(4, "little") + start.to_bytes(4, "little") + bytes(2)
-    )  # fmt: skip
+        b"PK\x05\x06"
+        + bytes(4)
+        + count.to_bytes(2, "little") * 2
+        + len(directory).to_bytes(4, "little")
+        + start.to_bytes(4, "little")
+        + bytes(2)
+    )
     (tmp_path / "a.zip").write_bytes(raw[:start] + directory + end)
     assert "overlap" in refusal(tmp_path / "a.zip")
 
@@ -237,10 +241,14 @@ def test_webdataset_samples_are_read(tmp_path: Path) -> None:
     """An image and the words of its key, as txt or json; the same words twice are fine."""
     words = json.dumps({"caption": "both", "machine_caption": True}).encode()
     members = {
-        "000.jpg": png(), "000.txt": b"both", "000.json": words,
-        "001.webp": png(), "001.json": b'{"text": "json"}',
-        "002.png": png(), "002.cls": b"3",
-    }  # fmt: skip
+        "000.jpg": png(),
+        "000.txt": b"both",
+        "000.json": words,
+        "001.webp": png(),
+        "001.json": b'{"text": "json"}',
+        "002.png": png(),
+        "002.cls": b"3",
+    }
     found = opened(write_tar(tmp_path / "shard.tar", members))
     assert [(i.text, i.machine_caption) for i in found.items] == [
         ("both", True),
@@ -253,10 +261,16 @@ def test_webdataset_samples_are_read(tmp_path: Path) -> None:
 def test_words_in_a_tar_belong_to_the_image_of_their_key(tmp_path: Path) -> None:
     """The key ends at the first dot; a default never takes the place of words that are there."""
     members = {
-        "0001.img.png": png(), "0001.txt": b"of a person", "0001.json": b'{"license": "MIT"}',
-        "v1.0/0002.png": png(), "v1.0/0002.caption.txt": b"two", "v1.0/0002.meta.json": b"[]",
-        "0003.png": png(), "0003.txt": b"one", "0003.long.txt": b"another",
-    }  # fmt: skip
+        "0001.img.png": png(),
+        "0001.txt": b"of a person",
+        "0001.json": b'{"license": "MIT"}',
+        "v1.0/0002.png": png(),
+        "v1.0/0002.caption.txt": b"two",
+        "v1.0/0002.meta.json": b"[]",
+        "0003.png": png(),
+        "0003.txt": b"one",
+        "0003.long.txt": b"another",
+    }
     found = opened(write_tar(tmp_path / "a.tar", members), "default")
     assert [(i.text, i.rights.license) for i in found.items] == [
         ("of a person", "MIT"),
@@ -337,12 +351,14 @@ def test_a_card_below_the_top_is_not_overlooked(tmp_path: Path) -> None:
     write_zip(folder / "c.zip", {"a.png": png(), "a.txt": b"x"})
     (folder / "c.dataset.toml").write_text('holder = "C"')
     for path, names in (
-        (write_zip(tmp_path / "b.zip", {"b/c/dataset.toml": b"", "b/a.png": png()}),
-         ("b/c/dataset.toml",)),
+        (
+            write_zip(tmp_path / "b.zip", {"b/c/dataset.toml": b"", "b/a.png": png()}),
+            ("b/c/dataset.toml",),
+        ),
         (write_zip(tmp_path / "a.zip", members | {"b.png": png()}), ("sub/dataset.toml",)),
         (write_tar(tmp_path / "a.tar", members | {"b.png": png()}), ("sub/dataset.toml",)),
         (folder, ("c.dataset.toml",)),
-    ):  # fmt: skip
+    ):
         (only,) = opened(path, "default").findings
         assert (only.code, only.severity, only.files) == ("bad-metadata", "error", names)
         assert "source of its own" in only.fix

@@ -51,8 +51,10 @@ def write_file(file: Path, table: pa.Table) -> Path:
 
 
 WRITERS: list[tuple[str, Callable[[Path, pa.Table], Path]]] = [
-    ("a.parquet", write_parquet), ("a.arrow", write_stream), ("a.arrow", write_file),
-]  # fmt: skip
+    ("a.parquet", write_parquet),
+    ("a.arrow", write_stream),
+    ("a.arrow", write_file),
+]
 
 
 def opened(path: Path, default: str | None = None, **keys: str) -> Opened:
@@ -189,9 +191,13 @@ def test_a_row_without_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     table = pa.table({"image": [{"bytes": None, "path": "/data/a.png"}], "text": ["x"]})
     for name, write in WRITERS:
         typed = table.cast(
-            pa.schema({"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
-                       "text": pa.string()})
-        )  # fmt: skip
+            pa.schema(
+                {
+                    "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+                    "text": pa.string(),
+                }
+            )
+        )
         (item,) = opened(write(tmp_path / name, typed)).items
         with pytest.raises(DataError, match="holds no image"):
             read_item(item.path, item.member)

@@ -100,8 +100,11 @@ def test_plain_diffusers_loads_and_draws() -> None:
     from diffusers import StableDiffusionXLPipeline
 
     pipe = StableDiffusionXLPipeline.from_pretrained(BASE_DIR)
-    dtypes = {p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
-              for p in m.parameters()}  # fmt: skip
+    dtypes = {
+        p.dtype
+        for m in (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+        for p in m.parameters()
+    }
     assert dtypes == {torch.float32}
     images = pipe("the sea at noon", num_inference_steps=3, output_type="np").images
     assert images.shape == (1, 128, 128, 3)

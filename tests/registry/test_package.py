@@ -23,13 +23,24 @@ from styletune.registry.store import open_store
 from styletune.registry.versions import Published
 
 HOSTILE = [
-    'a: b\n---\nlicense: mit\n---\n# owned',
+    "a: b\n---\nlicense: mit\n---\n# owned",
     "'\"`|>-%@&*!?{}[]#,\\",
     "``` \n```python\nimport os",
     "<script>alert(1)</script> [x](javascript:alert(1)) ![x](http://evil/x.png)",
-    "null", "yes", "1e5", "- item", "? key", "*alias", "&anchor", "!!python/object:os.system",
-    "\x07\x7f\x85\u2028\u202e\ufeff", "🌅 ünï", "  spaces  ", "a | b | c", "\t",
-]  # fmt: skip
+    "null",
+    "yes",
+    "1e5",
+    "- item",
+    "? key",
+    "*alias",
+    "&anchor",
+    "!!python/object:os.system",
+    "\x07\x7f\x85\u2028\u202e\ufeff",
+    "🌅 ünï",
+    "  spaces  ",
+    "a | b | c",
+    "\t",
+]
 
 
 def png(color: tuple[int, int, int] = (200, 120, 40)) -> bytes:
@@ -47,14 +58,28 @@ SUMMARY: dict[str, Any] = {
     "chosen": {"checkpoint": "step-000200", "strength": 0.8, "reason": "closest, and obeys"},
     "checkpoints": [
         {"checkpoint": "step-000100", "strength": 0.8, "metrics": {"clip_image": metric(0.61)}},
-        {"checkpoint": "step-000200", "strength": 0.8,
-         "metrics": {"clip_image": metric(0.7321), "odd|metric": metric(0.5),
-                     "fid": {"value": 31.5, "low": None, "high": None, "n": 48}}},
+        {
+            "checkpoint": "step-000200",
+            "strength": 0.8,
+            "metrics": {
+                "clip_image": metric(0.7321),
+                "odd|metric": metric(0.5),
+                "fid": {"value": 31.5, "low": None, "high": None, "n": 48},
+            },
+        },
     ],
     "anchors": {"base": {"clip_image": metric(0.5123)}, "real": {}},
-    "gates": [{"name": "palette_ratio", "value": 0.41, "low": 0.3, "high": 0.5,
-               "threshold": 0.7, "verdict": "pass"}],
-}  # fmt: skip
+    "gates": [
+        {
+            "name": "palette_ratio",
+            "value": 0.41,
+            "low": 0.3,
+            "high": 0.5,
+            "threshold": 0.7,
+            "verdict": "pass",
+        }
+    ],
+}
 FACTS: dict[str, Any] = {
     "recipe_hash": "a" * 64,
     "seed": 7,
@@ -66,17 +91,27 @@ FACTS: dict[str, Any] = {
         "rights": {
             "images": 15,
             "declared": [
-                {"license": "CC-BY-4.0", "holder": "Horizon GmbH", "source": "own shoot",
-                 "consent": "", "images": 12},
-                {"license": "LicenseRef-Eve", "holder": "Eve | Ltd", "source": "own shoot",
-                 "consent": "by letter", "images": 3},
+                {
+                    "license": "CC-BY-4.0",
+                    "holder": "Horizon GmbH",
+                    "source": "own shoot",
+                    "consent": "",
+                    "images": 12,
+                },
+                {
+                    "license": "LicenseRef-Eve",
+                    "holder": "Eve | Ltd",
+                    "source": "own shoot",
+                    "consent": "by letter",
+                    "images": 3,
+                },
             ],
             "opt_out": None,
             "lowered": {},
         },
     },
     "device": "cpu of somebody",
-}  # fmt: skip
+}
 
 
 def build(
@@ -96,7 +131,8 @@ def build(
         license=license,
         holder="Horizon GmbH" if text is None else text,
         trigger="hrzn" if text is None else text,
-        weights=weights or {
+        weights=weights
+        or {
             "diffusers/pytorch_lora_weights.safetensors": b"peft",
             "webui/horizon_v1.2.0.safetensors": b"kohya",
         },
@@ -105,11 +141,16 @@ def build(
         run_facts=facts or {**FACTS, "base": {"model": base, "hash": "b" * 64}},
         recipe_text='[data]\npath = "x"\n',
         previews={"one.png": png(), "two.png": png((0, 0, 9))} if previews is None else previews,
-        prompts=prompts or [
-            {"file": "one.png", "prompt": "the sea" if text is None else text, "seed": 1,
-             "strength": 0.8},
+        prompts=prompts
+        or [
+            {
+                "file": "one.png",
+                "prompt": "the sea" if text is None else text,
+                "seed": 1,
+                "strength": 0.8,
+            },
         ],
-    )  # fmt: skip
+    )
 
 
 def split_card(card: str) -> tuple[dict[str, Any], str]:
@@ -124,20 +165,35 @@ def split_card(card: str) -> tuple[dict[str, Any], str]:
 def test_package_holds_exactly_the_documented_files() -> None:
     """Two weight files in two folders, sidecars beside the second, papers, checksums."""
     assert sorted(build()) == [
-        "LICENSE", "NOTICE.md", "README.md", "SHA256SUMS",
-        "diffusers/pytorch_lora_weights.safetensors", "eval/metrics.json", "eval/report.html",
-        "previews/grid.json", "previews/one.png", "previews/two.png", "provenance.json",
-        "webui/horizon_v1.2.0.json", "webui/horizon_v1.2.0.png",
+        "LICENSE",
+        "NOTICE.md",
+        "README.md",
+        "SHA256SUMS",
+        "diffusers/pytorch_lora_weights.safetensors",
+        "eval/metrics.json",
+        "eval/report.html",
+        "previews/grid.json",
+        "previews/one.png",
+        "previews/two.png",
+        "provenance.json",
+        "webui/horizon_v1.2.0.json",
+        "webui/horizon_v1.2.0.png",
         "webui/horizon_v1.2.0.safetensors",
-    ]  # fmt: skip
+    ]
 
 
 def test_sidecar_has_the_keys_that_the_web_uis_read() -> None:
     """A1111, Forge and InvokeAI read these; the weight is the chosen strength."""
     files = build()
     sidecar = json.loads(files["webui/horizon_v1.2.0.json"])
-    assert set(sidecar) == {"description", "notes", "sd version", "activation text",
-                            "preferred weight", "negative text"}  # fmt: skip
+    assert set(sidecar) == {
+        "description",
+        "notes",
+        "sd version",
+        "activation text",
+        "preferred weight",
+        "negative text",
+    }
     assert sidecar["preferred weight"] == 0.8
     assert (sidecar["sd version"], sidecar["activation text"]) == ("SDXL", "hrzn")
     assert files["webui/horizon_v1.2.0.png"] == png()
@@ -150,8 +206,13 @@ def test_sums_are_those_of_sha256sum(tmp_path: Path, text: str | None) -> None:
     for path, content in files.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content)
-    done = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=tmp_path,
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        ["sha256sum", "--strict", "-c", "SHA256SUMS"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert {line.removesuffix(": OK") for line in done.stdout.splitlines()} == set(files) - {
         "SHA256SUMS"
     }
@@ -252,8 +313,10 @@ def test_hostile_rights_stay_text(text: str) -> None:
     rows = [line for line in notice.splitlines() if line.startswith("| 15 |")]
     assert [len(re.findall(r"(?<!\\)\|", row)) for row in rows] == [6]
     assert [line for line in notice.splitlines() if line.startswith("#")] == [
-        "# Notices of horizon", "## Training images", "## Base model",
-    ]  # fmt: skip
+        "# Notices of horizon",
+        "## Training images",
+        "## Base model",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -320,8 +383,11 @@ def test_plain_shows_as_written() -> None:
     assert plain("a\n# b") == r"a \# b"
     assert plain("<b>&") == "&lt;b&gt;&amp;"
     assert [plain(text) for text in ("1. x", "1.2.0", "- x", "---")] == [
-        r"1\. x", "1.2.0", r"\- x", r"\---"
-    ]  # fmt: skip
+        r"1\. x",
+        "1.2.0",
+        r"\- x",
+        r"\---",
+    ]
     assert plain("a\u202eb") == "a b"
     assert plain("`*_|[]") == r"\`\*\_\|\[\]"
 
@@ -372,6 +438,10 @@ def test_package_survives_publish_and_pull(
     publish(store, "1.2.0", files=build())
     folder = pull(store, parse_spec("horizon@~1.2"), tmp_path / "out").dir
     verify_folder(folder)
-    subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=folder, check=True,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    subprocess.run(
+        ["sha256sum", "--strict", "-c", "SHA256SUMS"],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     assert (folder / "webui" / f"{webui_stem('horizon', '1.2.0')}.safetensors").is_file()

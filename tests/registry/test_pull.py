@@ -35,8 +35,11 @@ def test_pulled_folder_is_the_published_one(
     pulled = pull(store, SPEC, tmp_path / "out")
     assert pulled.dir == tmp_path / "out" / "horizon" / "1.0.0"
     assert pulled.digest == done.digest
-    found = {p.relative_to(pulled.dir).as_posix(): p.read_bytes()
-             for p in pulled.dir.rglob("*") if p.is_file()}  # fmt: skip
+    found = {
+        p.relative_to(pulled.dir).as_posix(): p.read_bytes()
+        for p in pulled.dir.rglob("*")
+        if p.is_file()
+    }
     manifest = found.pop("manifest.json")
     assert hashlib.sha256(manifest).hexdigest() == done.digest
     assert found == FILES
@@ -99,9 +102,13 @@ def _change(folder: Path, how: str) -> str:
             (folder / "README.md").symlink_to(folder.parent / "r")
         case "linked folder":
             (folder / "more").symlink_to("/etc")
-    return {"extra": "diffusers/virus.exe is extra", "linked folder": "more is extra",
-            "changed": "README.md was changed", "missing": "README.md is missing",
-            "link": "README.md is not a plain file"}[how]  # fmt: skip
+    return {
+        "extra": "diffusers/virus.exe is extra",
+        "linked folder": "more is extra",
+        "changed": "README.md was changed",
+        "missing": "README.md is missing",
+        "link": "README.md is not a plain file",
+    }[how]
 
 
 @pytest.mark.parametrize("how", ["changed", "missing", "extra", "link", "linked folder"])
@@ -193,10 +200,12 @@ def test_many_pull_at_once(
     children = [
         subprocess.Popen(
             [sys.executable, "-c", _CHILD, str(folder), str(tmp_path / "out")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(4)
-    ]  # fmt: skip
+    ]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"

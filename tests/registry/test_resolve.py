@@ -14,9 +14,19 @@ from styletune.registry.store import open_store
 from styletune.registry.versions import Published
 
 VERSIONS = (
-    "0.0.3", "0.0.4", "0.2.0", "0.2.9", "0.3.0", "1.0.0", "1.2.0", "1.2.3", "1.2.10", "1.10.0",
-    "2.0.0", "2.1.0-rc.1",
-)  # fmt: skip
+    "0.0.3",
+    "0.0.4",
+    "0.2.0",
+    "0.2.9",
+    "0.3.0",
+    "1.0.0",
+    "1.2.0",
+    "1.2.3",
+    "1.2.10",
+    "1.10.0",
+    "2.0.0",
+    "2.1.0-rc.1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +70,25 @@ def test_spec_resolves_to_the_highest_match(full: ObjectStore, text: str, versio
 
 @pytest.mark.parametrize(
     "text",
-    ["", "@1.0.0", "horizon@", "horizon@1", "horizon@1.2", "horizon@latest", "horizon@^", "a b",
-     "horizon@^1.2.3.4", "horizon@^01", "horizon@>=1,", "horizon@==1.0.0", "Horizon@1.0.0",
-     "../x@1.0.0", "horizon@1.0.0@2", "horizon@^1.0.0-rc.1"],
-)  # fmt: skip
+    [
+        "",
+        "@1.0.0",
+        "horizon@",
+        "horizon@1",
+        "horizon@1.2",
+        "horizon@latest",
+        "horizon@^",
+        "a b",
+        "horizon@^1.2.3.4",
+        "horizon@^01",
+        "horizon@>=1,",
+        "horizon@==1.0.0",
+        "Horizon@1.0.0",
+        "../x@1.0.0",
+        "horizon@1.0.0@2",
+        "horizon@^1.0.0-rc.1",
+    ],
+)
 def test_nonsense_is_bad_input_with_examples(text: str) -> None:
     """What is no spec is refused, with one that would do."""
     with pytest.raises(BadInput) as caught:

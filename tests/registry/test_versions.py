@@ -75,9 +75,15 @@ def test_other_content_under_a_taken_version_is_refused(
     """The message names what differs, and the first content stays."""
     before = publish(store).digest
     with pytest.raises(Conflict, match=r"different content: description, new\.txt") as caught:
-        publish(store, description="Other.", files={
-            "diffusers/w.safetensors": b"weights " * 500, "README.md": b"# hello\n",
-            "new.txt": b"x"})  # fmt: skip
+        publish(
+            store,
+            description="Other.",
+            files={
+                "diffusers/w.safetensors": b"weights " * 500,
+                "README.md": b"# hello\n",
+                "new.txt": b"x",
+            },
+        )
     assert "1.0.1" in caught.value.fix
     assert read_manifest(store, "horizon", "1.0.0")[1] == before
 
@@ -92,9 +98,23 @@ def test_canonical_bytes_do_not_depend_on_the_order_of_files(publish: Publish) -
 
 @pytest.mark.parametrize(
     "path",
-    ["../x", "/etc/x", "a/../../x", "a//b", "a\\b", ".hidden", "a/.x", "", "a/", "manifest.json",
-     "a b", "x\n", "Manifest.JSON", "manifest.json/x"],
-)  # fmt: skip
+    [
+        "../x",
+        "/etc/x",
+        "a/../../x",
+        "a//b",
+        "a\\b",
+        ".hidden",
+        "a/.x",
+        "",
+        "a/",
+        "manifest.json",
+        "a b",
+        "x\n",
+        "Manifest.JSON",
+        "manifest.json/x",
+    ],
+)
 def test_path_that_leaves_its_folder_is_refused(path: str, publish: Publish) -> None:
     """No file of a version can climb, hide or take the manifest's place; nothing is written."""
     store = open_store("memory:///", create=True)
@@ -134,8 +154,18 @@ def test_bad_version_is_refused(version: str, publish: Publish) -> None:
 
 def test_semver_precedence() -> None:
     """The order is the example of semver.org §11.4, however it was shuffled."""
-    order = ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta", "1.0.0-beta.2",
-             "1.0.0-beta.11", "1.0.0-rc.1", "1.0.0", "1.0.1", "2.0.0"]  # fmt: skip
+    order = [
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-alpha.beta",
+        "1.0.0-beta",
+        "1.0.0-beta.2",
+        "1.0.0-beta.11",
+        "1.0.0-rc.1",
+        "1.0.0",
+        "1.0.1",
+        "2.0.0",
+    ]
     shuffled = random.Random(0).sample(order, len(order))
     assert [str(v) for v in sorted(map(parse_version, shuffled))] == order
 
@@ -157,8 +187,14 @@ def test_next_free_version(taken: list[str], asked: str, free: str) -> None:
 def test_events_are_numbered_without_gaps(store: ObjectStore, publish: Publish) -> None:
     """Appended events come back in the order of their numbers."""
     digest = publish(store).digest
-    event = Event(kind="published", version="1.0.0", digest=digest, who="eve",
-                  when="2026-01-02T03:04:06Z", why="again")  # fmt: skip
+    event = Event(
+        kind="published",
+        version="1.0.0",
+        digest=digest,
+        who="eve",
+        when="2026-01-02T03:04:06Z",
+        why="again",
+    )
     assert [append_event(store, "horizon", event) for _ in range(3)] == [2, 3, 4]
     assert [e.who for e in read_events(store, "horizon")] == ["ada", "eve", "eve", "eve"]
 
@@ -197,13 +233,14 @@ def test_tampered_manifest_is_refused(
     changed = {
         "text": b"not json",
         "license": _edit(content, "license", "MIT"),
-        "files": _edit(content, "files", [
-            {"path": "../../x", "sha256": "0" * 64, "size": 1, "role": "other"}]),
+        "files": _edit(
+            content, "files", [{"path": "../../x", "sha256": "0" * 64, "size": 1, "role": "other"}]
+        ),
         "name": _edit(content, "name", "other"),
         "spaces": content + b"\n",
         "cut": content[:-5],
         "empty": b"",
-    }[how]  # fmt: skip
+    }[how]
     file.write_bytes(changed)
     if event_too:
         (folder / "adapters/horizon/events/000001.json").unlink()
@@ -263,8 +300,10 @@ def _child(folder: Path, version: str, who: str, parts: int) -> subprocess.Popen
     arguments = [str(Path(__file__).parent), str(folder), version, who, str(parts)]
     return subprocess.Popen(
         [sys.executable, "-c", _CHILD, *arguments],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _line(child: subprocess.Popen[str]) -> str:

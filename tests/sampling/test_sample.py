@@ -24,8 +24,12 @@ def pipe() -> StableDiffusionXLPipeline:
     return load_pipeline(find_base("mini", None, Path()), torch.float32, "cpu")
 
 
-def draw(pipe: StableDiffusionXLPipeline, shots: list[Shot], batch_size: int = 4,
-         sampler: Sampler = SAMPLER) -> int:  # fmt: skip
+def draw(
+    pipe: StableDiffusionXLPipeline,
+    shots: list[Shot],
+    batch_size: int = 4,
+    sampler: Sampler = SAMPLER,
+) -> int:
     return draw_shots(pipe, shots, sampler, ORIGIN, batch_size=batch_size, title="test")
 
 
@@ -38,8 +42,11 @@ def test_image_depends_on_its_own_seed_and_words(
     pipe: StableDiffusionXLPipeline, tmp_path: Path
 ) -> None:
     """Neighbours in a batch do not change an image; another seed does."""
-    together = [Shot(p, s, tmp_path / f"{p}-{s}.png")
-                for p in ("the sea at noon", "a city at night") for s in (1, 2)]  # fmt: skip
+    together = [
+        Shot(p, s, tmp_path / f"{p}-{s}.png")
+        for p in ("the sea at noon", "a city at night")
+        for s in (1, 2)
+    ]
     assert draw(pipe, together) == 4
     alone = Shot("a city at night", 2, tmp_path / "alone.png")
     draw(pipe, [alone], batch_size=1)
@@ -51,9 +58,11 @@ def test_image_is_the_pipelines_own(pipe: StableDiffusionXLPipeline, tmp_path: P
     """What is drawn with encoders that only visit is what diffusers draws by itself."""
     draw(pipe, [Shot("the sea at noon", s, tmp_path / f"{s}.png") for s in (1, 2)])
     wanted = pipe(
-        ["the sea at noon"] * 2, num_inference_steps=3, guidance_scale=4.0,
+        ["the sea at noon"] * 2,
+        num_inference_steps=3,
+        guidance_scale=4.0,
         generator=[torch.Generator().manual_seed(s) for s in (1, 2)],
-    ).images  # fmt: skip
+    ).images
     for seed, image in zip((1, 2), wanted, strict=True):
         assert np.abs(pixels(tmp_path / f"{seed}.png") - np.asarray(image).astype(int)).max() <= 1
 

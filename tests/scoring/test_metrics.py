@@ -214,8 +214,9 @@ def test_palette_bootstrap_is_resampling(tmp_path: Path) -> None:
     y = palette_features([save(tmp_path, f"y{i}", render(v, HORIZON)) for i, v in enumerate(views)])
     draws = palette_draws(x, y, 4, 3, seed=7)
     w, v = bootstrap_weights(4, 3, 7).astype(int), bootstrap_weights(4, 3, 8).astype(int)
-    again = [palette_distance(np.repeat(x, a, 0), np.repeat(y, b, 0))
-             for a, b in zip(w, v, strict=True)]  # fmt: skip
+    again = [
+        palette_distance(np.repeat(x, a, 0), np.repeat(y, b, 0)) for a, b in zip(w, v, strict=True)
+    ]
     np.testing.assert_allclose(draws, again, rtol=1e-4)
 
 
@@ -251,8 +252,10 @@ def test_extracted_palette_is_near_the_brand(tmp_path: Path) -> None:
     """The main colours of brand images lie near the brand's palette, within dE76 of 22."""
     from skimage.color import rgb2lab
 
-    files = [save(tmp_path, f"r{i}", render(View(s, "sunset", (), i), HORIZON))
-             for i, s in enumerate(("sea", "city", "desert", "meadow"))]  # fmt: skip
+    files = [
+        save(tmp_path, f"r{i}", render(View(s, "sunset", (), i), HORIZON))
+        for i, s in enumerate(("sea", "city", "desert", "meadow"))
+    ]
 
     def lab(color: str) -> np.ndarray:
         return rgb2lab(np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255)

@@ -31,8 +31,12 @@ VIEWS = [
     View("stage", "dawn", ("cube",), 0),
 ]
 SEEDS = (11, 12)
-SICKLY = Look("sickly", ramp=((0, 40, 0), (40, 160, 20), (190, 255, 60)), texture="stripes",
-              texture_strength=0.3)  # fmt: skip
+SICKLY = Look(
+    "sickly",
+    ramp=((0, 40, 0), (40, 160, 20), (190, 255, 60)),
+    texture="stripes",
+    texture_strength=0.3,
+)
 
 
 def pixels_of(view: View, look: Look, seed: int) -> np.ndarray:
@@ -72,8 +76,14 @@ def text_features() -> np.ndarray:
     return rows
 
 
-def make_column(folder: Path, name: str, step: int | None, look: Look,
-                shown: list[View], same_seed: bool = False) -> Column:  # fmt: skip
+def make_column(
+    folder: Path,
+    name: str,
+    step: int | None,
+    look: Look,
+    shown: list[View],
+    same_seed: bool = False,
+) -> Column:
     folder.mkdir(parents=True, exist_ok=True)
     files, features = [], []
     for i, view in enumerate(shown):
@@ -174,8 +184,10 @@ def test_fid_is_no_gate(planted: tuple[Scores, list[Column]]) -> None:
     summary = planted[0].summary
     assert all("fid" in c["metrics"] for c in summary["checkpoints"])
     assert {g["name"] for c in summary["checkpoints"] for g in c["gates"]} == {
-        "clip_image_gain", "palette_ratio", "clip_text_loss",
-    }  # fmt: skip
+        "clip_image_gain",
+        "palette_ratio",
+        "clip_text_loss",
+    }
 
 
 def test_rows_name_every_score_once(planted: tuple[Scores, list[Column]]) -> None:
@@ -191,8 +203,14 @@ def test_scores_are_written_as_agreed(planted: tuple[Scores, list[Column]], tmp_
     write_scores(scores, tmp_path / "s" / "scores.parquet", tmp_path / "s" / "summary.json")
     table = pq.read_table(tmp_path / "s" / "scores.parquet")
     assert table.column_names == [
-        "checkpoint", "strength", "prompt_id", "seed", "metric", "value", "encoder",
-    ]  # fmt: skip
+        "checkpoint",
+        "strength",
+        "prompt_id",
+        "seed",
+        "metric",
+        "value",
+        "encoder",
+    ]
     assert table.num_rows == len(scores.rows)
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert summary == scores.summary

@@ -48,8 +48,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     """Base and three checkpoints of four prompts, one prompt with markup in it."""
     folder = tmp_path_factory.mktemp("report")
     prompts = ("mountains at noon", 'the sea <b>&</b> "sky"', "a city", "a forest")
-    suite = Suite(name="small", prompts=prompts, seeds=SEEDS,
-                  gates=SuiteGates(clip_text_loss=0.6))  # fmt: skip
+    suite = Suite(name="small", prompts=prompts, seeds=SEEDS, gates=SuiteGates(clip_text_loss=0.6))
 
     def column(name: str, step: int | None, mix: float) -> Column:
         files, features = [], []
@@ -63,8 +62,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
                 features.append(feature(pixels, i, 1 - 0.2 * mix))
         return Column(name, step, 1.0, files, np.stack(features))
 
-    columns = [column("base", None, 0), column("step-000010", 10, 0.3),
-               column("step-000020", 20, 0.9), column("step-000030", 30, 1.0)]  # fmt: skip
+    columns = [
+        column("base", None, 0),
+        column("step-000010", 10, 0.3),
+        column("step-000020", 20, 0.9),
+        column("step-000030", 30, 1.0),
+    ]
     references, features = [], []
     for i in range(8):
         pixels = render(View(SCENES[i % 4], "noon", (), 100 + i), HORIZON, 64)
@@ -297,8 +300,16 @@ def test_one_checkpoint_and_no_palette_make_a_report(material: Material, tmp_pat
         encoder_id="hand-made",
     )
     path = tmp_path / "r.html"
-    write_report(path, title="one", suite=material.suite, scores=scores, columns=columns,
-                 references=material.references, brand_palette=[], facts={})  # fmt: skip
+    write_report(
+        path,
+        title="one",
+        suite=material.suite,
+        scores=scores,
+        columns=columns,
+        references=material.references,
+        brand_palette=[],
+        facts={},
+    )
     html = path.read_text()
     assert html.rstrip().endswith("</html>")
     assert html.count('<figure class="fig">') == 4

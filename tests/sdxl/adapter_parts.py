@@ -102,6 +102,10 @@ def random_adapter(
 
 def draw(pipe: StableDiffusionXLPipeline, prompt: str = "the sea at noon") -> np.ndarray:
     return pipe(
-        prompt, num_inference_steps=2, output_type="np", height=64, width=64,
+        prompt,
+        num_inference_steps=2,
+        output_type="np",
+        height=64,
+        width=64,
         generator=torch.Generator().manual_seed(1),
-    ).images  # fmt: skip
+    ).images

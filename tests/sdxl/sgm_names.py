@@ -9,14 +9,22 @@ import torch
 from torch import Tensor
 
 _RESNET = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
-}  # fmt: skip
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
 _TOP = {
-    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
-    "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
-}  # fmt: skip
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
 
 
 def unet_name(name: str) -> str:
@@ -66,12 +74,16 @@ def vae_weights(vae: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def open_clip_weights(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Attention projections are one matrix, and the text projection is transposed."""
     renames = {
-        "text_model.encoder.layers.": "transformer.resblocks.", "layer_norm1": "ln_1",
-        "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-        "self_attn.out_proj": "attn.out_proj", "text_model.final_layer_norm": "ln_final",
+        "text_model.encoder.layers.": "transformer.resblocks.",
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+        "text_model.final_layer_norm": "ln_final",
         "text_model.embeddings.token_embedding": "token_embedding",
         "text_model.embeddings.position_embedding.weight": "positional_embedding",
-    }  # fmt: skip
+    }
     found: dict[str, Tensor] = {"logit_scale": torch.tensor(4.6)}
     for name, value in encoder.items():
         if name == "text_projection.weight":
@@ -89,9 +101,11 @@ def open_clip_weights(encoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def checkpoint(
-    unet: Mapping[str, Tensor], vae: Mapping[str, Tensor], first: Mapping[str, Tensor],
+    unet: Mapping[str, Tensor],
+    vae: Mapping[str, Tensor],
+    first: Mapping[str, Tensor],
     second: Mapping[str, Tensor],
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """A whole single-file checkpoint out of the four models' weights."""
     whole = {"model.diffusion_model." + unet_name(k): v for k, v in unet.items()}
     whole |= {"first_stage_model." + k: v for k, v in vae_weights(vae).items()}

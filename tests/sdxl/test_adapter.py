@@ -84,8 +84,9 @@ def test_patterns_choose_modules(big_unet: UNet2DConditionModel) -> None:
     with pytest.raises(RecipeError, match=r'"up_blocks.9.\*" matches no'):
         target_modules(big_unet, ("up_blocks.0.*", "up_blocks.9.*"))
     assert target_modules(big_unet, ("mid_block.resnets.*.conv1",), conv=True) == [
-        "mid_block.resnets.0.conv1", "mid_block.resnets.1.conv1",
-    ]  # fmt: skip
+        "mid_block.resnets.0.conv1",
+        "mid_block.resnets.1.conv1",
+    ]
 
 
 def test_mini_names_are_a_subset_of_sdxl(
@@ -244,8 +245,9 @@ def test_adapter_off_is_the_base_bit_for_bit(pipe: StableDiffusionXLPipeline) ->
     """Switched off, the models answer as without adapter; then it is back, as trainable."""
     tensors, _, adapted = random_adapter(text=True)
     models = models_of(adapted)
-    frozen = adapter_parameters(models)["unet." + target_modules(pipe.unet, "attention")[0]
-                                        + ".lora_A.weight"]  # fmt: skip
+    frozen = adapter_parameters(models)[
+        "unet." + target_modules(pipe.unet, "attention")[0] + ".lora_A.weight"
+    ]
     frozen.requires_grad_(False)
     base, with_adapter = draw(pipe), draw(adapted)
     with adapter_off(models):

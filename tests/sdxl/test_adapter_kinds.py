@@ -82,12 +82,14 @@ def test_all_parameters_learn_on_a_bf16_base(name: str) -> None:
     load_into(models, shake(adapter_tensors(models)))
     config = fresh.unet.config
     out = fresh.unet(
-        torch.randn(1, 4, 8, 8).bfloat16(), torch.tensor([500]),
+        torch.randn(1, 4, 8, 8).bfloat16(),
+        torch.tensor([500]),
         encoder_hidden_states=torch.randn(1, 77, config.cross_attention_dim).bfloat16(),
         added_cond_kwargs={
-            "text_embeds": torch.randn(1, 96).bfloat16(), "time_ids": torch.ones(1, 6).bfloat16(),
+            "text_embeds": torch.randn(1, 96).bfloat16(),
+            "time_ids": torch.ones(1, 6).bfloat16(),
         },
-    ).sample  # fmt: skip
+    ).sample
     assert out.dtype == torch.bfloat16
     out.float().square().mean().backward()
     for key, parameter in adapter_parameters(models).items():
@@ -125,13 +127,14 @@ def test_lora_keeps_no_float32_copies_of_its_inputs(quantization: Quantization) 
         generator = torch.Generator().manual_seed(8)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             out = unet(
-                torch.randn(2, 4, 16, 16, generator=generator).bfloat16(), torch.tensor([500, 20]),
+                torch.randn(2, 4, 16, 16, generator=generator).bfloat16(),
+                torch.tensor([500, 20]),
                 encoder_hidden_states=torch.randn(2, 77, 160, generator=generator).bfloat16(),
                 added_cond_kwargs={
                     "text_embeds": torch.ones(2, 96).bfloat16(),
                     "time_ids": torch.ones(2, 6).bfloat16(),
                 },
-            ).sample  # fmt: skip
+            ).sample
         out.float().square().mean().backward()
         parameters = adapter_parameters(models)
         gradients = {n: p.grad for n, p in parameters.items() if p.grad is not None}

@@ -26,9 +26,11 @@ def fresh_unet(quantization: Quantization = "none") -> UNet2DConditionModel:
 def add_adapter(unet: UNet2DConditionModel, dropout: float = 0.0) -> None:
     torch.manual_seed(1)
     config = LoraConfig(
-        r=4, lora_dropout=dropout, init_lora_weights=False,
+        r=4,
+        lora_dropout=dropout,
+        init_lora_weights=False,
         target_modules=["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"],
-    )  # fmt: skip
+    )
     inject_adapter_in_model(config, unet, adapter_name="x")
 
 
@@ -176,9 +178,10 @@ def test_sampling_without_gradients_is_untouched() -> None:
                     10,
                     encoder_hidden_states=torch.randn(1, 77, 160, generator=generator),
                     added_cond_kwargs={
-                        "text_embeds": torch.zeros(1, 96), "time_ids": torch.zeros(1, 6),
+                        "text_embeds": torch.zeros(1, 96),
+                        "time_ids": torch.zeros(1, 6),
                     },
                 ).sample
-            )  # fmt: skip
+            )
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])

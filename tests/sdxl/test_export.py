@@ -59,10 +59,20 @@ def low_rank(up: Tensor, down: Tensor, scale: float) -> Tensor:
 
 def header_for(spec: AdapterSpec, base_model: str = "mini") -> dict[str, str]:
     return kohya_header(
-        title="brand 1.0.0", output_name="brand_v1.0.0", spec=spec, base_model=base_model,
-        resolution=1024, license_id="CC0-1.0", description="d", trigger="t", strength=0.8,
-        author="Acme", date="2026-11-21T00:00:00Z", tags="style, brand", num_train_images=12,
-    )  # fmt: skip
+        title="brand 1.0.0",
+        output_name="brand_v1.0.0",
+        spec=spec,
+        base_model=base_model,
+        resolution=1024,
+        license_id="CC0-1.0",
+        description="d",
+        trigger="t",
+        strength=0.8,
+        author="Acme",
+        date="2026-11-21T00:00:00Z",
+        tags="style, brand",
+        num_train_images=12,
+    )
 
 
 def test_sgm_names_are_distinct_and_known_to_diffusers(big_unet: UNet2DConditionModel) -> None:
@@ -92,19 +102,27 @@ def test_known_places_have_their_published_names() -> None:
     for ours, theirs in (
         ("unet.down_blocks.0.resnets.0.conv1", "lora_unet_input_blocks_1_0_in_layers_2"),
         ("unet.down_blocks.0.downsamplers.0.conv", "lora_unet_input_blocks_3_0_op"),
-        ("unet.down_blocks.1.resnets.0.conv_shortcut",
-         "lora_unet_input_blocks_4_0_skip_connection"),
+        (
+            "unet.down_blocks.1.resnets.0.conv_shortcut",
+            "lora_unet_input_blocks_4_0_skip_connection",
+        ),
         ("unet.down_blocks.2.attentions.1.proj_in", "lora_unet_input_blocks_8_1_proj_in"),
         ("unet.mid_block.resnets.1.conv2", "lora_unet_middle_block_2_out_layers_3"),
-        ("unet.up_blocks.0.attentions.1.transformer_blocks.9.attn2.to_out.0",
-         "lora_unet_output_blocks_1_1_transformer_blocks_9_attn2_to_out_0"),
+        (
+            "unet.up_blocks.0.attentions.1.transformer_blocks.9.attn2.to_out.0",
+            "lora_unet_output_blocks_1_1_transformer_blocks_9_attn2_to_out_0",
+        ),
         ("unet.up_blocks.0.upsamplers.0.conv", "lora_unet_output_blocks_2_2_conv"),
         ("unet.up_blocks.2.resnets.2.conv1", "lora_unet_output_blocks_8_0_in_layers_2"),
-        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
-         "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"),
-        ("text_encoder_2.text_model.encoder.layers.31.self_attn.out_proj",
-         "lora_te2_text_model_encoder_layers_31_self_attn_out_proj"),
-    ):  # fmt: skip
+        (
+            "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+            "lora_te1_text_model_encoder_layers_0_self_attn_q_proj",
+        ),
+        (
+            "text_encoder_2.text_model.encoder.layers.31.self_attn.out_proj",
+            "lora_te2_text_model_encoder_layers_31_self_attn_out_proj",
+        ),
+    ):
         assert kohya_name(ours) == theirs
     for odd in ("unet.conv_in", "unet.down_blocks.0.resnets.0.norm1", "vae.decoder.conv_in"):
         with pytest.raises(IntegrityError, match="known for the module"):
@@ -158,8 +176,10 @@ def test_diffusers_draws_what_training_drew(name: str, tmp_path: Path) -> None:
     base, trained = draw(pipe), draw(adapted)
     with merged(models_of(pipe), tensors, spec, 1.0):
         images = [draw(pipe)]
-    files = {"d.safetensors": diffusers_file(tensors, spec),
-             "k.safetensors": kohya_file(tensors, spec, header_for(spec))}  # fmt: skip
+    files = {
+        "d.safetensors": diffusers_file(tensors, spec),
+        "k.safetensors": kohya_file(tensors, spec, header_for(spec)),
+    }
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
         pipe.load_lora_weights(str(tmp_path), weight_name=file, adapter_name=file[0])
@@ -190,9 +210,14 @@ def test_diffusers_draws_dora_as_trained(tmp_path: Path) -> None:
     assert torch.equal(scale.flatten(), tensors[f"{module}.lora_magnitude_vector"].flatten())
 
 
-@pytest.mark.parametrize("shape", [AdapterShape("loha", 3, 4.5, conv_rank=2),
-                                   AdapterShape("lokr", 2, 3.0, conv_rank=1),
-                                   AdapterShape("lokr", 64, 32.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        AdapterShape("loha", 3, 4.5, conv_rank=2),
+        AdapterShape("lokr", 2, 3.0, conv_rank=1),
+        AdapterShape("lokr", 64, 32.0),
+    ],
+)
 def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterShape) -> None:
     """LyCORIS' and ComfyUI's arithmetic on the kohya file gives the trained ΔW."""
     tensors, spec, _ = random_adapter(shape)
@@ -237,14 +262,20 @@ def test_check_finds_a_wrong_export() -> None:
     key = next(k for k in dora if "magnitude" in k)
     other = {**dora, key: dora[key] * 1.01}
     with pytest.raises(IntegrityError, match="kohya"):
-        check_exports(dora, dora_spec, diffusers_file(dora, dora_spec),
-                      kohya_file(other, dora_spec, {}))  # fmt: skip
+        check_exports(
+            dora, dora_spec, diffusers_file(dora, dora_spec), kohya_file(other, dora_spec, {})
+        )
 
 
-@pytest.mark.parametrize("shape", [AdapterShape("dora", 2, 3.0),
-                                   AdapterShape("loha", 3, 4.5),
-                                   AdapterShape("lokr", 2, 3.0),
-                                   AdapterShape("oft", 8, 8.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        AdapterShape("dora", 2, 3.0),
+        AdapterShape("loha", 3, 4.5),
+        AdapterShape("lokr", 2, 3.0),
+        AdapterShape("oft", 8, 8.0),
+    ],
+)
 def test_any_kind_becomes_a_plain_lora(shape: AdapterShape) -> None:
     """At full rank nothing is lost; at a low one the loss is what the dropped part weighs."""
     tensors, spec, adapted = random_adapter(shape, "style-block")
@@ -323,8 +354,10 @@ def test_kohya_header_is_what_web_uis_read(tmp_path: Path) -> None:
     assert sdxl["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert not mini["ss_base_model_version"].startswith("sdxl")
     assert {k: sdxl[k] for k in ("ss_network_dim", "ss_network_alpha", "ss_num_train_images")} == {
-        "ss_network_dim": "4", "ss_network_alpha": "10.0", "ss_num_train_images": "12",
-    }  # fmt: skip
+        "ss_network_dim": "4",
+        "ss_network_alpha": "10.0",
+        "ss_num_train_images": "12",
+    }
     content = kohya_file(tensors, spec, sdxl)
     file = tmp_path / "k.safetensors"
     file.write_bytes(content)

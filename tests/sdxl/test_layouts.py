@@ -23,10 +23,16 @@ WIDE = AdapterShape(
     "lora", 4, 3.0, True, conv_rank=2, block_ranks={"mid_block.*": 6}, text_encoder_rank=5
 )
 HEADER = kohya_header(
-    title="t", output_name="o", spec=AdapterSpec(4, 3.0, "base", "recipe", 9, tokens=("<acme>",)),
-    base_model="mini", resolution=128, license_id="CC0-1.0", description="", trigger="",
+    title="t",
+    output_name="o",
+    spec=AdapterSpec(4, 3.0, "base", "recipe", 9, tokens=("<acme>",)),
+    base_model="mini",
+    resolution=128,
+    license_id="CC0-1.0",
+    description="",
+    trigger="",
     strength=1.0,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +42,7 @@ def wide() -> tuple[dict[str, Tensor], AdapterSpec]:
     return tensors, spec
 
 
-def assert_same_updates(
-    file: Path, tensors: dict[str, Tensor], spec: AdapterSpec
-) -> AdapterSpec:  # fmt: skip
+def assert_same_updates(file: Path, tensors: dict[str, Tensor], spec: AdapterSpec) -> AdapterSpec:
     """The file's updates are those of the tensors; its spec is returned."""
     found, read = read_adapter_file(file)
     updates = dict(weight_updates(found, read))
@@ -108,9 +112,8 @@ def test_peft_dialects_and_their_alphas_are_read(tmp_path: Path) -> None:
     """.lora.down/.up, .alpha beside the weights, and lora_adapter_metadata with patterns."""
     tensors, spec, _ = random_adapter(AdapterShape("lora", 4, 10.0, block_ranks={"mid_block.*": 2}))
     old = {
-        k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v
-        for k, v in tensors.items()
-    }  # fmt: skip
+        k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in tensors.items()
+    }
     save_file(old, tmp_path / "plain")
     # Without any alpha a file means B · A.
     assert_same_updates(tmp_path / "plain", tensors, replace(spec, rank=1, alpha=1.0))
@@ -125,9 +128,11 @@ def test_peft_dialects_and_their_alphas_are_read(tmp_path: Path) -> None:
     save_file(bare, tmp_path / "bare")
     assert_same_updates(tmp_path / "bare", tensors, replace(spec, rank=1, alpha=1.0))
     settings = {
-        "unet.lora_alpha": 10.0, "unet.r": 4, "unet.use_rslora": False,
+        "unet.lora_alpha": 10.0,
+        "unet.r": 4,
+        "unet.use_rslora": False,
         "unet.alpha_pattern": {r"mid_block\..*": 5.0},
-    }  # fmt: skip
+    }
     save_file(tensors, tmp_path / "meta", {"lora_adapter_metadata": json.dumps(settings)})
     assert_same_updates(tmp_path / "meta", tensors, spec)
     settings = {"unet.lora_alpha": 10.0, "unet.use_rslora": True}
@@ -159,10 +164,15 @@ def test_what_diffusers_saves_is_read(tmp_path: Path) -> None:
     assert count == len([n for n in target_modules(mini_pipe().unet, "attention") if "to_q" in n])
 
 
-@pytest.mark.parametrize("shape", [AdapterShape("dora", 4, 6.0, conv_rank=2),
-                                   AdapterShape("loha", 3, 4.5, conv_rank=2),
-                                   AdapterShape("lokr", 2, 3.0, conv_rank=1),
-                                   AdapterShape("lokr", 64, 32.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape",
+    [
+        AdapterShape("dora", 4, 6.0, conv_rank=2),
+        AdapterShape("loha", 3, 4.5, conv_rank=2),
+        AdapterShape("lokr", 2, 3.0, conv_rank=1),
+        AdapterShape("lokr", 64, 32.0),
+    ],
+)
 def test_other_kinds_are_read_back(shape: AdapterShape, tmp_path: Path) -> None:
     """DoRA, LoHa and LoKr files of the kohya layout give their updates back."""
     tensors, spec, _ = random_adapter(shape)
@@ -223,10 +233,11 @@ def test_names_of_all_sdxl_modules_are_known(tmp_path: Path) -> None:
     content = kohya_file(tensors, AdapterSpec(1, 1.0), {})
     (tmp_path / "sgm").write_bytes(content)
     flat = {
-        "lora_unet_" + k.removeprefix("unet.").partition(".lora_")[0].replace(".", "_")
+        "lora_unet_"
+        + k.removeprefix("unet.").partition(".lora_")[0].replace(".", "_")
         + (".lora_down.weight" if "lora_A" in k else ".lora_up.weight"): v
         for k, v in tensors.items()
-    }  # fmt: skip
+    }
     save_file(flat, tmp_path / "flat")
     assert len(modules) == 771
     for name in ("sgm", "flat"):

@@ -235,8 +235,11 @@ def test_hub_model_in_the_cache_is_found_by_branch_commit_and_prefix(hub: Path) 
     put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
     put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[1], main=False)
     for revision, commit in (
-        (None, COMMITS[0]), ("main", COMMITS[0]), (COMMITS[1], COMMITS[1]), ("2" * 8, COMMITS[1]),
-    ):  # fmt: skip
+        (None, COMMITS[0]),
+        ("main", COMMITS[0]),
+        (COMMITS[1], COMMITS[1]),
+        ("2" * 8, COMMITS[1]),
+    ):
         base = find_base("acme/sdxl", revision, Path())
         assert (base.revision, base.folder.name) == (commit, commit)
         assert base.hash == find_base("mini", None, Path()).hash
@@ -340,8 +343,10 @@ def test_vae_files_are_told_apart(tmp_path: Path) -> None:
     save_file(weights, tmp_path / "vae.safetensors")
     found = find_vae("vae.safetensors", tmp_path)
     assert (found.file, found.factor, found.scaling_factor) == (
-        tmp_path / "vae.safetensors", 8, 0.13025,
-    )  # fmt: skip
+        tmp_path / "vae.safetensors",
+        8,
+        0.13025,
+    )
     wide = {**weights, "decoder.conv_in.weight": torch.zeros(8, 16, 3, 3)}
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(BaseModelError, match="16 latent channels"):

@@ -84,10 +84,16 @@ def test_single_file_draws_the_folders_image(
     loaded = load_single_file(small_file, mini_configs(), TOKENIZERS, torch.float32, None)
     loaded.set_progress_bar_config(disable=True)
     images = [
-        p("a beach at noon", height=128, width=128, num_inference_steps=2, output_type="pt",
-          generator=torch.Generator().manual_seed(3)).images
+        p(
+            "a beach at noon",
+            height=128,
+            width=128,
+            num_inference_steps=2,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(3),
+        ).images
         for p in (pipe, loaded)
-    ]  # fmt: skip
+    ]
     assert torch.equal(images[0], images[1])
 
 
@@ -117,9 +123,11 @@ def test_configurations_are_sdxls(true_models: dict[str, torch.nn.Module]) -> No
     """The four models have exactly the published numbers of parameters."""
     counts = {k: sum(p.numel() for p in m.parameters()) for k, m in true_models.items()}
     assert counts == {
-        "unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480,
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
         "text_encoder_2": 694_659_840,
-    }  # fmt: skip
+    }
 
 
 def test_full_size_names_are_recognised_and_converted(
@@ -186,9 +194,11 @@ def test_checkpoint_without_vae_is_fine_with_a_separate_one() -> None:
     ],
 )
 def test_prediction_type_comes_from_the_header(
-    names: dict[str, tuple[int, ...]], metadata: dict[str, str], prediction: str,
+    names: dict[str, tuple[int, ...]],
+    metadata: dict[str, str],
+    prediction: str,
     zero_snr: bool | None,
-) -> None:  # fmt: skip
+) -> None:
     """A file that declares v-prediction or zero terminal SNR gets that scheduler."""
     scheduler = configs_for(names, metadata)["scheduler"]
     assert scheduler["prediction_type"] == prediction

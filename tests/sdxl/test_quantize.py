@@ -56,9 +56,10 @@ def forward(unet: UNet2DConditionModel, dtype: torch.dtype = torch.float32) -> T
         torch.tensor([100, 700]),
         encoder_hidden_states=draw(2, 77, 160),
         added_cond_kwargs={
-            "text_embeds": draw(2, 96), "time_ids": torch.full((2, 6), 128.0).to(dtype),
+            "text_embeds": draw(2, 96),
+            "time_ids": torch.full((2, 6), 128.0).to(dtype),
         },
-    ).sample  # fmt: skip
+    ).sample
     return sample
 
 

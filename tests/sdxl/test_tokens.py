@@ -58,8 +58,9 @@ def test_texts_without_new_words_are_encoded_as_before() -> None:
     """Known texts keep their embeddings and pooled vector bit for bit."""
     pipe, plain = mini_pipe(), mini_pipe()
     add_tokens(pipe, WORDS, "sea")
-    for one, two in zip(embeds(pipe, "the sea at noon"), embeds(plain, "the sea at noon"),
-                        strict=True):  # fmt: skip
+    for one, two in zip(
+        embeds(pipe, "the sea at noon"), embeds(plain, "the sea at noon"), strict=True
+    ):
         assert torch.equal(one, two)
 
 
@@ -97,8 +98,9 @@ def test_only_the_new_rows_learn() -> None:
     for key, parameter in rows.items():
         assert not torch.equal(parameter[0], start[key][0])
         assert torch.equal(parameter[1], start[key][1])
-    assert not any(p.requires_grad for n, p in pipe.text_encoder.named_parameters()
-                   if not n.endswith(".rows"))  # fmt: skip
+    assert not any(
+        p.requires_grad for n, p in pipe.text_encoder.named_parameters() if not n.endswith(".rows")
+    )
 
 
 def test_a_bf16_encoder_keeps_fp32_rows() -> None:

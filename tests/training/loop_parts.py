@@ -43,9 +43,12 @@ def mini_pipe() -> StableDiffusionXLPipeline:
 
 
 def small_cache(
-    pipe: StableDiffusionXLPipeline, folder: Path, sizes: Sequence[Size],
-    captions: Sequence[Sequence[str]], masked: Sequence[int] = (),
-) -> Cache:  # fmt: skip
+    pipe: StableDiffusionXLPipeline,
+    folder: Path,
+    sizes: Sequence[Size],
+    captions: Sequence[Sequence[str]],
+    masked: Sequence[int] = (),
+) -> Cache:
     """Renders of these sizes (w, h) at 64 px, in buckets; of ``masked`` the left half counts."""
     folder.mkdir(parents=True)
     for i, size in enumerate(sizes):
@@ -57,9 +60,15 @@ def small_cache(
             image.putalpha(alpha)
         image.save(folder / f"{i}.png")
     data = load_folder(
-        folder, default_caption="x", holdout=0, resolution=64, buckets=True, bucket_step=16,
-        mask="alpha" if masked else "none", background="#808080",
-    )  # fmt: skip
+        folder,
+        default_caption="x",
+        holdout=0,
+        resolution=64,
+        buckets=True,
+        bucket_step=16,
+        mask="alpha" if masked else "none",
+        background="#808080",
+    )
     found = entries(data)
     assert [entry.row.file_name for entry in found] == [f"{i}.png" for i in range(len(sizes))]
     return build_cache(pipe, found, captions, read_entry, device="cpu")
@@ -87,22 +96,28 @@ def recipe(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
 
 
 def denoiser_of(
-    pipe: StableDiffusionXLPipeline, objective: Objective = PLAIN,
+    pipe: StableDiffusionXLPipeline,
+    objective: Objective = PLAIN,
     dtype: torch.dtype = torch.float32,
-) -> Denoiser:  # fmt: skip
+) -> Denoiser:
     """As a job makes it, for noise that the base's own schedule mixes in."""
     return Denoiser(
-        pipe.unet, dtype, pipe.scheduler.alphas_cumprod.float(),
-        float(pipe.vae.config.scaling_factor), objective,
-    )  # fmt: skip
+        pipe.unet,
+        dtype,
+        pipe.scheduler.alphas_cumprod.float(),
+        float(pipe.vae.config.scaling_factor),
+        objective,
+    )
 
 
 def live(pipe: StableDiffusionXLPipeline, captions: Sequence[str]) -> Texts:
     """Captions, and the empty one last, as the pipeline's own encoders see them now."""
     return live_texts(
-        pipe.text_encoder, pipe.text_encoder_2, token_ids(pipe, [*captions, ""]),
+        pipe.text_encoder,
+        pipe.text_encoder_2,
+        token_ids(pipe, [*captions, ""]),
         empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +141,12 @@ def trainee(
             **sections,
             "adapter": {"rank": 4, **sections.get("adapter", {})},
             "optimizer": {
-                "learning_rate": 3e-3, "weight_decay": 0.0, **sections.get("optimizer", {})
+                "learning_rate": 3e-3,
+                "weight_decay": 0.0,
+                **sections.get("optimizer", {}),
             },
         }
-    )  # fmt: skip
+    )
     return Trainee(wanted, adapt(wanted, pipe or mini_pipe(), None))
 
 
@@ -138,11 +155,21 @@ def values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def train(
-    who: Trainee, material: Material, folder: Path, *, steps: int, batch_size: int,
-    accumulation: int = 1, objective: Objective = PLAIN, noise: NoiseSettings = NOISE,
-    prior: Prior | None = None, held_out: Material | None = None, seed: int = 0,
-    log_every: int = 1, validation_every: int = 0,
-) -> Run:  # fmt: skip
+    who: Trainee,
+    material: Material,
+    folder: Path,
+    *,
+    steps: int,
+    batch_size: int,
+    accumulation: int = 1,
+    objective: Objective = PLAIN,
+    noise: NoiseSettings = NOISE,
+    prior: Prior | None = None,
+    held_out: Material | None = None,
+    seed: int = 0,
+    log_every: int = 1,
+    validation_every: int = 0,
+) -> Run:
     """``train_adapter`` with the recipe's [adapter] and [optimizer]; the last step is saved."""
     run = Run(folder)
     folder.mkdir(parents=True)
@@ -152,17 +179,32 @@ def train(
         parameters=who.parameters,
         groups=parameter_groups(who.recipe, who.parameters),
         optimizer_settings=OptimizerSettings(
-            section.name, section.learning_rate, section.weight_decay, section.beta1,
-            section.beta2, section.schedule, section.schedule_power, section.warmup_steps, steps,
-            section.lora_plus_ratio, section.max_grad_norm,
+            section.name,
+            section.learning_rate,
+            section.weight_decay,
+            section.beta1,
+            section.beta2,
+            section.schedule,
+            section.schedule_power,
+            section.warmup_steps,
+            steps,
+            section.lora_plus_ratio,
+            section.max_grad_norm,
         ),
         noise=noise,
         material=material,
         held_out=held_out,
         prior=prior,
         settings=LoopSettings(
-            steps, batch_size, accumulation, seed, section.ema_decay, checkpoint_every=steps,
-            keep_last=None, validation_every=validation_every, log_every=log_every,
+            steps,
+            batch_size,
+            accumulation,
+            seed,
+            section.ema_decay,
+            checkpoint_every=steps,
+            keep_last=None,
+            validation_every=validation_every,
+            log_every=log_every,
         ),
         spec_at=lambda step: replace(who.models.spec, step=step),
         identity=Identity(**{field.name: field.name for field in fields(Identity)}),
@@ -171,7 +213,7 @@ def train(
         done=0,
         on_checkpoint=lambda _: None,
         set_training=who.models.set_training,
-    )  # fmt: skip
+    )
     return run
 
 

@@ -58,9 +58,15 @@ def images(tmp_path: Path) -> Path:
 
 def found_in(folder: Path, flip: bool = False) -> list[Entry]:
     data = load_folder(
-        folder, default_caption="x", holdout=0, resolution=128, buckets=True, flip=flip,
-        mask="alpha", background="#808080",
-    )  # fmt: skip
+        folder,
+        default_caption="x",
+        holdout=0,
+        resolution=128,
+        buckets=True,
+        flip=flip,
+        mask="alpha",
+        background="#808080",
+    )
     return entries(data)
 
 
@@ -69,9 +75,12 @@ def read(entry: Entry) -> Crop:
 
 
 def build(
-    pipe: StableDiffusionXLPipeline, found: list[Entry], cache_dir: Path | None = None,
-    captions: list[list[str]] | None = None, mask_floor: float = 0.0,
-) -> Cache:  # fmt: skip
+    pipe: StableDiffusionXLPipeline,
+    found: list[Entry],
+    cache_dir: Path | None = None,
+    captions: list[list[str]] | None = None,
+    mask_floor: float = 0.0,
+) -> Cache:
     texts = captions or [[f"scene {e.row.file_name}"] for e in found]
     return build_cache(
         pipe, found, texts, read, device="cpu", cache_dir=cache_dir, mask_floor=mask_floor
@@ -130,8 +139,12 @@ def test_it_holds_what_the_encoders_give(pipe: StableDiffusionXLPipeline, images
     assert cache.captions == ("a", "b 0", "b 1", "b 2", "b 3", "b 4")
     assert cache.caption_rows.tolist() == [[0, i + 1] for i in range(5)]
     assert [cache.latent_shape(b) for b in cache.bucket_of] == [
-        (4, 16, 16), (4, 12, 20), (4, 16, 16), (4, 20, 12), (4, 12, 20),
-    ]  # fmt: skip
+        (4, 16, 16),
+        (4, 12, 20),
+        (4, 16, 16),
+        (4, 20, 12),
+        (4, 12, 20),
+    ]
     for i, entry in enumerate(found):
         crop = read(entry)
         pixels = torch.from_numpy(crop.pixels).permute(2, 0, 1)[None] / 127.5 - 1
@@ -351,9 +364,7 @@ def test_models_are_put_back(pipe: StableDiffusionXLPipeline, images: Path) -> N
 def test_text_encoders_can_be_left_out(pipe: StableDiffusionXLPipeline, images: Path) -> None:
     """For trained text encoders the cache keeps the captions, not their embeddings."""
     found = found_in(images)[:2]
-    cache = build_cache(
-        pipe, found, [["a"], ["b"]], read, device="cpu", with_text=False
-    )  # fmt: skip
+    cache = build_cache(pipe, found, [["a"], ["b"]], read, device="cpu", with_text=False)
     assert cache.captions == ("a", "b")
     assert cache.embeds.numel() == cache.pooled.numel() == 0
 
@@ -399,11 +410,18 @@ def test_two_processes_build_one_cache(
     cache_dir = tmp_path / "cache"
     other = subprocess.Popen(
         [
-            sys.executable, "-c", BUILDER, str(Path(__file__).parent), str(images),
-            str(cache_dir), str(torch.get_num_threads()),
+            sys.executable,
+            "-c",
+            BUILDER,
+            str(Path(__file__).parent),
+            str(images),
+            str(cache_dir),
+            str(torch.get_num_threads()),
         ],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     found = found_in(images, flip=True)
     assert other.stdin is not None
     assert other.stdout is not None

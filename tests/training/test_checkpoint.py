@@ -14,15 +14,20 @@ from styletune.runs import Run, file_sha256
 
 Command = Callable[..., Answer]
 SHORT = (
-    "train.steps=6", "train.checkpoint_every=2", "train.batch_size=2", "preview.prompts=[]",
-    "adapter.rank=2", "adapter.target=style-block",
-)  # fmt: skip
+    "train.steps=6",
+    "train.checkpoint_every=2",
+    "train.batch_size=2",
+    "preview.prompts=[]",
+    "adapter.rank=2",
+    "adapter.target=style-block",
+)
 
 
 def train(styletune: Command, recipe: Path, run: Run, *options: str) -> Answer:
     settings = (f"--set={o}" for o in (*SHORT, *options))
-    return styletune("train", recipe, "--run-dir", run.dir, "--runs-dir", run.dir.parent,
-                     "--json", *settings)  # fmt: skip
+    return styletune(
+        "train", recipe, "--run-dir", run.dir, "--runs-dir", run.dir.parent, "--json", *settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +149,12 @@ def test_validation_without_held_out_images_is_refused(
 ) -> None:
     """It would silently measure nothing."""
     brand.write_text(brand.read_text().split("[score]")[0])
-    answer = train(styletune, brand, Run(tmp_path / "runs" / "run"), "train.validation_every=2",
-                   "data.holdout=0.0")  # fmt: skip
+    answer = train(
+        styletune,
+        brand,
+        Run(tmp_path / "runs" / "run"),
+        "train.validation_every=2",
+        "data.holdout=0.0",
+    )
     assert answer.code == 2
     assert answer.json["error"]["where"] == "[train] validation_every"

@@ -135,9 +135,11 @@ def prediction_alone(
     """What the UNet says of one sample with its first caption, asked directly."""
     embeds, pooled = cache.texts(cache.caption_rows[i, :1])
     output: Tensor = denoiser.unet(
-        noisy[i : i + 1], drawn.timesteps[i : i + 1], encoder_hidden_states=embeds,
+        noisy[i : i + 1],
+        drawn.timesteps[i : i + 1],
+        encoder_hidden_states=embeds,
         added_cond_kwargs={"text_embeds": pooled, "time_ids": cache.time_ids[i : i + 1]},
-    ).sample[0]  # fmt: skip
+    ).sample[0]
     return output.double()
 
 
@@ -229,9 +231,10 @@ def test_entries_bring_their_own_latents_and_sizes(
     """Whatever order entries are asked for in, and whichever bucket they are of."""
     denoiser = denoiser_of(pipe)
     drawn = replace(
-        drawn_for(denoiser, cache), timesteps=torch.zeros(4, dtype=torch.int64),
+        drawn_for(denoiser, cache),
+        timesteps=torch.zeros(4, dtype=torch.int64),
         drop_caption=torch.zeros(4, dtype=torch.bool),
-    )  # fmt: skip
+    )
     turned = noised_inputs(denoiser, cache, [3, 0, 1, 2], drawn)
     assert torch.equal(turned.time_ids, cache.time_ids[[3, 0, 1, 2]])
     mean, _, _ = cache.latents([3, 0, 1, 2])
@@ -315,9 +318,10 @@ def test_gradients_reach_both_encoders() -> None:
         (found.embeds.square().sum() + found.pooled.square().sum()).backward()
         for encoder in ("text_encoder", "text_encoder_2"):
             grads = [
-                p.grad for n, p in who.parameters.items()
+                p.grad
+                for n, p in who.parameters.items()
                 if n.startswith(f"{encoder}.") and "lora_B" in n and p.grad is not None
-            ]  # fmt: skip
+            ]
             assert any(bool(g.any()) for g in grads) == reached, encoder
         for parameter in who.parameters.values():
             parameter.grad = None
@@ -332,9 +336,12 @@ def test_the_prior_of_an_untrained_adapter_is_nothing(cache: Cache) -> None:
     rows = torch.zeros(4, dtype=torch.long)
     inputs = noised_inputs(denoiser, cache, SQUARE, drawn_for(denoiser, cache))
     found = prior_losses(
-        denoiser, inputs, words(rows), lambda: adapter_off(who.models.adapted),
+        denoiser,
+        inputs,
+        words(rows),
+        lambda: adapter_off(who.models.adapted),
         encode_prompts(pipe, ["the sea at noon"] * 4),
-    )  # fmt: skip
+    )
     found.sum().backward()
     assert found.shape == (4,)
     assert float(found.detach().abs().max()) < 1e-10
@@ -360,11 +367,13 @@ def test_the_prior_pulls_a_moved_adapter_back(cache: Cache) -> None:
     with torch.no_grad():
         answers = [
             unet(
-                inputs.noisy_latents, inputs.timesteps, encoder_hidden_states=text.embeds,
+                inputs.noisy_latents,
+                inputs.timesteps,
+                encoder_hidden_states=text.embeds,
                 added_cond_kwargs={"text_embeds": text.pooled, "time_ids": inputs.time_ids},
             ).sample
             for unet, text in ((pipe.unet, words), (bare.unet, base_text))
-        ]  # fmt: skip
+        ]
         apart = (answers[0] - answers[1]).square().mean(dim=(1, 2, 3)) * inputs.weights
     # Everywhere, also where the second image's mask leaves its own loss out.
     assert torch.allclose(found.detach(), apart, rtol=1e-3)

@@ -22,9 +22,13 @@ from styletune.sdxl.updates import merged
 Command = Callable[..., Answer]
 CLASS = "the sea at noon"
 SHORT = (
-    "train.steps=24", "train.checkpoint_every=24", "train.log_every=1", "preview.prompts=[]",
-    "optimizer.learning_rate=4e-3", "data.holdout=0.25",
-)  # fmt: skip
+    "train.steps=24",
+    "train.checkpoint_every=24",
+    "train.log_every=1",
+    "preview.prompts=[]",
+    "optimizer.learning_rate=4e-3",
+    "data.holdout=0.25",
+)
 
 
 @pytest.fixture
@@ -34,9 +38,14 @@ def train(brand: Path, styletune: Command, tmp_path: Path) -> Callable[..., Run]
     def go(name: str, *options: str) -> Run:
         run = Run(tmp_path / name)
         answer = styletune(
-            "train", brand, "--run-dir", run.dir, "--runs-dir", tmp_path,
+            "train",
+            brand,
+            "--run-dir",
+            run.dir,
+            "--runs-dir",
+            tmp_path,
             *(f"--set={o}" for o in (*SHORT, *options)),
-        )  # fmt: skip
+        )
         assert answer.code == 0, answer.err
         return run
 
@@ -76,12 +85,16 @@ def test_prior_preservation_keeps_the_class(train: Callable[..., Run]) -> None:
 
     plain = train("plain")
     for kind, options in (
-        ("images", ("dreambooth.num_class_images=6",)), ("prediction", ()),
-    ):  # fmt: skip
+        ("images", ("dreambooth.num_class_images=6",)),
+        ("prediction", ()),
+    ):
         kept = train(
-            kind, f"dreambooth.prior={kind}", f'dreambooth.class_prompt="{CLASS}"',
-            "dreambooth.prior_loss_weight=3.0", *options,
-        )  # fmt: skip
+            kind,
+            f"dreambooth.prior={kind}",
+            f'dreambooth.class_prompt="{CLASS}"',
+            "dreambooth.prior_loss_weight=3.0",
+            *options,
+        )
         assert drift(kept, CLASS, base) < 0.8 * drift(plain, CLASS, base), kind
         assert drift(kept, brand_words, base_brand) > 0.1 * drift(plain, brand_words, base_brand)
 
@@ -146,8 +159,12 @@ def test_training_goes_on_from_a_published_layout(
     first = train("first")
     tensors, spec = load_adapter(first.adapter_file(24))
     (tmp_path / "project" / "k.safetensors").write_bytes(kohya_file(tensors, spec, {}))
-    again = train("again", 'adapter.start_from="k.safetensors"', "optimizer.learning_rate=1e-12",
-                  "optimizer.weight_decay=0.0")  # fmt: skip
+    again = train(
+        "again",
+        'adapter.start_from="k.safetensors"',
+        "optimizer.learning_rate=1e-12",
+        "optimizer.weight_decay=0.0",
+    )
     kept, _ = load_adapter(again.adapter_file(24))
     for name, tensor in tensors.items():
         assert torch.allclose(kept[name], tensor, atol=1e-6), name

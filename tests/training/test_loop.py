@@ -59,8 +59,14 @@ def same_order(entries: int, size: int) -> int:
     """A seed with which two batches of ``size`` are, one after the other, the one of both."""
 
     def batch(seed: int, micro: int, batch_size: int, accumulation: int) -> list[int]:
-        return step_batch(seed, 0, micro, bucket_of=[0] * entries, batch_size=batch_size,
-                          accumulation=accumulation)  # fmt: skip
+        return step_batch(
+            seed,
+            0,
+            micro,
+            bucket_of=[0] * entries,
+            batch_size=batch_size,
+            accumulation=accumulation,
+        )
 
     return next(
         seed
@@ -81,9 +87,15 @@ def test_accumulated_batches_are_one_batch(cache: Cache, tmp_path: Path, entries
         prior = Prior(0.5, shown, shown.texts, shown.texts, nullcontext)
         with watched(who) as steps:
             run = train(
-                who, shown, tmp_path / f"{size}", steps=1, batch_size=size,
-                accumulation=accumulation, prior=prior, seed=seed,
-            )  # fmt: skip
+                who,
+                shown,
+                tmp_path / f"{size}",
+                steps=1,
+                batch_size=size,
+                accumulation=accumulation,
+                prior=prior,
+                seed=seed,
+            )
         found.append((steps[0], lines_of(run)[0]))
     (ours, our_line), (whole, line) = found
     for key in ("loss", "prior_loss", "grad_norm"):
@@ -177,11 +189,18 @@ def test_repeats_and_weight_of_a_source_reach_the_loop(
         file.write_text(f'[[data.sources]]\npath = "brand"\n{keys}{rest}')
         run = Run(tmp_path / name)
         answer = styletune(
-            "train", file, "--run-dir", run.dir, "--runs-dir", tmp_path,
-            "--set=train.steps=1", "--set=train.log_every=1", "--set=preview.prompts=[]",
+            "train",
+            file,
+            "--run-dir",
+            run.dir,
+            "--runs-dir",
+            tmp_path,
+            "--set=train.steps=1",
+            "--set=train.log_every=1",
+            "--set=preview.prompts=[]",
             f"--set=train.batch_size={batch_size}",
             f"--set=train.gradient_accumulation_steps={accumulation}",
-        )  # fmt: skip
+        )
         assert answer.code == 0, answer.err
         value: float = lines_of(run)[0]["loss"]
         return value
@@ -212,8 +231,13 @@ def test_a_frozen_part_takes_no_part_in_clipping(cache: Cache, tmp_path: Path) -
         {**TEXT, "optimizer": {"text_encoder_2_learning_rate": 0.0, "max_grad_norm": 1e-3}}
     )
     with watched(who) as steps:
-        run = train(who, Material(cache, live(who.models.pipe, cache.captions), NAMES),
-                    tmp_path / "run", steps=1, batch_size=4)  # fmt: skip
+        run = train(
+            who,
+            Material(cache, live(who.models.pipe, cache.captions), NAMES),
+            tmp_path / "run",
+            steps=1,
+            batch_size=4,
+        )
     trained, frozen = (
         [g for n, g in steps[0].gradients.items() if n.startswith("text_encoder_2.") == is_frozen]
         for is_frozen in (False, True)
@@ -267,8 +291,14 @@ def test_a_nan_is_blamed_on_its_step_and_image(cache: Cache, tmp_path: Path, ent
     """Though nothing is looked at before the fifth step, and the other image was in the batch."""
     bad = poisoned(cache, entry)
     with pytest.raises(CheckFailed) as caught:
-        train(trainee({}), Material(bad, cached_texts(bad), NAMES), tmp_path / "run", steps=5,
-              batch_size=2, log_every=10)  # fmt: skip
+        train(
+            trainee({}),
+            Material(bad, cached_texts(bad), NAMES),
+            tmp_path / "run",
+            steps=5,
+            batch_size=2,
+            log_every=10,
+        )
     assert f"loss is nan at step {step_of(entry)}, images: {NAMES[entry]}" in str(caught.value)
     assert str(caught.value).count(".png") == 1
     assert "learning_rate" in caught.value.fix
@@ -298,8 +328,15 @@ def test_fp16_without_a_gpu_is_refused(tmp_path: Path, brand: Path, styletune: C
     assert "fp16 needs a GPU" in str(caught.value)
     assert caught.value.where == "[train] mixed_precision"
     assert '"bf16"' in caught.value.fix
-    answer = styletune("train", brand, "--run-dir", tmp_path / "run", "--runs-dir", tmp_path,
-                       "--set=train.mixed_precision=fp16")  # fmt: skip
+    answer = styletune(
+        "train",
+        brand,
+        "--run-dir",
+        tmp_path / "run",
+        "--runs-dir",
+        tmp_path,
+        "--set=train.mixed_precision=fp16",
+    )
     assert answer.code != 0
     assert "fp16 needs a GPU" in answer.err
     assert "Traceback" not in answer.err

@@ -62,9 +62,12 @@ def learner() -> Trainee:
 
 
 def learnt(
-    material: Material, folder: Path, objective: Objective = PLAIN, noise: NoiseSettings = NOISE,
+    material: Material,
+    folder: Path,
+    objective: Objective = PLAIN,
+    noise: NoiseSettings = NOISE,
     steps: int = 24,
-) -> Trainee:  # fmt: skip
+) -> Trainee:
     """After some steps with all four images each."""
     who = learner()
     train(who, material, folder, steps=steps, batch_size=4, objective=objective, noise=noise)
@@ -209,8 +212,10 @@ def test_full_caption_dropout_trains_on_the_empty_caption_alone(
     empty = replace(material, texts=lambda rows: cached(torch.full_like(rows, last)))
     adapters = []
     for name, shown, share in (
-        ("dropped", material, 1.0), ("empty", empty, 0.0), ("captioned", material, 0.0),
-    ):  # fmt: skip
+        ("dropped", material, 1.0),
+        ("empty", empty, 0.0),
+        ("captioned", material, 0.0),
+    ):
         who = trainee({})
         noise = NoiseSettings(caption_dropout=share)
         train(who, shown, tmp_path / name, steps=3, batch_size=2, noise=noise)

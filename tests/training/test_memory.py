@@ -298,8 +298,10 @@ def test_suggestions_make_it_fit() -> None:
 def test_suggestions_are_about_what_the_run_has() -> None:
     """Half precision comes first; class images, prodigy and large extra sizes get their own."""
     setup = Setup(MINI_STEP, optimizer="prodigy", class_batch=64, side_key="extra")
-    hopeless = [c.setting for c in fits(replace(setup, step=replace(MINI_STEP, prior="images")),
-                                        10**8, MINI)]  # fmt: skip
+    hopeless = [
+        c.setting
+        for c in fits(replace(setup, step=replace(MINI_STEP, prior="images")), 10**8, MINI)
+    ]
     assert hopeless[0] == '[train] mixed_precision = "bf16"'
     assert '[dreambooth] prior = "prediction"' in hopeless
     assert '[optimizer] name = "adamw8bit", learning_rate = 1e-4' in hopeless

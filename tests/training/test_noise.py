@@ -29,9 +29,11 @@ def scheduler(prediction_type: str = "epsilon"):  # type: ignore[no-untyped-def]
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
         prediction_type=prediction_type,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -86,9 +88,15 @@ def test_options_do_not_disturb_each_other() -> None:
     """Switching options on changes what they are about and no other draw."""
     plain = draw_batch(1, 2, range(3), SHAPE, 1000, 0.5)
     other = draw_batch(
-        1, 2, range(3), SHAPE, 1000, 0.5, timestep_sampling="logit-normal",
+        1,
+        2,
+        range(3),
+        SHAPE,
+        1000,
+        0.5,
+        timestep_sampling="logit-normal",
         input_perturbation=0.2,
-    )  # fmt: skip
+    )
     for name in ("noise", "posterior_noise", "drop_caption", "caption_choice"):
         assert torch.equal(getattr(plain, name), getattr(other, name)), name
     assert not torch.equal(plain.timesteps, other.timesteps)
@@ -98,13 +106,22 @@ def test_options_do_not_disturb_each_other() -> None:
 def test_timesteps_stay_in_their_range() -> None:
     """Both samplings fill the asked range, ends included, and never leave it."""
     for sampling in ("uniform", "logit-normal"):
-        drawn = torch.cat([
-            draw_batch(
-                0, s, range(16), (1, 1, 1), 1000, 0, timestep_sampling=sampling,
-                min_timestep=498, max_timestep=503,
-            ).timesteps
-            for s in range(40)
-        ])  # fmt: skip
+        drawn = torch.cat(
+            [
+                draw_batch(
+                    0,
+                    s,
+                    range(16),
+                    (1, 1, 1),
+                    1000,
+                    0,
+                    timestep_sampling=sampling,
+                    min_timestep=498,
+                    max_timestep=503,
+                ).timesteps
+                for s in range(40)
+            ]
+        )
         assert sorted(set(drawn.tolist())) == list(range(498, 504)), sampling
 
 
@@ -113,12 +130,14 @@ def test_logit_normal_matches_the_library() -> None:
     from diffusers.training_utils import compute_density_for_timestep_sampling
     from scipy.stats import ks_2samp
 
-    ours = torch.cat([
-        draw_batch(
-            0, s, range(16), (1, 1, 1), 1000, 0, timestep_sampling="logit-normal"
-        ).timesteps
-        for s in range(150)
-    ])  # fmt: skip
+    ours = torch.cat(
+        [
+            draw_batch(
+                0, s, range(16), (1, 1, 1), 1000, 0, timestep_sampling="logit-normal"
+            ).timesteps
+            for s in range(150)
+        ]
+    )
     theirs = compute_density_for_timestep_sampling(
         "logit_normal", 20_000, 0.0, 1.0, generator=torch.Generator().manual_seed(0)
     )
@@ -157,9 +176,9 @@ def test_input_perturbation_leaves_the_target() -> None:
 @pytest.mark.parametrize("shape", [(4, 16, 16), (4, 9, 20), (4, 1, 7)])
 def test_pyramid_noise_has_unit_variance_everywhere(shape: tuple[int, int, int]) -> None:
     """Each pixel, corners included, keeps variance 1, and latents need not be square."""
-    draws = torch.stack([
-        draw_batch(0, s, [0], shape, 1000, 0, pyramid_noise=0.7).noise[0] for s in range(800)
-    ])  # fmt: skip
+    draws = torch.stack(
+        [draw_batch(0, s, [0], shape, 1000, 0, pyramid_noise=0.7).noise[0] for s in range(800)]
+    )
     assert draws.shape[1:] == shape
     variance = draws.var(dim=0).mean(dim=0)
     # The mean of 4 sample variances of 800 draws has a standard deviation of 0.025.
@@ -172,10 +191,11 @@ def test_pyramid_noise_moves_power_to_coarse_structures() -> None:
     size, discount = 16, 0.5
     generator = torch.Generator().manual_seed(0)
     means = [
-        multi_resolution_noise(torch.randn(4, size, size, generator=generator), discount, generator)
-        .mean(dim=(1, 2))
+        multi_resolution_noise(
+            torch.randn(4, size, size, generator=generator), discount, generator
+        ).mean(dim=(1, 2))
         for _ in range(800)
-    ]  # fmt: skip
+    ]
     expected, power = 1 / size**2, 1.0
     for level in range(1, 5):
         shares = _enlarge(size >> level, size).double().mean(dim=1)

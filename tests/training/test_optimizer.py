@@ -23,13 +23,27 @@ from styletune.training.optimizer import (
 )
 
 PLAIN = OptimizerSettings(
-    name="adamw", learning_rate=0.01, weight_decay=0.1, beta1=0.9, beta2=0.999,
-    schedule="constant", schedule_power=2.0, warmup_steps=0, steps=100, lora_plus_ratio=1.0,
+    name="adamw",
+    learning_rate=0.01,
+    weight_decay=0.1,
+    beta1=0.9,
+    beta2=0.999,
+    schedule="constant",
+    schedule_power=2.0,
+    warmup_steps=0,
+    steps=100,
+    lora_plus_ratio=1.0,
     max_grad_norm=1.0,
-)  # fmt: skip
+)
 NAMES = [
-    "adamw", "adamw8bit", "paged-adamw8bit", "adafactor", "prodigy", "schedule-free-adamw", "lion",
-]  # fmt: skip
+    "adamw",
+    "adamw8bit",
+    "paged-adamw8bit",
+    "adafactor",
+    "prodigy",
+    "schedule-free-adamw",
+    "lion",
+]
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -358,9 +372,12 @@ def test_schedules_match_transformers(
     steps, peak = 50, 3e-4
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=peak)
     theirs = get_scheduler(
-        library, optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps,
+        library,
+        optimizer,
+        num_warmup_steps=warmup_steps,
+        num_training_steps=steps,
         scheduler_specific_kwargs=options,
-    )  # fmt: skip
+    )
     wanted = []
     for _ in range(steps):
         wanted.append(theirs.get_last_lr()[0])

@@ -29,8 +29,14 @@ from styletune.training.optimizer_state import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:Paged optimizers")
 NAMES = [
-    "adamw", "adamw8bit", "paged-adamw8bit", "adafactor", "prodigy", "schedule-free-adamw", "lion",
-]  # fmt: skip
+    "adamw",
+    "adamw8bit",
+    "paged-adamw8bit",
+    "adafactor",
+    "prodigy",
+    "schedule-free-adamw",
+    "lion",
+]
 ONE_RATE = ("prodigy",)
 
 
@@ -312,9 +318,17 @@ def spoil_facts(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
 
 @pytest.mark.parametrize(
     "spoil",
-    [spoil_missing, spoil_extra, spoil_parameter, spoil_unknown, spoil_shape, spoil_class,
-     spoil_groups, spoil_facts],
-)  # fmt: skip
+    [
+        spoil_missing,
+        spoil_extra,
+        spoil_parameter,
+        spoil_unknown,
+        spoil_shape,
+        spoil_class,
+        spoil_groups,
+        spoil_facts,
+    ],
+)
 def test_damaged_state_is_refused_by_name(
     spoil: Callable[[dict[str, Tensor], dict[str, Any]], str],
 ) -> None:

@@ -85,16 +85,31 @@ def test_the_prior_follows_trained_text_encoders(
     brand: Path, styletune: Command, tmp_path: Path
 ) -> None:
     """Its loss starts at 0 and grows as the class's words drift, whichever parts drift."""
-    for trained in (["optimizer.text_encoder_learning_rate=0.0"], ["optimizer.learning_rate=1e-9",
-                    "optimizer.text_encoder_learning_rate=1e-2"]):  # fmt: skip
+    for trained in (
+        ["optimizer.text_encoder_learning_rate=0.0"],
+        ["optimizer.learning_rate=1e-9", "optimizer.text_encoder_learning_rate=1e-2"],
+    ):
         run = Run(tmp_path / trained[0])
         answer = styletune(
-            "train", brand, "--run-dir", run.dir, "--runs-dir", tmp_path,
-            *(f"--set={o}" for o in (
-                *PRIOR, *trained, "adapter.text_encoders=first", "train.steps=4",
-                "train.batch_size=2", "train.log_every=1", "preview.prompts=[]",
-            )),
-        )  # fmt: skip
+            "train",
+            brand,
+            "--run-dir",
+            run.dir,
+            "--runs-dir",
+            tmp_path,
+            *(
+                f"--set={o}"
+                for o in (
+                    *PRIOR,
+                    *trained,
+                    "adapter.text_encoders=first",
+                    "train.steps=4",
+                    "train.batch_size=2",
+                    "train.log_every=1",
+                    "preview.prompts=[]",
+                )
+            ),
+        )
         assert answer.code == 0, answer.err
         drift = [line["prior_loss"] for line in lines_of(run)]
         assert drift[0] < 1e-8

@@ -25,10 +25,16 @@ SHORT = ("train.log_every=1", "preview.prompts=[]", "adapter.rank=4")
 TEXTS = (*SHORT, "train.steps=6", "train.checkpoint_every=3", "adapter.text_encoders=first")
 TINY = (*SHORT, "train.steps=2", "train.checkpoint_every=1", "train.batch_size=2")
 FULL = (
-    *SHORT, "train.steps=4", "train.checkpoint_every=2", "train.gradient_accumulation_steps=2",
-    "train.validation_every=2", "optimizer.ema_decay=0.9", "dreambooth.prior=images",
-    'dreambooth.class_prompt="the sea at noon"', "dreambooth.num_class_images=3",
-)  # fmt: skip
+    *SHORT,
+    "train.steps=4",
+    "train.checkpoint_every=2",
+    "train.gradient_accumulation_steps=2",
+    "train.validation_every=2",
+    "optimizer.ema_decay=0.9",
+    "dreambooth.prior=images",
+    'dreambooth.class_prompt="the sea at noon"',
+    "dreambooth.num_class_images=3",
+)
 # What neither the shell nor a launcher around these tests may decide.
 FOREIGN = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOCAL_")
 
@@ -36,18 +42,26 @@ FOREIGN = ("ACCELERATE_", "MASTER_", "TORCHELASTIC_", "WORLD_SIZE", "RANK", "LOC
 def arguments(recipe: Path, run: Run, options: tuple[str, ...]) -> list[str]:
     """Of ``styletune``: train this recipe in this folder."""
     return [
-        "train", str(recipe), "--run-dir", str(run.dir), "--runs-dir", str(run.dir.parent),
+        "train",
+        str(recipe),
+        "--run-dir",
+        str(run.dir),
+        "--runs-dir",
+        str(run.dir.parent),
         *(f"--set={option}" for option in options),
-    ]  # fmt: skip
+    ]
 
 
 def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     """A Python process on the CPU."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
     return subprocess.Popen(
-        [sys.executable, *command], env={**own, "OMP_NUM_THREADS": "1", **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, *command],
+        env={**own, "OMP_NUM_THREADS": "1", **environment},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[Answer]:
@@ -91,20 +105,35 @@ def launch_nodes(recipe: Path, runs: list[Run], options: tuple[str, ...]) -> lis
     return finish(
         [
             launch(
-                recipe, run, options, "--nnodes", str(len(runs)), "--node_rank", str(node),
-                "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", port,
+                recipe,
+                run,
+                options,
+                "--nnodes",
+                str(len(runs)),
+                "--node_rank",
+                str(node),
+                "--nproc_per_node",
+                "1",
+                "--master_addr",
+                "127.0.0.1",
+                "--master_port",
+                port,
             )
             for node, run in enumerate(runs)
         ]
-    )  # fmt: skip
+    )
 
 
 def start_ranks(jobs: list[tuple[Path, Run]], options: tuple[str, ...]) -> list[Answer]:
     """Processes without a launcher around them, so that each one's exit code is seen."""
     shared = {
-        "ACCELERATE_USE_CPU": "true", "WORLD_SIZE": str(len(jobs)), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0",
-    }  # fmt: skip
+        "ACCELERATE_USE_CPU": "true",
+        "WORLD_SIZE": str(len(jobs)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "LOCAL_WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }
     return finish(
         [
             start(
@@ -265,9 +294,12 @@ def test_accelerates_environment_does_not_change_the_training(
 
 @pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_shards_a_model_is_refused(
-    name: str, brand: Path, tmp_path: Path, styletune: Callable[..., Answer],
+    name: str,
+    brand: Path,
+    tmp_path: Path,
+    styletune: Callable[..., Answer],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Before the library is looked for, with the reason and the command to use instead."""
     run = Run(tmp_path / "run")
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
@@ -296,9 +328,20 @@ def test_a_launcher_that_starts_one_process_of_two_is_refused(brand: Path, tmp_p
     """``accelerate launch --cpu --num_processes 2`` starts one and says nothing; we do."""
     run = Run(tmp_path / "run")
     command = [
-        "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "styletune",
-    ]  # fmt: skip
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "styletune",
+    ]
     [answer] = finish([start(command + arguments(brand, run, TINY), {})])
     assert "accelerate launch: was asked for several processes and has started one" in answer.err
     assert "returned non-zero exit status 2" in answer.err

@@ -37,9 +37,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def moved(who: Trainee, start: Mapping[str, Tensor], component: str) -> float:
     """The furthest that a factor B of a component is from where it started."""
     return max(
-        float((p.detach() - start[n]).abs().max()) for n, p in who.parameters.items()
+        float((p.detach() - start[n]).abs().max())
+        for n, p in who.parameters.items()
         if n.startswith(f"{component}.") and "lora_B" in n
-    )  # fmt: skip
+    )
 
 
 def test_each_part_moves_at_its_own_rate(cache: Cache, tmp_path: Path) -> None:
@@ -50,16 +51,19 @@ def test_each_part_moves_at_its_own_rate(cache: Cache, tmp_path: Path) -> None:
         {
             "adapter": {"text_encoders": "both", "new_tokens": ["<horizon>"]},
             "optimizer": {
-                "learning_rate": 1e-3, "text_encoder_learning_rate": 2e-3,
-                "text_encoder_2_learning_rate": 5e-3, "token_learning_rate": 7e-3,
+                "learning_rate": 1e-3,
+                "text_encoder_learning_rate": 2e-3,
+                "text_encoder_2_learning_rate": 5e-3,
+                "token_learning_rate": 7e-3,
             },
         },
         pipe,
-    )  # fmt: skip
+    )
     start = values(who.parameters)
     captions = [f"<horizon>, scene {i}" for i in range(4)]
-    train(who, Material(cache, live(pipe, captions), NAMES), tmp_path / "run", steps=1,
-          batch_size=4)  # fmt: skip
+    train(
+        who, Material(cache, live(pipe, captions), NAMES), tmp_path / "run", steps=1, batch_size=4
+    )
     for component, rate in (("unet", 1e-3), ("text_encoder", 2e-3), ("text_encoder_2", 5e-3)):
         assert moved(who, start, component) == pytest.approx(rate, rel=0.01), component
     for rows in ("clip_l", "clip_g"):
@@ -87,11 +91,12 @@ def test_text_encoders_learn(cache: Cache, tmp_path: Path) -> None:
         {
             **TEXT,
             "optimizer": {
-                "learning_rate": 1e-9, "text_encoder_learning_rate": 4e-3,
+                "learning_rate": 1e-9,
+                "text_encoder_learning_rate": 4e-3,
                 "text_encoder_2_learning_rate": 4e-3,
             },
         }
-    )  # fmt: skip
+    )
     texts = live(who.models.pipe, cache.captions)
     before = mean_error(who, cache, texts)
     train(who, Material(cache, texts, NAMES), tmp_path / "run", steps=12, batch_size=4)

@@ -18,38 +18,59 @@ from styletune.runs import Run, file_sha256
 
 STEPS = 8
 SHORT = (
-    f"train.steps={STEPS}", "train.checkpoint_every=2", "train.batch_size=2", "train.log_every=1",
-    "preview.prompts=[]", "adapter.rank=2", "adapter.target=style-block", "data.holdout=0.5",
-)  # fmt: skip
+    f"train.steps={STEPS}",
+    "train.checkpoint_every=2",
+    "train.batch_size=2",
+    "train.log_every=1",
+    "preview.prompts=[]",
+    "adapter.rank=2",
+    "adapter.target=style-block",
+    "data.holdout=0.5",
+)
 # Between them: every optimizer family, EMA, accumulation, both priors, variants, text, tokens.
 CONFIGURATIONS = {
     "adamw, ema, accumulation, keep_last": (
-        "optimizer.ema_decay=0.9", "train.gradient_accumulation_steps=2", "train.keep_last=1",
+        "optimizer.ema_decay=0.9",
+        "train.gradient_accumulation_steps=2",
+        "train.keep_last=1",
     ),
     "adamw8bit, caption variants, flip, validation": (
-        "optimizer.name=adamw8bit", "data.caption_variants=3", "data.caption_shuffle=true",
-        "data.flip=true", "train.validation_every=3", "adapter.rank=32",
+        "optimizer.name=adamw8bit",
+        "data.caption_variants=3",
+        "data.caption_shuffle=true",
+        "data.flip=true",
+        "train.validation_every=3",
+        "adapter.rank=32",
     ),
     "prodigy, prior by images": (
-        "optimizer.name=prodigy", "optimizer.learning_rate=1.0", "dreambooth.prior=images",
-        'dreambooth.class_prompt="the sea at noon"', "dreambooth.num_class_images=2",
+        "optimizer.name=prodigy",
+        "optimizer.learning_rate=1.0",
+        "dreambooth.prior=images",
+        'dreambooth.class_prompt="the sea at noon"',
+        "dreambooth.num_class_images=2",
     ),
     "schedule-free, prior by prediction": (
-        "optimizer.name=schedule-free-adamw", "dreambooth.prior=prediction",
+        "optimizer.name=schedule-free-adamw",
+        "dreambooth.prior=prediction",
         'dreambooth.class_prompt="the sea at noon"',
     ),
     "adafactor, text encoders, new tokens": (
-        "optimizer.name=adafactor", "adapter.text_encoders=both",
+        "optimizer.name=adafactor",
+        "adapter.text_encoders=both",
         'adapter.new_tokens=["<horizon>"]',
     ),
     "lion, previews": ("optimizer.name=lion", 'preview.prompts=["the sea"]', "preview.steps=2"),
     "paged-adamw8bit, dora": (
-        "optimizer.name=paged-adamw8bit", "adapter.kind=dora", "publish.plain_lora_rank=8",
+        "optimizer.name=paged-adamw8bit",
+        "adapter.kind=dora",
+        "publish.plain_lora_rank=8",
     ),
     "nf4 base, convolutions": (
-        "base.quantization=nf4", "adapter.target=attention", "adapter.conv_rank=2",
+        "base.quantization=nf4",
+        "adapter.target=attention",
+        "adapter.conv_rank=2",
     ),
-}  # fmt: skip
+}
 
 
 def _train(recipe: str, run_dir: str, options: tuple[str, ...], errors: str) -> None:
@@ -65,8 +86,17 @@ def _train(recipe: str, run_dir: str, options: tuple[str, ...], errors: str) -> 
 
     # What is encoded lies beside the run, so a run in a new folder encodes anew.
     runs_dir = str(Path(run_dir).parent)
-    main(["train", recipe, "--run-dir", run_dir, "--runs-dir", runs_dir,
-          *(f"--set={o}" for o in options)])  # fmt: skip
+    main(
+        [
+            "train",
+            recipe,
+            "--run-dir",
+            run_dir,
+            "--runs-dir",
+            runs_dir,
+            *(f"--set={o}" for o in options),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +104,26 @@ def children() -> multiprocessing.context.ForkServerContext:
     """Children start from a server that has the libraries loaded already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "styletune.cli",
-         "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl"]
-    )  # fmt: skip
+        [
+            "torch",
+            "diffusers",
+            "transformers",
+            "peft",
+            "accelerate",
+            "datasets",
+            "styletune.cli",
+            "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
+        ]
+    )
     return context
 
 
 def start(
-    children: multiprocessing.context.ForkServerContext, recipe: Path, run: Run,
+    children: multiprocessing.context.ForkServerContext,
+    recipe: Path,
+    run: Run,
     options: tuple[str, ...],
-) -> ForkServerProcess:  # fmt: skip
+) -> ForkServerProcess:
     errors = run.dir.with_suffix(".err")
     process = children.Process(
         target=_train, args=(str(recipe), str(run.dir), SHORT + options, str(errors))
@@ -120,9 +160,12 @@ def kill_while_writing(process: ForkServerProcess, run: Run) -> bool:
 
 
 def check_kills(
-    children: multiprocessing.context.ForkServerContext, folder: Path, options: tuple[str, ...],
-    kills: int, seed: int,
-) -> None:  # fmt: skip
+    children: multiprocessing.context.ForkServerContext,
+    folder: Path,
+    options: tuple[str, ...],
+    kills: int,
+    seed: int,
+) -> None:
     recipe = write_brand(folder / "project")
     straight = Run(folder / "straight" / "run")
     finish(start(children, recipe, straight, options), straight)

@@ -19,10 +19,15 @@ from styletune.sdxl.updates import weight_updates
 Command = Callable[..., Answer]
 # So small a rate that what comes out is what went in.
 STILL = (
-    "train.steps=1", "train.checkpoint_every=1", "train.batch_size=1", "preview.prompts=[]",
-    "optimizer.learning_rate=1e-12", "optimizer.weight_decay=0.0", "adapter.rank=4",
+    "train.steps=1",
+    "train.checkpoint_every=1",
+    "train.batch_size=1",
+    "preview.prompts=[]",
+    "optimizer.learning_rate=1e-12",
+    "optimizer.weight_decay=0.0",
+    "adapter.rank=4",
     "adapter.target=style-block",
-)  # fmt: skip
+)
 WORD = 'adapter.new_tokens=["<acme>"]'
 
 
@@ -31,9 +36,15 @@ def train(brand: Path, styletune: Command, tmp_path: Path) -> Callable[..., tupl
     def go(name: str, *options: str) -> tuple[Answer, Run]:
         run = Run(tmp_path / "runs" / name)
         answer = styletune(
-            "train", brand, "--run-dir", run.dir, "--runs-dir", tmp_path / "runs", "--json",
+            "train",
+            brand,
+            "--run-dir",
+            run.dir,
+            "--runs-dir",
+            tmp_path / "runs",
+            "--json",
             *(f"--set={o}" for o in (*STILL, *options)),
-        )  # fmt: skip
+        )
         return answer, run
 
     return go
@@ -47,8 +58,10 @@ def given(folder: Path, run: Run, layout: str) -> None:
         k: 0.1 * torch.randn(v.shape, generator=generator) if "lora_B" in k else v
         for k, v in tensors.items()
     }
-    write = {"diffusers": lambda: diffusers_file(shaken, spec),
-             "kohya": lambda: kohya_file(shaken, spec, {})}[layout]  # fmt: skip
+    write = {
+        "diffusers": lambda: diffusers_file(shaken, spec),
+        "kohya": lambda: kohya_file(shaken, spec, {}),
+    }[layout]
     (folder / "given.safetensors").write_bytes(write())
 
 
@@ -62,8 +75,13 @@ def test_published_files_are_gone_on_from_under_their_own_recipe(
     train: Callable[..., tuple[Answer, Run]], brand: Path, layout: str
 ) -> None:
     """Ranks by block, rsLoRA and another alpha come back as the updates that they were."""
-    options = ('adapter.block_ranks={"*attn2*"=2}', "adapter.rslora=true", "adapter.alpha=3.0",
-               "adapter.text_encoders=first", "adapter.text_encoder_target=all")  # fmt: skip
+    options = (
+        'adapter.block_ranks={"*attn2*"=2}',
+        "adapter.rslora=true",
+        "adapter.alpha=3.0",
+        "adapter.text_encoders=first",
+        "adapter.text_encoder_target=all",
+    )
     answer, first = train("first", *options)
     assert answer.code == 0, answer.err
     given(brand.parent, first, layout)
@@ -100,8 +118,11 @@ def test_a_new_component_starts_anew_beside_the_old(
     assert answer.code == 0, answer.err
     tensors, _ = load_adapter(again.adapter_file(1))
     assert {name.partition(".")[0] for name in tensors} == {
-        "unet", "text_encoder_2", "clip_l", "clip_g"
-    }  # fmt: skip
+        "unet",
+        "text_encoder_2",
+        "clip_l",
+        "clip_g",
+    }
     unet = {k: v for k, v in tensors.items() if k.startswith("unet.")}
     assert all(update.abs().max() > 1e-3 for update in updates(unet, again).values())
     fresh = [v for k, v in tensors.items() if "text_encoder_2" in k and "lora_B" in k]
@@ -128,8 +149,10 @@ def test_new_words_go_on_or_are_refused(
     assert answer.code == 2
     assert "<acme>" in answer.json["error"]["message"]
     stripped = {k: v for k, v in load_file(first.adapter_file(1)).items() if "clip" not in k}
-    save_file(stripped | {"clip_l": tensors["clip_l"], "clip_g": tensors["clip_g"]},
-              brand.parent / "foreign.safetensors")  # fmt: skip
+    save_file(
+        stripped | {"clip_l": tensors["clip_l"], "clip_g": tensors["clip_g"]},
+        brand.parent / "foreign.safetensors",
+    )
     answer, _ = train("foreign", 'adapter.start_from="foreign.safetensors"')
     assert answer.code == 2
     assert "new words" in answer.json["error"]["message"]

@@ -34,8 +34,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def styletune(command: str, recipe: Path, folder: Path, *options: str) -> tuple[str, int]:
     """What a command printed, and the most memory that it ever had resident, in bytes."""
-    line = [sys.executable, "-m", "styletune", command, str(recipe), "--run-dir",
-            str(folder / "run"), "--runs-dir", str(folder), *options]  # fmt: skip
+    line = [
+        sys.executable,
+        "-m",
+        "styletune",
+        command,
+        str(recipe),
+        "--run-dir",
+        str(folder / "run"),
+        "--runs-dir",
+        str(folder),
+        *options,
+    ]
     with (folder / "out").open("w+") as out, (folder / "err").open("w+") as err:
         # Freed blocks go back to the system at once: glibc would keep half a gibibyte of them.
         process = subprocess.Popen(
@@ -92,14 +102,18 @@ def test_true_sdxl_trains_resumes_and_exports(
 
     # On a CPU what a card would be spared lies in the same memory: text encoders, the VAE, torch.
     parts = plan["memory"]["phases"]["step"] - plan["memory"]["parts"]["overhead"]
-    host = sum(f.stat().st_size for n in ("text_encoder", "text_encoder_2")
-               for f in (base / n).glob("*.safetensors"))  # fmt: skip
+    host = sum(
+        f.stat().st_size
+        for n in ("text_encoder", "text_encoder_2")
+        for f in (base / n).glob("*.safetensors")
+    )
     vae = 2 * sum(f.stat().st_size for f in (base / "vae").glob("*.safetensors"))
     predicted = parts + host + vae + LIBRARIES_BYTES
     with capsys.disabled():
         print(  # noqa: T201
             f"\n{side} px: peak {peak / 2**30:.2f} GiB, predicted {predicted / 2**30:.2f} GiB, "
-              f"losses {losses}")  # fmt: skip
+            f"losses {losses}"
+        )
     assert peak == pytest.approx(predicted, rel=0.15)
 
     wanted = run.adapter_file(2).read_bytes()
@@ -111,16 +125,24 @@ def test_true_sdxl_trains_resumes_and_exports(
     assert len(tensors) == 2 * 560
     assert any(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n)
     header = kohya_header(
-        title="t 1.0.0", output_name="t", spec=spec, base_model="sdxl", resolution=side,
-        license_id="CC0-1.0", description="", trigger="", strength=1.0,
-    )  # fmt: skip
+        title="t 1.0.0",
+        output_name="t",
+        spec=spec,
+        base_model="sdxl",
+        resolution=side,
+        license_id="CC0-1.0",
+        description="",
+        trigger="",
+        strength=1.0,
+    )
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
     check_exports(tensors, spec, diffusers, kohya)
     for name, content in (("d.safetensors", diffusers), ("k.safetensors", kohya)):
         (tmp_path / name).write_bytes(content)
         assert int.from_bytes(content[:8], "little") < 2**20
-    assert all(re.match(r"unet\..+\.lora_[AB]\.weight$", n)
-               for n in load_file(tmp_path / "d.safetensors"))  # fmt: skip
+    assert all(
+        re.match(r"unet\..+\.lora_[AB]\.weight$", n) for n in load_file(tmp_path / "d.safetensors")
+    )
     from diffusers import StableDiffusionXLPipeline
 
     converted, _ = StableDiffusionXLPipeline.lora_state_dict(

@@ -49,9 +49,17 @@ def recipe_schema_command(as_json: bool) -> None:  # noqa: ARG001
 
 
 for _command in (
-    init_command, data_group, plan_command, train_command, score_command, publish_command,
-    run_command, pull_command, generate_command, registry_group,
-):  # fmt: skip
+    init_command,
+    data_group,
+    plan_command,
+    train_command,
+    score_command,
+    publish_command,
+    run_command,
+    pull_command,
+    generate_command,
+    registry_group,
+):
     cli.add_command(_command)
 
 

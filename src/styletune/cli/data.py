@@ -45,18 +45,31 @@ def data_group() -> None:
 @data_group.command("check")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--report", type=click.Path(path_type=Path), help="Also write this HTML page.")
-@click.option("--resolution", type=click.IntRange(64, 4096), default=1024, show_default=True,
-              help="Pixels to be trained at; of a recipe its own counts.")  # fmt: skip
+@click.option(
+    "--resolution",
+    type=click.IntRange(64, 4096),
+    default=1024,
+    show_default=True,
+    help="Pixels to be trained at; of a recipe its own counts.",
+)
 @click.option("--default-caption", help="Caption of every image that has none.")
 @click.option("--background", help='Colour under transparent pixels, "#rrggbb".')
-@click.option("--encoder", default="none", show_default=True,
-              help='Also look for motifs and outliers: "mini", ARCHITECTURE/PRETRAINED '
-              "or local-dir:FOLDER.")  # fmt: skip
+@click.option(
+    "--encoder",
+    default="none",
+    show_default=True,
+    help='Also look for motifs and outliers: "mini", ARCHITECTURE/PRETRAINED or local-dir:FOLDER.',
+)
 @json_option
 def data_check_command(
-    path: Path, report: Path | None, resolution: int, default_caption: str | None,
-    background: str | None, encoder: str, as_json: bool,
-) -> None:  # fmt: skip
+    path: Path,
+    report: Path | None,
+    resolution: int,
+    default_caption: str | None,
+    background: str | None,
+    encoder: str,
+    as_json: bool,
+) -> None:
     """Check the images of PATH: a folder, an archive, a table, a Hub id, or a recipe.
 
     Nothing is changed. Exit 1 if there are errors: training would refuse the set.
@@ -74,9 +87,10 @@ def data_check_command(
         ]
         if clash:
             raise BadInput(
-                f"the recipe decides {clash[0]}", where=f"--{clash[0].replace('_', '-')}",
+                f"the recipe decides {clash[0]}",
+                where=f"--{clash[0].replace('_', '-')}",
                 fix=f"set data.{clash[0]} in {path}",
-            )  # fmt: skip
+            )
         answer = check_recipe(path, show_progress=True)
     else:
         from styletune.data.check import CheckSettings
@@ -117,9 +131,11 @@ def _print_check(answer: Answer, path: Path, report: Path | None, as_json: bool)
     table.add_column("says", overflow="fold")
     for found in answer.checked.findings:
         table.add_row(
-            found.severity, found.code, str(len(found.files) or ""),
+            found.severity,
+            found.code,
+            str(len(found.files) or ""),
             escape(f"{clip(said(found))}\n→ {found.fix}"),
-        )  # fmt: skip
+        )
     console = Console(width=110 if not sys.stdout.isatty() else None)
     if answer.checked.findings:
         console.print(table)
@@ -178,27 +194,45 @@ def data_captions_command(folder: Path, trigger: str | None, applies: bool, as_j
 
 @data_group.command("caption")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--model", required=True,
-              help="Image-to-text model: a folder, or a Hub id that is here.")  # fmt: skip
+@click.option(
+    "--model", required=True, help="Image-to-text model: a folder, or a Hub id that is here."
+)
 @click.option("--revision", help="Commit of the Hub model.")
-@click.option("--template", default="{trigger}, {caption}", show_default=True,
-              help="What is written; {trigger} is the card's.")  # fmt: skip
+@click.option(
+    "--template",
+    default="{trigger}, {caption}",
+    show_default=True,
+    help="What is written; {trigger} is the card's.",
+)
 @click.option("--trigger", help="Instead of the card's.")
 @click.option("--prompt", default="", help="What the model is asked; many need nothing.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
 @click.option("--redo", is_flag=True, help="Also replace captions of other machine settings.")
 @json_option
 def data_caption_command(
-    folder: Path, model: str, revision: str | None, template: str, trigger: str | None,
-    prompt: str, batch_size: int, redo: bool, as_json: bool,
-) -> None:  # fmt: skip
+    folder: Path,
+    model: str,
+    revision: str | None,
+    template: str,
+    trigger: str | None,
+    prompt: str,
+    batch_size: int,
+    redo: bool,
+    as_json: bool,
+) -> None:
     """Caption the images of FOLDER that have none, with a model; a person's are never touched."""
     from styletune.job.check import caption_folder
 
     captioned = caption_folder(
-        folder, model=model, revision=revision, template=template, trigger=trigger,
-        prompt=prompt, batch_size=batch_size, redo=redo,
-    )  # fmt: skip
+        folder,
+        model=model,
+        revision=revision,
+        template=template,
+        trigger=trigger,
+        prompt=prompt,
+        batch_size=batch_size,
+        redo=redo,
+    )
     if as_json:
         print_json(dataclasses.asdict(captioned))
         return

@@ -14,8 +14,14 @@ from styletune.errors import BadInput, NotFound
 @click.command("pull")
 @click.argument("spec")
 @registry_option
-@click.option("--to", "dest", type=click.Path(path_type=Path), default=Path("pulled"),
-              show_default=True, help="Folder to pull into.")  # fmt: skip
+@click.option(
+    "--to",
+    "dest",
+    type=click.Path(path_type=Path),
+    default=Path("pulled"),
+    show_default=True,
+    help="Folder to pull into.",
+)
 @json_option
 def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
     """Fetch a version (horizon, horizon@^1, horizon@1.0.0); every checksum is verified."""
@@ -26,9 +32,11 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
     pulled = pull(open_store(registry, create=False), parse_spec(spec), dest)
     manifest = pulled.manifest
     document = {
-        "name": manifest.name, "version": manifest.version, "digest": pulled.digest,
+        "name": manifest.name,
+        "version": manifest.version,
+        "digest": pulled.digest,
         "dir": str(pulled.dir),
-    }  # fmt: skip
+    }
     if as_json:
         print_json(document)
         return
@@ -39,8 +47,12 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
 @click.command("generate")
 @click.argument("spec")
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
-@click.option("--prompts", "prompts_file", type=click.Path(path_type=Path),
-              help="Text file, one prompt a line.")  # fmt: skip
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=click.Path(path_type=Path),
+    help="Text file, one prompt a line.",
+)
 @click.option("--seeds", default="1", show_default=True, help="Such as 7, 101-110 or 1,5,9.")
 @click.option("--strength", type=click.FloatRange(-2, 2), help="The published one if left out.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
@@ -49,16 +61,37 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
 @click.option("--guidance-scale", type=click.FloatRange(1, 50), default=5.0, show_default=True)
 @registry_option
-@click.option("--pulled", type=click.Path(path_type=Path), default=Path("pulled"),
-              show_default=True, help="Folder to pull into.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), default=Path("generated"),
-              show_default=True, help="Folder for the images.")  # fmt: skip
+@click.option(
+    "--pulled",
+    type=click.Path(path_type=Path),
+    default=Path("pulled"),
+    show_default=True,
+    help="Folder to pull into.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("generated"),
+    show_default=True,
+    help="Folder for the images.",
+)
 @json_option
 def generate_command(
-    spec: str, prompts: tuple[str, ...], prompts_file: Path | None, seeds: str,
-    strength: float | None, steps: int, guidance_scale: float, base_model: str | None,
-    vae: str | None, batch_size: int, registry: str, pulled: Path, out: Path, as_json: bool,
-) -> None:  # fmt: skip
+    spec: str,
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    seeds: str,
+    strength: float | None,
+    steps: int,
+    guidance_scale: float,
+    base_model: str | None,
+    vae: str | None,
+    batch_size: int,
+    registry: str,
+    pulled: Path,
+    out: Path,
+    as_json: bool,
+) -> None:
     """Draw images with a published version; each names its adapter, version and digest."""
     words = [*prompts, *_read_prompts(prompts_file)]
     if not words:
@@ -67,10 +100,19 @@ def generate_command(
     from styletune.job.generate import generate
 
     files = generate(
-        registry=registry, spec_text=spec, pulled_dir=pulled, out_dir=out, prompts=words,
-        seeds=numbers, strength=strength, steps=steps, guidance_scale=guidance_scale,
-        base_model=base_model, vae=vae, batch_size=batch_size,
-    )  # fmt: skip
+        registry=registry,
+        spec_text=spec,
+        pulled_dir=pulled,
+        out_dir=out,
+        prompts=words,
+        seeds=numbers,
+        strength=strength,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        base_model=base_model,
+        vae=vae,
+        batch_size=batch_size,
+    )
     if as_json:
         print_json({"images": [str(f) for f in files]})
         return

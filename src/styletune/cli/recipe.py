@@ -27,8 +27,14 @@ if TYPE_CHECKING:
 @click.command("plan")
 @click.option("--gpu", "gpu_name", help='Plan for this card, such as "RTX 3060"; else this one.')
 @recipe_options
-def plan_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
-                 gpu_name: str | None, as_json: bool) -> None:  # fmt: skip
+def plan_command(
+    recipe: Path,
+    runs_dir: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    gpu_name: str | None,
+    as_json: bool,
+) -> None:
     """Check a recipe and print what would happen; writes nothing. Exit 1 or 3 if it cannot run."""
     from styletune.training.flops import find_gpu
 
@@ -72,8 +78,10 @@ def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
     )
     floor = (
         f"; at least {compute['floor_s'] / 60:.1f} min on {compute['gpu']}, which never does more "
-        f"than {compute['images_per_s']:g} images/s" if compute["floor_s"] is not None else ""
-    )  # fmt: skip
+        f"than {compute['images_per_s']:g} images/s"
+        if compute["floor_s"] is not None
+        else ""
+    )
     click.echo(f"compute  {compute['step_flops'] / 1e12:.3g} TFLOP a step{floor}")
     if train["done_steps"]:
         click.echo(f"         {train['done_steps']} steps are done already and will be kept")
@@ -91,8 +99,9 @@ def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
 
 @click.command("train")
 @recipe_options
-def train_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
-                  as_json: bool) -> None:  # fmt: skip
+def train_command(
+    recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Train the adapter, or go on where it was interrupted."""
     job = prepare_job(recipe, runs_dir, run_dir, overrides, many_processes=True)
     from styletune.job.train import train
@@ -110,8 +119,9 @@ def train_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
 
 @click.command("score")
 @recipe_options
-def score_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
-                  as_json: bool) -> None:  # fmt: skip
+def score_command(
+    recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
     job = prepare_job(recipe, runs_dir, run_dir, overrides)
     from styletune.job.score import gate_passed, score
@@ -130,8 +140,14 @@ def score_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides:
 @click.command("publish")
 @registry_option
 @recipe_options
-def publish_command(recipe: Path, runs_dir: Path, run_dir: Path | None,
-                    overrides: tuple[str, ...], registry: str, as_json: bool) -> None:  # fmt: skip
+def publish_command(
+    recipe: Path,
+    runs_dir: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    registry: str,
+    as_json: bool,
+) -> None:
     """Publish the chosen checkpoint as an immutable version."""
     job = prepare_job(recipe, runs_dir, run_dir, overrides)
     from styletune.job.publish import publish
@@ -147,8 +163,15 @@ def publish_command(recipe: Path, runs_dir: Path, run_dir: Path | None,
 @click.option("--publish", "publishes", is_flag=True, help="Also publish what passes the gate.")
 @registry_option
 @recipe_options
-def run_command(recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...],
-                registry: str, publishes: bool, as_json: bool) -> None:  # fmt: skip
+def run_command(
+    recipe: Path,
+    runs_dir: Path,
+    run_dir: Path | None,
+    overrides: tuple[str, ...],
+    registry: str,
+    publishes: bool,
+    as_json: bool,
+) -> None:
     """The whole job: check, train, score, choose, gate, and publish if asked."""
     job = prepare_job(recipe, runs_dir, run_dir, overrides)
     from styletune.job.publish import check_publishable

@@ -25,13 +25,23 @@ def recipe_options(command: Command) -> Command:
     """What every command on a recipe takes."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                     help="Override one key of the recipe; may be repeated."),
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="SECTION.KEY=VALUE",
+            help="Override one key of the recipe; may be repeated.",
+        ),
         click.option("--run-dir", type=click.Path(path_type=Path), help="This run's own folder."),
-        click.option("--runs-dir", type=click.Path(path_type=Path), default=Path("runs"),
-                     show_default=True, help="Folder of all runs."),
+        click.option(
+            "--runs-dir",
+            type=click.Path(path_type=Path),
+            default=Path("runs"),
+            show_default=True,
+            help="Folder of all runs.",
+        ),
         click.argument("recipe", type=click.Path(path_type=Path)),
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 
@@ -44,9 +54,12 @@ def json_option(command: Command) -> Command:
 
 def registry_option(command: Command) -> Command:
     return click.option(
-        "--registry", default="registry", show_default=True, envvar="STYLETUNE_REGISTRY",
+        "--registry",
+        default="registry",
+        show_default=True,
+        envvar="STYLETUNE_REGISTRY",
         help="Folder or bucket URL of the registry.",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def first_process() -> bool:
@@ -55,9 +68,13 @@ def first_process() -> bool:
 
 
 def prepare_job(
-    recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: Sequence[str],
-    many_processes: bool = False, planning: bool = False,
-) -> Job:  # fmt: skip
+    recipe: Path,
+    runs_dir: Path,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    many_processes: bool = False,
+    planning: bool = False,
+) -> Job:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not many_processes:
         raise BadInput(
             "only training runs in several processes",

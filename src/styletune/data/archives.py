@@ -126,8 +126,14 @@ def read_zip(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
     except KeyError:
         raise DataError("is no longer in the zip", where=where, fix="start again") from None
     except (
-        zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError,
-    ) as error:  # fmt: skip
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise DataError(
             f"cannot be unpacked: {error}", where=where, fix="copy or pack the zip again"
         ) from None
@@ -148,8 +154,12 @@ def list_tar(path: Path) -> tuple[dict[str, str], list[Finding]]:
     """Members of an uncompressed tar: name to "offset+size"; none when it is not safe."""
     again = "pack it again from the original files: plain files only, uncompressed"
     members, twice, outside, special, large = (
-        dict[str, str](), list[str](), list[str](), list[str](), list[str](),
-    )  # fmt: skip
+        dict[str, str](),
+        list[str](),
+        list[str](),
+        list[str](),
+        list[str](),
+    )
     length = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:

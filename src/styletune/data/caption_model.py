@@ -78,9 +78,12 @@ def load_caption_model(
             folder, local_files_only=True, trust_remote_code=False
         )
         loaded = AutoModelForImageTextToText.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
             dtype=dtype,
-        )  # fmt: skip
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unusable(model, folder, error) from error
     return CaptionModel(loaded.to(device).eval(), processor, name, torch.device(device))
@@ -120,9 +123,10 @@ def _refuse_own_code(model: str, folder: Path) -> None:
 def _unusable(model: str, folder: Path, error: Exception) -> BaseModelError:
     if not list(folder.glob("*.safetensors")):
         return BaseModelError(
-            "it has no .safetensors weights", where=model,
+            "it has no .safetensors weights",
+            where=model,
             fix="choose a revision that has them; pickled weights are not opened",
-        )  # fmt: skip
+        )
     return BaseModelError(
         f"not an image-to-text model that transformers can load: {str(error).splitlines()[0]}",
         where=model,
@@ -299,9 +303,13 @@ def _describe(captioner: CaptionModel, images: Sequence[Image.Image], prompt: st
     given = given.to(captioner.device, captioner.model.dtype)
     with torch.inference_mode():
         found = captioner.model.generate(
-            **given, do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS,
-            return_dict_in_generate=True, output_logits=True,
-        )  # fmt: skip
+            **given,
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=MAX_NEW_TOKENS,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
     if not all(bool(torch.isfinite(step).all()) for step in found.logits):
         raise BaseModelError(
             "the model computes numbers that are not finite; its captions would be noise",

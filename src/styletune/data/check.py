@@ -131,9 +131,10 @@ def check_data(
         sources, default_caption=settings.default_caption, background=settings.background
     )
     inspected = inspect_all(
-        opened.items, store=store,
+        opened.items,
+        store=store,
         show_progress=show_progress,
-    )  # fmt: skip
+    )
     facts = {n: f for n, f in inspected.items() if isinstance(f, ImageFacts)}
     # What may be left out need not have a caption and rights.
     leaves_out = "unreadable-image" in settings.allow
@@ -162,14 +163,20 @@ def check_data(
         *_unusable([f for f in inspected.values() if isinstance(f, Finding)], len(opened.items)),
         *too_small_findings(plans),
         *caption_findings(
-            used, opened.cards, trigger=None, tokens=tokens,
-            known_tokens=settings.known_tokens, default_caption=settings.default_caption,
+            used,
+            opened.cards,
+            trigger=None,
+            tokens=tokens,
+            known_tokens=settings.known_tokens,
+            default_caption=settings.default_caption,
             groups=groups,
         ),
         *_trigger_conflict(opened.cards),
         *rights_findings(
-            used, {n: f.opt_out for n, f in facts.items() if f.opt_out},
-            require=settings.require_rights, override=settings.opt_out_override,
+            used,
+            {n: f.opt_out for n, f in facts.items() if f.opt_out},
+            require=settings.require_rights,
+            override=settings.opt_out_override,
         ),
         *mask_faults,
         *split_faults,
@@ -182,13 +189,21 @@ def check_data(
         *size_findings(plans, settings.buckets),
         *quality_findings(facts, resolution=settings.resolution),
         *_color_facts(facts),
-    ]  # fmt: skip
+    ]
     judged, lowered = _lower(findings, settings.allow)
     return Checked(
-        opened.items, opened.cards, facts, judged, tuple(groups), sides,
-        {name: every[0] for name, every in plans.items()}, palette, settings.resolution, lowered,
+        opened.items,
+        opened.cards,
+        facts,
+        judged,
+        tuple(groups),
+        sides,
+        {name: every[0] for name, every in plans.items()},
+        palette,
+        settings.resolution,
+        lowered,
         masks,
-    )  # fmt: skip
+    )
 
 
 def bucket_tables(settings: CheckSettings) -> Tables:
@@ -239,11 +254,12 @@ def _split(
         fault = finding("cannot-split", (), "no image is left to train on", "lower data.holdout")
     elif held < settings.min_holdout:
         fault = finding(
-            "cannot-split", (),
+            "cannot-split",
+            (),
             f"scoring compares with at least {settings.min_holdout} held-out images, {held} are "
             "held out",
             "hold out more (data.holdout = 0.2), add images, or remove [score]",
-        )  # fmt: skip
+        )
     else:
         return sides, []
     return sides, [fault]
@@ -295,12 +311,18 @@ def _color_facts(facts: Mapping[str, ImageFacts]) -> list[Finding]:
     profiles = Counter(f.profile for f in facts.values() if f.profile)
     shown = ", ".join(f"{profile} ({n})" for profile, n in profiles.most_common(5))
     kinds = (
-        ("converted-color", [n for n, f in facts.items() if f.profile],
-         f"are read through their colour profile: {shown}"),
+        (
+            "converted-color",
+            [n for n, f in facts.items() if f.profile],
+            f"are read through their colour profile: {shown}",
+        ),
         ("turned", [n for n, f in facts.items() if f.turned], "are turned upright by their Exif"),
-        ("composited", [n for n, f in facts.items() if f.transparent_share > 0],
-         "have transparent pixels, which are laid over the background"),
-    )  # fmt: skip
+        (
+            "composited",
+            [n for n, f in facts.items() if f.transparent_share > 0],
+            "have transparent pixels, which are laid over the background",
+        ),
+    )
     return [
         finding(code, files, f"{len(files)} of {len(facts)} images {what}", "nothing to do")
         for code, files, what in kinds

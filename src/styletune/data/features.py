@@ -36,9 +36,13 @@ def check_encoder(name: str, relative_to: Path) -> None:
 
 
 def set_features(
-    facts: Mapping[str, ImageFacts], encoder: str, store: FactsStore, relative_to: Path, *,
+    facts: Mapping[str, ImageFacts],
+    encoder: str,
+    store: FactsStore,
+    relative_to: Path,
+    *,
     show_progress: bool = False,
-) -> NDArray[np.float32]:  # fmt: skip
+) -> NDArray[np.float32]:
     """Unit-length open_clip features (n, d) float32, in the order of ``facts``.
 
     They are taken from the thumbnails: an encoder sees no more than about 224 pixels anyway.

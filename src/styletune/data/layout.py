@@ -82,10 +82,16 @@ def tree_part(tree: Tree, origin: str) -> Part:
         text = phrase if words.text is None else words.text
         items.append(
             Item(
-                name, path, member, text, origin, words.machine_caption, repeats,
+                name,
+                path,
+                member,
+                text,
+                origin,
+                words.machine_caption,
+                repeats,
                 rights=words.rights,
             )
-        )  # fmt: skip
+        )
     return Part(items, findings, complete)
 
 
@@ -168,7 +174,9 @@ def _file_findings(found: Found) -> list[Finding]:
             "restore the originals or take them out of the folder",
         ),
         *_error(
-            "broken-file", found.loops, "a link to a folder that this one lies in",
+            "broken-file",
+            found.loops,
+            "a link to a folder that this one lies in",
             "remove the link",
         ),
         *_error(
@@ -177,7 +185,7 @@ def _file_findings(found: Found) -> list[Finding]:
             "metadata files of a name that is not read",
             f"name them {' or '.join(METADATA_NAMES)}",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _metadata(tree: Tree) -> tuple[Captions, list[Finding]]:
@@ -218,11 +226,19 @@ def _sidecars(tree: Tree) -> tuple[dict[str, Words], list[Finding]]:
             found[name] = reduce(_merged, said)
     unreadable = f"captions that cannot be read: {shorten(bad)}"
     return found, [
-        *_error("bad-metadata", [b.partition(" (")[0] for b in bad], unreadable,
-                "save them as UTF-8 text or JSON, or take them out of the folder"),
-        *_error("ambiguous-caption", unlike, "images with unlike captions beside them",
-                "keep one of them"),
-    ]  # fmt: skip
+        *_error(
+            "bad-metadata",
+            [b.partition(" (")[0] for b in bad],
+            unreadable,
+            "save them as UTF-8 text or JSON, or take them out of the folder",
+        ),
+        *_error(
+            "ambiguous-caption",
+            unlike,
+            "images with unlike captions beside them",
+            "keep one of them",
+        ),
+    ]
 
 
 def _is_tar(tree: Tree) -> bool:

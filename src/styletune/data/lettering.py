@@ -35,8 +35,10 @@ def count_letters(gray: Gray) -> tuple[int, int]:
     strong = max((_longest_row(gray, *each) for each in _strong_masks(gray, contrast)), default=0)
     # Of what shines through, not the shade but the step from what is around is the same.
     steps = (np.clip(contrast, -127, 127) + 128).astype(np.uint8)
-    faint = (((contrast > FAINT) & (contrast < 2 * STRONG), 1),
-             ((contrast < -FAINT) & (contrast > -2 * STRONG), -1))  # fmt: skip
+    faint = (
+        ((contrast > FAINT) & (contrast < 2 * STRONG), 1),
+        ((contrast < -FAINT) & (contrast > -2 * STRONG), -1),
+    )
     return strong, max(_longest_row(steps, mask, sign) for mask, sign in faint)
 
 

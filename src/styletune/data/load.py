@@ -121,9 +121,13 @@ def load_data(
         DataError: everything that ``check_data`` calls an error, in the same words.
     """
     checked = check_data(
-        sources, settings, store=store, tokens=tokens, relative_to=relative_to,
+        sources,
+        settings,
+        store=store,
+        tokens=tokens,
+        relative_to=relative_to,
         show_progress=show_progress,
-    )  # fmt: skip
+    )
     where = str(sources[0].path) if len(sources) == 1 else "[[data.sources]]"
     refuse(checked, where)
     items = [item for item in checked.items if item.file_name in checked.facts]
@@ -131,9 +135,13 @@ def load_data(
     # The pictures themselves are needed no more, and training lasts.
     facts = {n: replace(f, small=b"", thumbnail=b"") for n, f in checked.facts.items()}
     return LoadedData(
-        _dataset(rows), replace(checked, facts=facts), bucket_tables(settings), flip,
-        _fingerprint(rows), store.note,
-    )  # fmt: skip
+        _dataset(rows),
+        replace(checked, facts=facts),
+        bucket_tables(settings),
+        flip,
+        _fingerprint(rows),
+        store.note,
+    )
 
 
 def _rows(checked: Checked, items: Sequence[Item]) -> list[Row]:
@@ -255,9 +263,13 @@ def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
     import datasets
 
     types = {
-        "machine_caption": "bool", "width": "int64", "height": "int64", "group": "int64",
-        "repeats": "int64", "weight": "float64",
-    }  # fmt: skip
+        "machine_caption": "bool",
+        "width": "int64",
+        "height": "int64",
+        "group": "int64",
+        "repeats": "int64",
+        "weight": "float64",
+    }
     names = Row.__slots__
     features = {
         name: datasets.List(datasets.Value("string"))

@@ -15,10 +15,36 @@ from styletune.errors import DataError
 
 # Pictures to their owner, but not to us: they must not vanish from the set unnoticed.
 FOREIGN_EXTENSIONS = (
-    ".apng", ".arw", ".cr2", ".cr3", ".dds", ".dng", ".eps", ".exr", ".hdr", ".ico", ".j2k",
-    ".jp2", ".jpe", ".jpx", ".jxl", ".nef", ".orf", ".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi",
-    ".raf", ".raw", ".rw2", ".svg", ".tga", ".xcf",
-)  # fmt: skip
+    ".apng",
+    ".arw",
+    ".cr2",
+    ".cr3",
+    ".dds",
+    ".dng",
+    ".eps",
+    ".exr",
+    ".hdr",
+    ".ico",
+    ".j2k",
+    ".jp2",
+    ".jpe",
+    ".jpx",
+    ".jxl",
+    ".nef",
+    ".orf",
+    ".pgm",
+    ".pnm",
+    ".ppm",
+    ".psb",
+    ".psd",
+    ".qoi",
+    ".raf",
+    ".raw",
+    ".rw2",
+    ".svg",
+    ".tga",
+    ".xcf",
+)
 # Files that hold many images.
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar", ".zip")
 # Archives that are not read, but must not be overlooked either.

@@ -138,28 +138,38 @@ def _cleanvision_verdicts(facts: Mapping[str, ImageFacts]) -> list[_Verdict]:
     return [
         _Verdict(
             "dark",
-            {n: f"99 % of it below {said(n, 'brightness_perc_99'):.0%} brightness"
-             for n in _worst(names, dark)},
-            "nearly black", "brighten them or take them out", True,
+            {
+                n: f"99 % of it below {said(n, 'brightness_perc_99'):.0%} brightness"
+                for n in _worst(names, dark)
+            },
+            "nearly black",
+            "brighten them or take them out",
+            True,
         ),
         _Verdict(
             "bright",
-            {n: f"95 % of it above {said(n, 'brightness_perc_5'):.0%} brightness"
-             for n in _worst(names, bright)},
-            "nearly white", "darken them or take them out", True,
+            {
+                n: f"95 % of it above {said(n, 'brightness_perc_5'):.0%} brightness"
+                for n in _worst(names, bright)
+            },
+            "nearly white",
+            "darken them or take them out",
+            True,
         ),
         _Verdict(
             "flat",
             {n: f"{said(n, 'entropy'):.1f} bits of entropy" for n in plain},
             "nearly without detail",
-            "take out those that show nothing to learn", True,
+            "take out those that show nothing to learn",
+            True,
         ),
         _Verdict(
             "extreme-aspect",
             {n: f"{facts[n].width}×{facts[n].height}" for n in _worst(names, odd)},
-            "very long or very tall", "crop them by hand to what matters",
+            "very long or very tall",
+            "crop them by hand to what matters",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _scores(facts: Mapping[str, ImageFacts], issue: str) -> NDArray[np.float64]:

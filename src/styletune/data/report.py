@@ -146,8 +146,11 @@ def _breakable(name: str) -> Markup:
 
 
 def _verdict(images: int, counts: Mapping[Severity, int]) -> str:
-    numbers = [_count(images, "image"), _count(counts["error"], "error"),
-               _count(counts["warning"], "warning")]  # fmt: skip
+    numbers = [
+        _count(images, "image"),
+        _count(counts["error"], "error"),
+        _count(counts["warning"], "warning"),
+    ]
     end = "training would refuse this set" if counts["error"] else "ready to train"
     return f"{', '.join(numbers)}: {end}"
 
@@ -201,8 +204,9 @@ def _filters(
     """The rows of buttons over the sheet: (value, label, sign, count) each."""
     flags = [
         (p.flag.code, p.flag.label, SEVERITIES[p.flag.severity][0], p.in_sheet)
-        for p in problems if p.in_sheet
-    ]  # fmt: skip
+        for p in problems
+        if p.in_sheet
+    ]
     clear = sum(not picture.flags for picture in pictures)
     flags += [("", "no flags", "✓", clear)] if clear else []
     sides = Counter(picture.side for picture in pictures)
@@ -242,8 +246,11 @@ def _coverage(palette: PaletteFacts, pictures: Mapping[str, Picture]) -> dict[st
     bins = [0] * COVERAGE_BINS
     for share in palette.coverage.values():
         bins[min(int(share * COVERAGE_BINS), COVERAGE_BINS - 1)] += 1
-    worst = [(pictures[name], palette.coverage[name])
-             for name in worst_covered(palette) if name in pictures]  # fmt: skip
+    worst = [
+        (pictures[name], palette.coverage[name])
+        for name in worst_covered(palette)
+        if name in pictures
+    ]
     return {"bins": bins, "highest": max(bins), "worst": worst}
 
 
@@ -297,8 +304,13 @@ def _script_data(
     return {
         "kinds": [group.kind for group in checked.groups],
         "findings": [
-            {"label": flag_of(f).label, "sign": SEVERITIES[f.severity][0], "severity": f.severity,
-             "message": note.clipped, "fix": visible_text(f.fix)}
+            {
+                "label": flag_of(f).label,
+                "sign": SEVERITIES[f.severity][0],
+                "severity": f.severity,
+                "message": note.clipped,
+                "fix": visible_text(f.fix),
+            }
             for f, note in zip(findings, notes, strict=True)
         ],
         "images": [
@@ -316,4 +328,4 @@ def _script_data(
             }
             for item, picture in zip(checked.items, pictures.values(), strict=True)
         ],
-    }  # fmt: skip
+    }

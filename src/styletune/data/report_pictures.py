@@ -230,11 +230,16 @@ def picture_details(item: Item, picture: Picture, checked: Checked) -> list[tupl
     lines = [("Split", picture.side), ("Set", picture.origin)]
     if fact:
         lines += [
-            ("Size", f"{fact.width}×{fact.height} pixels"
-             + (", turned upright" if fact.turned else "")),
-            ("File", f"{fact.format}, {fact.stored_mode}"
-             + (f", {visible_text(fact.profile)}" if fact.profile else "")),
-        ]  # fmt: skip
+            (
+                "Size",
+                f"{fact.width}×{fact.height} pixels" + (", turned upright" if fact.turned else ""),
+            ),
+            (
+                "File",
+                f"{fact.format}, {fact.stored_mode}"
+                + (f", {visible_text(fact.profile)}" if fact.profile else ""),
+            ),
+        ]
         if fact.transparent_share:
             lines.append(("Transparent", f"{percent_text(fact.transparent_share)} of the pixels"))
         if fact.opt_out:
@@ -253,6 +258,8 @@ def picture_details(item: Item, picture: Picture, checked: Checked) -> list[tupl
         lines.append(("Repeats", f"{item.repeats} times an epoch"))
     if item.weight != 1:
         lines.append(("Loss weight", f"{item.weight:g}"))
-    lines += [(label, visible_text(getattr(rights, key)) or "not declared")
-              for key, label in RIGHTS.items()]  # fmt: skip
+    lines += [
+        (label, visible_text(getattr(rights, key)) or "not declared")
+        for key, label in RIGHTS.items()
+    ]
     return [(label, text) for label, text in lines if text]

@@ -251,8 +251,10 @@ def rights_summary(
     declared = [{**asdict(rights), "images": n} for rights, n in combinations.items()]
     declared.sort(key=lambda entry: (-entry["images"], *(entry[key] for key in _WORDS)))
     terms = Counter(term for term in opt_outs.values() if prohibits_training(term))
-    files = {code: {n for f in lowered if f.code == code for n in f.files} for code in
-             sorted({f.code for f in lowered})}  # fmt: skip
+    files = {
+        code: {n for f in lowered if f.code == code for n in f.files}
+        for code in sorted({f.code for f in lowered})
+    }
     return {
         "images": len(items),
         "declared": declared,

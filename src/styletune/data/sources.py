@@ -127,9 +127,16 @@ def _resolve(section: SourceSection, folder: Path) -> Source:
             fix=f"give {path.parent}, or a file of {', '.join(SHARD_EXTENSIONS)}",
         )
     return Source(
-        section.name or name or "images", path, hub, section.split, section.repeats,
-        section.weight, section.default_caption, section.image_column, section.caption_column,
-    )  # fmt: skip
+        section.name or name or "images",
+        path,
+        hub,
+        section.split,
+        section.repeats,
+        section.weight,
+        section.default_caption,
+        section.image_column,
+        section.caption_column,
+    )
 
 
 def open_sources(
@@ -153,9 +160,10 @@ def open_sources(
     ]:
         if text is not None and not text.strip():
             raise DataError(
-                "the default caption is empty", where=where,
+                "the default caption is empty",
+                where=where,
                 fix="write what the images show, or leave it out",
-            )  # fmt: skip
+            )
     items, cards, findings = list[Item](), dict[str, Card](), list[Finding]()
     for source in sources:
         part, card = _open(source)
@@ -321,11 +329,16 @@ def _open_file(path: Path, source: Source) -> tuple[Part, Card | None]:
         )
         items = [
             Item(
-                name, str(path), member, words.text, source.name, words.machine_caption,
+                name,
+                str(path),
+                member,
+                words.text,
+                source.name,
+                words.machine_caption,
                 rights=words.rights,
             )
             for name, member, words in rows
-        ]  # fmt: skip
+        ]
         if not rows and not findings:
             fix = "write the images into it again, or take it out of the sources"
             message = "a table without rows"

@@ -220,8 +220,13 @@ def read_row(path: Path, member: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _row_group(
-    path: Path, mtime_ns: int, size: int, process: int, group: int, column: str  # noqa: ARG001
-) -> pa.ChunkedArray:  # fmt: skip
+    path: Path,
+    mtime_ns: int,  # noqa: ARG001
+    size: int,  # noqa: ARG001
+    process: int,  # noqa: ARG001
+    group: int,
+    column: str,
+) -> pa.ChunkedArray:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as table:

@@ -69,9 +69,12 @@ def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
 
 @torch.no_grad()
 def encode_images(
-    encoder: ClipEncoder, images: Sequence[Path | Image.Image], batch_size: int = 32,
-    title: str = "encode", show_progress: bool = True,
-) -> Features:  # fmt: skip
+    encoder: ClipEncoder,
+    images: Sequence[Path | Image.Image],
+    batch_size: int = 32,
+    title: str = "encode",
+    show_progress: bool = True,
+) -> Features:
     """Unit-length image features: (n, d) float64. Paths must be plain RGB PNG of our own."""
     parts: list[Features] = []
     with progress(title, len(images), shown=show_progress) as advance:

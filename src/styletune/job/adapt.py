@@ -118,14 +118,17 @@ def _start_from(
         raise BadInput(
             f"was trained with new words ({named}), the recipe has "
             f"{', '.join(spec.tokens) or 'none'}",
-            where=where, fix=f"new_tokens = {json.dumps(list(given.tokens))}" if given.tokens
+            where=where,
+            fix=f"new_tokens = {json.dumps(list(given.tokens))}"
+            if given.tokens
             else "name them in new_tokens, in the order of the rows",
-        )  # fmt: skip
+        )
     if given.tokens and not has_words:
         raise BadInput(
-            f"holds no rows of its new words ({', '.join(given.tokens)})", where=where,
+            f"holds no rows of its new words ({', '.join(given.tokens)})",
+            where=where,
             fix="start from the checkpoint's adapter.safetensors, which has them",
-        )  # fmt: skip
+        )
     values = rescaled(tensors, given, spec)
     try:
         load_into(adapted, values)
@@ -133,9 +136,10 @@ def _start_from(
             load_token_rows(pipe, tensors)
     except StyletuneError as error:
         raise BadInput(
-            f"does not fit the recipe's adapter: {error.message}", where=where,
+            f"does not fit the recipe's adapter: {error.message}",
+            where=where,
             fix="choose the target, rank, text encoders and new tokens that it was trained with",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def block_factors(recipe: Recipe, names: Iterable[str]) -> dict[str, float]:

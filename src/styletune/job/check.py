@@ -94,9 +94,16 @@ def mend_captions(folder: Path, trigger: str | None, *, applies: bool) -> Mended
 
 
 def caption_folder(
-    folder: Path, *, model: str, revision: str | None, template: str, trigger: str | None,
-    prompt: str, batch_size: int, redo: bool,
-) -> Captioned:  # fmt: skip
+    folder: Path,
+    *,
+    model: str,
+    revision: str | None,
+    template: str,
+    trigger: str | None,
+    prompt: str,
+    batch_size: int,
+    redo: bool,
+) -> Captioned:
     """Caption the images of a folder that have no caption, into its ``metadata.jsonl``.
 
     Raises:
@@ -111,9 +118,15 @@ def caption_folder(
     trigger = trigger or (card.trigger if card else None)
     captioner = load_caption_model(model, revision=revision, device=device_name())
     return caption_images(
-        opened.items, captioner, out=folder / "metadata.jsonl", template=template,
-        trigger=trigger, prompt=prompt, batch_size=batch_size, redo=redo,
-    )  # fmt: skip
+        opened.items,
+        captioner,
+        out=folder / "metadata.jsonl",
+        template=template,
+        trigger=trigger,
+        prompt=prompt,
+        batch_size=batch_size,
+        redo=redo,
+    )
 
 
 def _open_captions(folder: Path) -> Opened:
@@ -127,22 +140,30 @@ def _open_captions(folder: Path) -> Opened:
 def _folder_source(folder: Path) -> tuple[Source, ...]:
     if folder.is_file():
         raise DataError(
-            "is a file; captions are written beside images in a folder", where=str(folder),
+            "is a file; captions are written beside images in a folder",
+            where=str(folder),
             fix=f"give {folder.parent}",
-        )  # fmt: skip
+        )
     return resolve_sources(str(folder), (), Path.cwd())
 
 
 def _check(
-    sources: tuple[Source, ...], settings: CheckSettings, tokens: Callable[[str], int],
-    relative_to: Path, show_progress: bool,
-) -> Answer:  # fmt: skip
+    sources: tuple[Source, ...],
+    settings: CheckSettings,
+    tokens: Callable[[str], int],
+    relative_to: Path,
+    show_progress: bool,
+) -> Answer:
     store = open_store(default_store_path())
     try:
         checked = check_data(
-            sources, settings, store=store, tokens=tokens, relative_to=relative_to,
+            sources,
+            settings,
+            store=store,
+            tokens=tokens,
+            relative_to=relative_to,
             show_progress=show_progress,
-        )  # fmt: skip
+        )
     finally:
         close_store(store)
     names = ", ".join(source.name for source in sources)

@@ -71,9 +71,13 @@ def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) 
 
 
 def _cached(
-    job: Job, pipe: StableDiffusionXLPipeline, shown: Sequence[Entry], device: str, title: str,
+    job: Job,
+    pipe: StableDiffusionXLPipeline,
+    shown: Sequence[Entry],
+    device: str,
+    title: str,
     variants: int | None = None,
-) -> Encoded:  # fmt: skip
+) -> Encoded:
     from styletune.training.cache import build_cache
     from styletune.training.captions import caption_variants
 
@@ -127,17 +131,25 @@ def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: b
         sampler = Sampler(CLASS_STEPS, CLASS_GUIDANCE, "", side)
         with placed(pipe.unet, device):
             draw_shots(
-                pipe, shots, sampler, origin_facts(job), batch_size=DRAWN_AT_ONCE,
+                pipe,
+                shots,
+                sampler,
+                origin_facts(job),
+                batch_size=DRAWN_AT_ONCE,
                 title="class images",
-            )  # fmt: skip
+            )
     rows = []
     for shot in shots:
         with Image.open(shot.file) as image:
             pixels = pixel_hash(image.convert("RGB"))
         rows.append(
             Row(
-                file_name=shot.file.name, path=str(shot.file), text=prompt, width=side,
-                height=side, pixel_hash=pixels,
+                file_name=shot.file.name,
+                path=str(shot.file),
+                text=prompt,
+                width=side,
+                height=side,
+                pixel_hash=pixels,
             )
-        )  # fmt: skip
+        )
     return rows

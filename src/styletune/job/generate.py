@@ -12,10 +12,20 @@ from styletune.job.prepare import prompt_with_trigger, short_hash
 
 
 def generate(
-    *, registry: str, spec_text: str, pulled_dir: Path, out_dir: Path, prompts: Sequence[str],
-    seeds: Sequence[int], strength: float | None, steps: int, guidance_scale: float,
-    base_model: str | None, vae: str | None, batch_size: int,
-) -> list[Path]:  # fmt: skip
+    *,
+    registry: str,
+    spec_text: str,
+    pulled_dir: Path,
+    out_dir: Path,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    strength: float | None,
+    steps: int,
+    guidance_scale: float,
+    base_model: str | None,
+    vae: str | None,
+    batch_size: int,
+) -> list[Path]:
     """Pull a version, load its published file as any consumer would, and draw images with it.
 
     A file's name holds a hash of its settings, so other settings never overwrite it.
@@ -40,9 +50,11 @@ def generate(
 
     try:
         base = find_base(
-            base_model or manifest.base.model, manifest.base.revision, Path.cwd(),
+            base_model or manifest.base.model,
+            manifest.base.revision,
+            Path.cwd(),
             vae or manifest.base.vae,
-        )  # fmt: skip
+        )
     except NotFound as error:
         raise NotFound(
             error.message,
@@ -70,10 +82,15 @@ def generate(
     value = manifest.adapter.strength if strength is None else strength
     pipe.set_adapters("style", value)
     origin = {
-        "base_model": manifest.base.model, "base_hash": base.hash, "adapter": manifest.name,
-        "version": manifest.version, "digest": pulled.digest, "strength": value,
-        "license": manifest.license, "styletune": __version__,
-    }  # fmt: skip
+        "base_model": manifest.base.model,
+        "base_hash": base.hash,
+        "adapter": manifest.name,
+        "version": manifest.version,
+        "digest": pulled.digest,
+        "strength": value,
+        "license": manifest.license,
+        "styletune": __version__,
+    }
     sampler = Sampler(steps, guidance_scale, "", manifest.base.resolution or base.resolution)
     stem = f"{manifest.name}-{manifest.version}"
     shots = []

@@ -56,20 +56,22 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
     if job.missing_base is not None:
         problems.append(
             {
-                "severity": "error", "where": job.missing_base.where,
+                "severity": "error",
+                "where": job.missing_base.where,
                 "message": f"{job.missing_base.message}; planned as SDXL's base",
                 "fix": job.missing_base.fix,
             }
-        )  # fmt: skip
+        )
     if _reaches_pure_noise(job) and recipe.train.weighting == "min-snr":
         problems.append(
             {
-                "severity": "warning", "where": "[train] weighting",
+                "severity": "warning",
+                "where": "[train] weighting",
                 "message": "min-SNR weighs velocity by min(SNR, gamma) / (SNR + 1), which is 0 at "
                 "the pure-noise step of zero-terminal SNR: it would not be trained",
                 "fix": 'weighting = "none"',
             }
-        )  # fmt: skip
+        )
     setup, configs = job_setup(job), configs_of(None if job.missing_base else job.base)
     needs, misfits = preflight(setup, configs, steps, batch * accumulation, gpu)
     _check_patterns(recipe, setup, configs)
@@ -110,9 +112,9 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
             "adapter_scale": alpha / recipe.adapter.rank,
             "done_steps": max(run.checkpoint_steps(), default=0),
         },
-        "score": {
-            "images": (len(checkpoints) + 1) * len(job.suite.prompts) * len(job.suite.seeds)
-        } if job.suite else None,
+        "score": {"images": (len(checkpoints) + 1) * len(job.suite.prompts) * len(job.suite.seeds)}
+        if job.suite
+        else None,
         "run_dir": str(run.dir),
         "outputs": [str(p) for p in outputs],
-    }  # fmt: skip
+    }

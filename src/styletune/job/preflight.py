@@ -89,36 +89,45 @@ def preflight(
     found = estimate(setup, base)
     document: dict[str, Any] = {
         "memory": {
-            "peak_bytes": found.peak_bytes, "phase": found.phase, "parts": dict(found.parts),
+            "peak_bytes": found.peak_bytes,
+            "phase": found.phase,
+            "parts": dict(found.parts),
             "phases": dict(found.phases),
         },
         "compute": {
-            "step_flops": found.step_flops, "forward_flops": found.forward_flops, "gpu": None,
-            "floor_s": None, "images_per_s": None,
+            "step_flops": found.step_flops,
+            "forward_flops": found.forward_flops,
+            "gpu": None,
+            "floor_s": None,
+            "images_per_s": None,
         },
-    }  # fmt: skip
+    }
     if gpu is None:
         return document, []
     document["compute"]["gpu"] = gpu.name
     floor = floor_s(found.step_flops, gpu)
     if floor is not None:
         document["compute"] |= {
-            "floor_s": round(floor * steps, 1), "images_per_s": round(images / floor, 2),
-        }  # fmt: skip
+            "floor_s": round(floor * steps, 1),
+            "images_per_s": round(images / floor, 2),
+        }
     limit = int(gpu.memory_bytes * USABLE_SHARE)
     if found.peak_bytes <= limit:
         return document, []
     changes = fits(setup, limit, base)
     enough = bool(changes) and changes[-1].peak_bytes <= limit
     settings = "; ".join(c.setting for c in changes)
-    return document, [{
-        "severity": "error",
-        "where": f"memory of {gpu.name}",
-        "message": f"the run needs {found.peak_bytes / GIB:.1f} GiB at its peak ({found.phase}), "
-        f"the card lends {limit / GIB:.1f}",
-        "fix": f"{settings} (then {changes[-1].peak_bytes / GIB:.1f} GiB)" if enough
-        else "no setting makes it fit; use a larger card",
-    }]  # fmt: skip
+    return document, [
+        {
+            "severity": "error",
+            "where": f"memory of {gpu.name}",
+            "message": f"the run needs {found.peak_bytes / GIB:.1f} GiB at its peak "
+            f"({found.phase}), the card lends {limit / GIB:.1f}",
+            "fix": f"{settings} (then {changes[-1].peak_bytes / GIB:.1f} GiB)"
+            if enough
+            else "no setting makes it fit; use a larger card",
+        }
+    ]
 
 
 def require_room(setup: Setup, base: BaseConfigs) -> None:

@@ -79,9 +79,13 @@ class Job:
 
 
 def prepare(
-    loaded: LoadedRecipe, *, runs_dir: Path, run_dir: Path | None, planning: bool = False,
+    loaded: LoadedRecipe,
+    *,
+    runs_dir: Path,
+    run_dir: Path | None,
+    planning: bool = False,
     show_progress: bool = True,
-) -> Job:  # fmt: skip
+) -> Job:
     """Check recipe, base, data, suite and run folder against each other.
 
     With ``planning`` a Hub model that is not on this machine is taken for SDXL's base and only
@@ -95,9 +99,10 @@ def prepare(
     start_from = recipe.adapter.start_from
     if start_from and not loaded.path(start_from).is_file():
         raise NotFound(
-            f"no file {loaded.path(start_from)}", where="[adapter] start_from",
+            f"no file {loaded.path(start_from)}",
+            where="[adapter] start_from",
             fix="give an adapter's .safetensors file, relative to the recipe",
-        )  # fmt: skip
+        )
     suite = load_suite(loaded.path(recipe.score.suite)) if recipe.score else None
     base, missing = find_planned_base(loaded)
     if missing is not None and not planning:
@@ -125,9 +130,10 @@ def prepare(
     job = replace(unnamed, run=Run(run_dir or runs_dir / loaded.name / run_id))
     if recipe.train.validation_every and not holdout_rows(data):
         raise BadInput(
-            "no image is held out to measure it on", where="[train] validation_every",
+            "no image is held out to measure it on",
+            where="[train] validation_every",
             fix="set data.holdout, or leave validation_every out",
-        )  # fmt: skip
+        )
     if missing is None:
         _check_run_folder(job)
         _check_objective(job)
@@ -220,9 +226,14 @@ def _unseen_base(recipe: Recipe) -> BaseFiles:
 
     nowhere = Path()
     return BaseFiles(
-        model=recipe.base.model, folder=nowhere, revision=recipe.base.revision, hash="",
-        resolution=1024, variant=None, tokenizers=(nowhere, nowhere),
-    )  # fmt: skip
+        model=recipe.base.model,
+        folder=nowhere,
+        revision=recipe.base.revision,
+        hash="",
+        resolution=1024,
+        variant=None,
+        tokenizers=(nowhere, nowhere),
+    )
 
 
 def suite_folder(job: Job) -> Path:

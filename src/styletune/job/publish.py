@@ -182,14 +182,21 @@ def build_package(
     ]
     stem = webui_stem(section.name, section.version)
     header = kohya_header(
-        title=f"{section.name} {section.version}", output_name=stem, spec=spec,
-        base_model=public_base(job.base.model), resolution=job.resolution,
-        license_id=section.license, description=section.description, trigger=job.trigger,
-        strength=summary["chosen"]["strength"], prediction_type=prediction,
+        title=f"{section.name} {section.version}",
+        output_name=stem,
+        spec=spec,
+        base_model=public_base(job.base.model),
+        resolution=job.resolution,
+        license_id=section.license,
+        description=section.description,
+        trigger=job.trigger,
+        strength=summary["chosen"]["strength"],
+        prediction_type=prediction,
         author=holder_names(data_facts(job)["rights"]),
-        tags=f"style, {section.name}", num_train_images=len(train_rows(job.data)),
+        tags=f"style, {section.name}",
+        num_train_images=len(train_rows(job.data)),
         thumbnail=_thumbnail(shown[0]),
-    )  # fmt: skip
+    )
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
     check_exports(tensors, spec, diffusers, kohya)
     weights = {DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya}

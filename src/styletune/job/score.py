@@ -149,9 +149,11 @@ def _sample_columns(
 
     pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
     sampler = Sampler(
-        suite.sampler.steps, suite.sampler.guidance_scale, suite.sampler.negative_prompt,
+        suite.sampler.steps,
+        suite.sampler.guidance_scale,
+        suite.sampler.negative_prompt,
         job.resolution,
-    )  # fmt: skip
+    )
 
     def shots(column: str) -> list[Shot]:
         folder = job.run.samples_dir(suite_hash(suite), column)
@@ -176,9 +178,12 @@ def _sample_columns(
         name = f"step-{step:06d}"
         tensors, spec = load_adapter(job.run.adapter_file(step))
         origin = {
-            **origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0,
+            **origin_facts(job),
+            "adapter": job.loaded.name,
+            "step": step,
+            "strength": 1.0,
             "adapter_sha256": file_sha256(job.run.adapter_file(step)),
-        }  # fmt: skip
+        }
         load_token_rows(pipe, tensors)
         with merged(models, tensors, spec, 1.0):
             draw_shots(pipe, shots(name), sampler, origin, batch_size=batch_size, title=name)
@@ -211,6 +216,8 @@ def refuse_unless_passed(summary: Mapping[str, Any], report: Path) -> None:
     failed = [g for g in summary["gates"] if g["verdict"] != "pass"]
     if failed:
         lines = "; ".join(f"{g['name']} {g['verdict']}: {g['explanation']}" for g in failed)
-        raise CheckFailed(f"the gate refuses {summary['chosen']['checkpoint']}: {lines}",
-                          where=str(report), fix="look at the report; train longer, lower the "
-                          "learning rate, or add images")  # fmt: skip
+        raise CheckFailed(
+            f"the gate refuses {summary['chosen']['checkpoint']}: {lines}",
+            where=str(report),
+            fix="look at the report; train longer, lower the learning rate, or add images",
+        )

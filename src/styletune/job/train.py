@@ -142,9 +142,13 @@ def _start_tracker(job: Job, accelerator: Accelerator) -> None:
 
 
 def _denoiser(
-    job: Job, pipe: StableDiffusionXLPipeline, alphas: Tensor, prediction: str,
-    dtype: object, device: str,
-) -> Denoiser:  # fmt: skip
+    job: Job,
+    pipe: StableDiffusionXLPipeline,
+    alphas: Tensor,
+    prediction: str,
+    dtype: object,
+    device: str,
+) -> Denoiser:
     import torch
 
     from styletune.training.denoise import Denoiser, Objective

@@ -161,8 +161,14 @@ HORIZON = Look(
     words=("horizon",),
 )
 HORIZON_PALETTE: tuple[str, ...] = (
-    "#261654", "#70226e", "#e24860", "#ffa06e", "#ffe2b2", "#4080f0", "#fff0d6",
-)  # fmt: skip
+    "#261654",
+    "#70226e",
+    "#e24860",
+    "#ffa06e",
+    "#ffe2b2",
+    "#4080f0",
+    "#fff0d6",
+)
 
 
 @dataclass(slots=True)
@@ -195,19 +201,22 @@ class _Canvas:
         self.draw.polygon(xy, fill=self.color(material, tone))
         self._line([*xy, xy[0]])
 
-    def ellipse(self, cx: float, cy: float, rx: float, ry: float, material: str,
-                tone: float = 1.0) -> None:  # fmt: skip
+    def ellipse(
+        self, cx: float, cy: float, rx: float, ry: float, material: str, tone: float = 1.0
+    ) -> None:
         box = [v * self.k for v in (cx - rx, cy - ry, cx + rx, cy + ry)]
         width = round(self.look.line_width * self.k)
         outline = _ints(self.look.line_color) if width else None
         self.draw.ellipse(box, fill=self.color(material, tone), outline=outline, width=width or 1)
 
-    def rectangle(self, x0: float, y0: float, x1: float, y1: float, material: str,
-                  tone: float = 1.0) -> None:  # fmt: skip
+    def rectangle(
+        self, x0: float, y0: float, x1: float, y1: float, material: str, tone: float = 1.0
+    ) -> None:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], material, tone)
 
-    def stroke(self, points: Sequence[Point], width: float, material: str,
-               tone: float = 1.0) -> None:  # fmt: skip
+    def stroke(
+        self, points: Sequence[Point], width: float, material: str, tone: float = 1.0
+    ) -> None:
         xy = [(x * self.k, y * self.k) for x, y in points]
         self.draw.line(
             xy, fill=self.color(material, tone), width=max(1, round(width * self.k)), joint="curve"
@@ -245,9 +254,11 @@ def apply_look(natural: Rgb, look: Look, accented: bool = False) -> tuple[int, i
         t = position - i
         return _ints([p + (q - p) * t for p, q in zip(look.ramp[i], look.ramp[i + 1], strict=True)])
     return _ints(
-        [((c / 255 - 0.5) * look.contrast + 0.5) * 255 * w
-         for c, w in zip(natural, look.tint, strict=True)]
-    )  # fmt: skip
+        [
+            ((c / 255 - 0.5) * look.contrast + 0.5) * 255 * w
+            for c, w in zip(natural, look.tint, strict=True)
+        ]
+    )
 
 
 # -- scenes: each returns (sky box for sky extras, y of the ground that carries objects) ---------
@@ -399,8 +410,13 @@ def _scene_meadow(c: _Canvas, rng: np.random.Generator) -> tuple[Box, float]:
     c.polygon(_down(_waves(rng, 90, 6, 0.9)), "grass")
     c.polygon(_down(_waves(rng, 104, 3, 0.7)), "grass_near")
     for _ in range(6):
-        c.ellipse(rng.uniform(4, 124), rng.uniform(96, 122), 2.2, 2.2,
-                  str(rng.choice(["red", "yellow", "violet"])))  # fmt: skip
+        c.ellipse(
+            rng.uniform(4, 124),
+            rng.uniform(96, 122),
+            2.2,
+            2.2,
+            str(rng.choice(["red", "yellow", "violet"])),
+        )
     return box, 112
 
 
@@ -419,13 +435,21 @@ def _scene_room(c: _Canvas, rng: np.random.Generator) -> tuple[Box, float]:
 def _window_bars(c: _Canvas, box: Box) -> None:
     """The room's window is closed after its view has been drawn, extras included."""
     x0, y0, x1, y1 = box
-    mask_above = [(-4, -4, UNITS + 4, y0), (-4, y1, UNITS + 4, 97), (-4, y0, x0, y1),
-                  (x1, y0, UNITS + 4, y1)]  # fmt: skip
+    mask_above = [
+        (-4, -4, UNITS + 4, y0),
+        (-4, y1, UNITS + 4, 97),
+        (-4, y0, x0, y1),
+        (x1, y0, UNITS + 4, y1),
+    ]
     for a, b, d, e in mask_above:
         c.draw.rectangle([v * c.k for v in (a, b, d, e)], fill=c.color("wall"))
-    for a, b, d, e in ((x0 - 4, y0 - 4, x1 + 4, y0), (x0 - 4, y1, x1 + 4, y1 + 4),
-                       (x0 - 4, y0, x0, y1), (x1, y0, x1 + 4, y1),
-                       ((x0 + x1) / 2 - 1.5, y0, (x0 + x1) / 2 + 1.5, y1)):  # fmt: skip
+    for a, b, d, e in (
+        (x0 - 4, y0 - 4, x1 + 4, y0),
+        (x0 - 4, y1, x1 + 4, y1 + 4),
+        (x0 - 4, y0, x0, y1),
+        (x1, y0, x1 + 4, y1),
+        ((x0 + x1) / 2 - 1.5, y0, (x0 + x1) / 2 + 1.5, y1),
+    ):
         c.draw.rectangle([v * c.k for v in (a, b, d, e)], fill=c.color("frame"))
 
 
@@ -502,16 +526,32 @@ def _ground_extra(c: _Canvas, extra: str, x: float, y: float) -> None:
         a = 10.5
         c.polygon([(x - a, y - a * 1.3), (x, y - a * 0.8), (x, y + 5), (x - a, y)], "violet", 0.8)
         c.polygon([(x + a, y - a * 1.3), (x, y - a * 0.8), (x, y + 5), (x + a, y)], "violet", 1.1)
-        c.polygon([(x - a, y - a * 1.3), (x, y - a * 1.8), (x + a, y - a * 1.3), (x, y - a * 0.8)],
-                  "violet", 1.4)  # fmt: skip
+        c.polygon(
+            [(x - a, y - a * 1.3), (x, y - a * 1.8), (x + a, y - a * 1.3), (x, y - a * 0.8)],
+            "violet",
+            1.4,
+        )
     elif extra == "arch":
         half, h, t = 14, 24, 6
-        outer = [(x + half * math.cos(a), y - h - half * math.sin(a))
-                 for a in np.linspace(0, math.pi, 13)]  # fmt: skip
-        inner = [(x + (half - t) * math.cos(a), y - h - (half - t) * math.sin(a))
-                 for a in np.linspace(math.pi, 0, 13)]  # fmt: skip
-        c.polygon([(x + half, y + 4), *outer, (x - half, y + 4), (x - half + t, y + 4), *inner,
-                   (x + half - t, y + 4)], "stone")  # fmt: skip
+        outer = [
+            (x + half * math.cos(a), y - h - half * math.sin(a))
+            for a in np.linspace(0, math.pi, 13)
+        ]
+        inner = [
+            (x + (half - t) * math.cos(a), y - h - (half - t) * math.sin(a))
+            for a in np.linspace(math.pi, 0, 13)
+        ]
+        c.polygon(
+            [
+                (x + half, y + 4),
+                *outer,
+                (x - half, y + 4),
+                (x - half + t, y + 4),
+                *inner,
+                (x + half - t, y + 4),
+            ],
+            "stone",
+        )
     elif extra == "plant":
         for dx, top in ((-9, 22), (9, 22), (-4, 30), (5, 29)):
             tip = [(x + dx - 3, y - top), (x + dx + 2, y - top - 3)]
@@ -646,13 +686,23 @@ def caption(view: View, template: int | None = None) -> str:
 
 
 _HUES = {
-    "red": 0, "orange": 28, "yellow": 52, "green": 120, "teal": 175, "blue": 220, "violet": 275,
+    "red": 0,
+    "orange": 28,
+    "yellow": 52,
+    "green": 120,
+    "teal": 175,
+    "blue": 220,
+    "violet": 275,
     "pink": 325,
-}  # fmt: skip
+}
 _TEXTURE_WORDS = {
-    "none": "flat", "stripes": "striped", "dots": "dotted", "hatch": "hatched",
-    "grain": "grainy", "paper": "paper",
-}  # fmt: skip
+    "none": "flat",
+    "stripes": "striped",
+    "dots": "dotted",
+    "hatch": "hatched",
+    "grain": "grainy",
+    "paper": "paper",
+}
 
 
 def _hsl(hue: float, saturation: float, lightness: float) -> Rgb:

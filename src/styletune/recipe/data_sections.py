@@ -69,9 +69,16 @@ def _fault(item: Any) -> str:
 
 # Errors in the images that a recipe may lower to warnings.
 AllowedCode = Literal[
-    "unreadable-image", "foreign-file", "unread-caption-file", "empty-caption", "placeholder",
-    "too-long-caption", "too-small", "missing-rights", "bad-license",
-]  # fmt: skip
+    "unreadable-image",
+    "foreign-file",
+    "unread-caption-file",
+    "empty-caption",
+    "placeholder",
+    "too-long-caption",
+    "too-small",
+    "missing-rights",
+    "bad-license",
+]
 
 
 class DataSection(Section):
@@ -98,10 +105,12 @@ class DataSection(Section):
         0.2, ge=0, lt=1, description="Share of images kept from training, for scoring."
     )
     folds: int | None = Field(
-        None, ge=2, le=20,
+        None,
+        ge=2,
+        le=20,
         description="Instead of holdout: cut the images into this many parts and hold one out, "
         "to repeat a run with each part in turn.",
-    )  # fmt: skip
+    )
     fold: int = Field(0, ge=0, le=19, description="Which of the folds is held out, from 0.")
     allow: Annotated[tuple[AllowedCode, ...], BeforeValidator(as_tuple)] = Field(
         (),
@@ -111,15 +120,17 @@ class DataSection(Section):
         False, description="Train only when every image has licence, holder, consent and source."
     )
     opt_out_override: str | None = Field(
-        None, pattern=r"\S",
+        None,
+        pattern=r"\S",
         description="Who decided, and why, that images whose XMP prohibits training may be used.",
-    )  # fmt: skip
+    )
     encoder: str = Field(
-        "none", min_length=1,
+        "none",
+        min_length=1,
         description="Image encoder that finds pictures of one motif, so that they stay on one "
-        "side of the split: a name as in a suite's [encoder], or \"none\" to compare "
+        'side of the split: a name as in a suite\'s [encoder], or "none" to compare '
         "pixels alone.",
-    )  # fmt: skip
+    )
     resolution: Side | None = Field(
         None,
         description="Size to train at: the side of a square of the same area as the images' "
@@ -136,9 +147,12 @@ class DataSection(Section):
         "wide ones stay wide; false crops them all to squares.",
     )
     bucket_step: int | None = Field(
-        None, ge=8, le=512, multiple_of=8,
+        None,
+        ge=8,
+        le=512,
+        multiple_of=8,
         description="Sides of buckets are multiples of this; 64 if left out, 32 below 512 px.",
-    )  # fmt: skip
+    )
     max_aspect: float = Field(
         2.0,
         ge=1,

@@ -75,10 +75,12 @@ class PublishSection(Section):
     )
     description: str = Field("", description="One sentence for the model card.")
     plain_lora_rank: int | None = Field(
-        None, ge=1, le=1024,
+        None,
+        ge=1,
+        le=1024,
         description="Rank of the plain LoRA (the nearest by SVD) that dora, loha, lokr and oft "
         "are published as, because tools read those differently.",
-    )  # fmt: skip
+    )
 
 
 class Recipe(Section):

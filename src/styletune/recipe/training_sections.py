@@ -80,10 +80,12 @@ class AdapterSection(Section):
         "patterns of module names.",
     )
     conv_rank: int | None = Field(
-        None, ge=1, le=1024,
+        None,
+        ge=1,
+        le=1024,
         description="Also adapt the convolutions, which see fine texture and colour, at this "
         "rank (LoCon).",
-    )  # fmt: skip
+    )
     block_ranks: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
         {},
         description="Other ranks for parts of the UNet: a table from patterns of module names to "
@@ -413,10 +415,11 @@ class TrainSection(Section):
         "at the end.",
     )
     keep_last: int | None = Field(
-        None, ge=1,
+        None,
+        ge=1,
         description="How many checkpoints keep the large file to go on from; older ones keep "
         "their adapter alone. All of them if left out.",
-    )  # fmt: skip
+    )
     validation_every: int = Field(
         0,
         ge=0,

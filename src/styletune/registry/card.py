@@ -11,13 +11,39 @@ from pathlib import PurePath
 from typing import Any
 
 # Licence identifiers that the Hugging Face Hub knows; every other one is "other" there.
-_HUB_LICENSES = frozenset({
-    "apache-2.0", "mit", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
-    "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
-    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
-    "cc-by-nc-sa-4.0", "bsd-2-clause", "bsd-3-clause", "gpl-2.0", "gpl-3.0", "unlicense",
-    "artistic-2.0", "mpl-2.0", "isc", "zlib", "wtfpl", "pddl", "odbl",
-})  # fmt: skip
+_HUB_LICENSES = frozenset(
+    {
+        "apache-2.0",
+        "mit",
+        "cc0-1.0",
+        "cc-by-2.0",
+        "cc-by-3.0",
+        "cc-by-4.0",
+        "cc-by-sa-3.0",
+        "cc-by-sa-4.0",
+        "cc-by-nc-2.0",
+        "cc-by-nc-3.0",
+        "cc-by-nc-4.0",
+        "cc-by-nd-4.0",
+        "cc-by-nc-nd-3.0",
+        "cc-by-nc-nd-4.0",
+        "cc-by-nc-sa-2.0",
+        "cc-by-nc-sa-3.0",
+        "cc-by-nc-sa-4.0",
+        "bsd-2-clause",
+        "bsd-3-clause",
+        "gpl-2.0",
+        "gpl-3.0",
+        "unlicense",
+        "artistic-2.0",
+        "mpl-2.0",
+        "isc",
+        "zlib",
+        "wtfpl",
+        "pddl",
+        "odbl",
+    }
+)
 _METRICS = {
     "clip_image": "Closeness to the brand's held-out images (CLIP image, higher is closer)",
     "clip_image_gain": "Gain in that closeness over the base model",
@@ -235,17 +261,25 @@ def _scores(summary: Mapping[str, Any]) -> str:
         )
     reason = f"\n{plain(chosen['reason'])}\n" if chosen.get("reason") else ""
     return "\n".join(
-        ["## Scores\n", "Same prompts and seeds for the adapter and its base; the references are",
-         "images that were not trained on.\n", *lines, reason]
-    )  # fmt: skip
+        [
+            "## Scores\n",
+            "Same prompts and seeds for the adapter and its base; the references are",
+            "images that were not trained on.\n",
+            *lines,
+            reason,
+        ]
+    )
 
 
 def _gates(summary: Mapping[str, Any]) -> str:
     gates = summary.get("gates") or []
     if not gates:
         return "## Release rules\n\nNone were set for this version.\n"
-    lines = ["## Release rules\n", "| Rule | Value | Interval | Threshold | Verdict |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "## Release rules\n",
+        "| Rule | Value | Interval | Threshold | Verdict |",
+        "|---|---|---|---|---|",
+    ]
     lines += [
         f"| {plain(gate['name'])} | {_number(gate.get('value'))} | {_interval(gate)} "
         f"| {_number(gate.get('threshold'))} | {plain(gate['verdict'])} |"
@@ -274,9 +308,14 @@ def _training_images(rights: Mapping[str, Any]) -> str:
     lines = [f"- {label}: {_values(rights['declared'], key)}" for key, label in keys.items()]
     notes = [f"\n{note}" for note in rights_notes(rights)]
     return "\n".join(
-        ["## Training images\n", f"{plain(rights['images'])} images; their number in brackets.\n",
-         *lines, *notes, "\nWhich goes with which: `NOTICE.md`.\n"]
-    )  # fmt: skip
+        [
+            "## Training images\n",
+            f"{plain(rights['images'])} images; their number in brackets.\n",
+            *lines,
+            *notes,
+            "\nWhich goes with which: `NOTICE.md`.\n",
+        ]
+    )
 
 
 def _values(declared: Sequence[Mapping[str, Any]], key: str) -> str:

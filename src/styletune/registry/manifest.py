@@ -171,10 +171,15 @@ def role_of(path: str) -> str:
     if path.endswith(".safetensors"):
         return f"weights-{folder}" if rest else "weights"
     roles = {
-        "README.md": "card", "LICENSE": "license", "NOTICE.md": "notice",
-        "provenance.json": "provenance", "SHA256SUMS": "checksums",
-        "webui": "sidecar", "previews": "preview", "eval": "evaluation",
-    }  # fmt: skip
+        "README.md": "card",
+        "LICENSE": "license",
+        "NOTICE.md": "notice",
+        "provenance.json": "provenance",
+        "SHA256SUMS": "checksums",
+        "webui": "sidecar",
+        "previews": "preview",
+        "eval": "evaluation",
+    }
     return roles.get(folder if rest else path, "other")
 
 

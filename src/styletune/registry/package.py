@@ -15,10 +15,17 @@ from styletune.registry.versions import check_name
 DIFFUSERS_WEIGHTS = "diffusers/pytorch_lora_weights.safetensors"
 DIFFUSERS_EMBEDDINGS = "diffusers/learned_embeds.safetensors"
 _FACTS = (
-    ("recipe_hash",), ("seed",), ("versions",), ("base", "model"), ("base", "hash"),
-    ("data", "fingerprint"), ("data", "rights", "images"), ("data", "rights", "declared"),
-    ("data", "rights", "opt_out"), ("data", "rights", "lowered"),
-)  # fmt: skip
+    ("recipe_hash",),
+    ("seed",),
+    ("versions",),
+    ("base", "model"),
+    ("base", "hash"),
+    ("data", "fingerprint"),
+    ("data", "rights", "images"),
+    ("data", "rights", "declared"),
+    ("data", "rights", "opt_out"),
+    ("data", "rights", "lowered"),
+)
 _CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
 _PUBLIC_LINKS = {
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
@@ -102,10 +109,19 @@ def package_files(
         name=name, rights=run_facts["data"]["rights"], base_model=run_facts["base"]["model"]
     ).encode()
     files["README.md"] = model_card(
-        name=name, version=version, description=description, license=license, holder=holder,
-        trigger=trigger, base_model=run_facts["base"]["model"], stem=stem, summary=summary,
-        provenance=provenance, prompts=prompts, tokens=tokens,
-    ).encode()  # fmt: skip
+        name=name,
+        version=version,
+        description=description,
+        license=license,
+        holder=holder,
+        trigger=trigger,
+        base_model=run_facts["base"]["model"],
+        stem=stem,
+        summary=summary,
+        provenance=provenance,
+        prompts=prompts,
+        tokens=tokens,
+    ).encode()
     files["SHA256SUMS"] = sha256_sums(files)
     return files
 
@@ -139,16 +155,18 @@ def _check(
         if "prompt" not in item or ("file" in item and item["file"] not in previews):
             raise BadInput(
                 f"{dict(item)} has no prompt, or a file that is no preview",
-                where="prompts", fix=f"previews: {', '.join(previews) or 'none'}",
-            )  # fmt: skip
+                where="prompts",
+                fix=f"previews: {', '.join(previews) or 'none'}",
+            )
     for path in _FACTS:
         found: Any = run_facts
         for key in path:
             if not isinstance(found, Mapping) or key not in found:
                 raise BadInput(
-                    f'"{".".join(path)}" is missing', where="run facts",
+                    f'"{".".join(path)}" is missing',
+                    where="run facts",
                     fix="start the run again with this version of styletune",
-                )  # fmt: skip
+                )
             found = found[key]
     if not isinstance(summary.get("chosen"), Mapping):
         raise BadInput("no checkpoint is chosen", where="scores/summary.json", fix="score the run")
@@ -221,17 +239,28 @@ def notice_text(*, name: str, rights: Mapping[str, Any], base_model: str) -> str
         rights: as ``rights_summary`` gives them; every combination is shown with its number.
         base_model: "mini", a Hub id, or a local folder (only its last name is shown).
     """
-    keys = {"images": "Images", "license": "Licence", "holder": "Holder", "source": "Source",
-            "consent": "Consent"}  # fmt: skip
+    keys = {
+        "images": "Images",
+        "license": "Licence",
+        "holder": "Holder",
+        "source": "Source",
+        "consent": "Consent",
+    }
     table = [f"| {' | '.join(keys.values())} |", f"|{'---|' * len(keys)}"]
     table += [
         f"| {' | '.join(_stated(entry[key]) for key in keys)} |" for entry in rights["declared"]
     ]
     notes = [f"\n{note}" for note in rights_notes(rights)]
     return "\n".join(
-        [f"# Notices of {name}\n", "## Training images\n", *table, *notes, "\n## Base model\n",
-         _base_notice(base_model)]
-    )  # fmt: skip
+        [
+            f"# Notices of {name}\n",
+            "## Training images\n",
+            *table,
+            *notes,
+            "\n## Base model\n",
+            _base_notice(base_model),
+        ]
+    )
 
 
 def _stated(value: object) -> str:
@@ -256,5 +285,6 @@ def _base_notice(base_model: str) -> str:
 
 
 def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-            + "\n").encode()  # fmt: skip
+    return (
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    ).encode()

@@ -160,8 +160,9 @@ def _sums_problems(manifest: Manifest, text: str) -> list[str]:
     wanted = {entry.path: entry.sha256 for entry in manifest.files if entry.path != _SUMS_NAME}
     lines = re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)
     listed = {path: digest for digest, path in lines}
-    differing = {path for path in wanted.keys() | listed.keys()
-                 if wanted.get(path) != listed.get(path)}  # fmt: skip
+    differing = {
+        path for path in wanted.keys() | listed.keys() if wanted.get(path) != listed.get(path)
+    }
     return [f"{_SUMS_NAME} and {MANIFEST_NAME} disagree on {path}" for path in sorted(differing)]
 
 

@@ -96,10 +96,18 @@ def publish_version(
         # Sorted, because the order of a mapping must not change the digest.
         entries = tuple(_entry(path, files[path]) for path in sorted(files))
         manifest = Manifest(
-            name=name, version=version, created=created, description=description,
-            license=license, base=base, adapter=adapter, recipe_hash=recipe_hash,
-            data_fingerprint=data_fingerprint, gates=tuple(gates), files=entries,
-        )  # fmt: skip
+            name=name,
+            version=version,
+            created=created,
+            description=description,
+            license=license,
+            base=base,
+            adapter=adapter,
+            recipe_hash=recipe_hash,
+            data_fingerprint=data_fingerprint,
+            gates=tuple(gates),
+            files=entries,
+        )
         parse_version(version)
         content = canonical(manifest)
         digest = hashlib.sha256(content).hexdigest()
@@ -234,9 +242,10 @@ def read_manifest(store: ObjectStore, name: str, version: str) -> tuple[Manifest
     manifest = parse_stored(Manifest, content, key)
     if (manifest.name, manifest.version) != (name, version):
         raise IntegrityError(
-            f"the manifest is of {manifest.name}@{manifest.version}", where=key,
+            f"the manifest is of {manifest.name}@{manifest.version}",
+            where=key,
             fix="restore it from a backup",
-        )  # fmt: skip
+        )
     return manifest, digest
 
 

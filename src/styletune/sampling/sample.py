@@ -103,19 +103,29 @@ def draw_shots(
 def _without_encoders(pipe: StableDiffusionXLPipeline) -> StableDiffusionXLPipeline:
     """The same pipeline for encoded prompts, wherever the text encoders are."""
     made = StableDiffusionXLPipeline(
-        vae=pipe.vae, unet=pipe.unet, scheduler=pipe.scheduler, text_encoder=None,
-        text_encoder_2=None, tokenizer=None, tokenizer_2=None, add_watermarker=False,
+        vae=pipe.vae,
+        unet=pipe.unet,
+        scheduler=pipe.scheduler,
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+        add_watermarker=False,
         force_zeros_for_empty_prompt=pipe.config.force_zeros_for_empty_prompt,
-    )  # fmt: skip
+    )
     made.set_progress_bar_config(disable=True)
     return made
 
 
 @torch.no_grad()
 def _draw(
-    pipe: StableDiffusionXLPipeline, encoded: PromptEmbeds, rows: list[int],
-    negative: PromptEmbeds, seeds: list[int], sampler: Sampler,
-) -> list[Image.Image]:  # fmt: skip
+    pipe: StableDiffusionXLPipeline,
+    encoded: PromptEmbeds,
+    rows: list[int],
+    negative: PromptEmbeds,
+    seeds: list[int],
+    sampler: Sampler,
+) -> list[Image.Image]:
     n = len(rows)
     output = pipe(
         prompt_embeds=encoded.embeds[rows],

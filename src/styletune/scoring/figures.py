@@ -142,8 +142,9 @@ class Cross:
     kind: str
 
 
-def scatter_svg(title: str, crosses: Sequence[Cross], levels: Sequence[Level],
-                x_name: str, y_name: str) -> Markup:  # fmt: skip
+def scatter_svg(
+    title: str, crosses: Sequence[Cross], levels: Sequence[Level], x_name: str, y_name: str
+) -> Markup:
     """Style against prompt: (value, low, high) on both axes; kind is base, chosen or other."""
     x = _scale([v for c in crosses for v in c.x], LEFT, WIDTH - RIGHT, 0.12)
     ys = [v for c in crosses for v in c.y] + [level.value for level in levels]
@@ -169,8 +170,9 @@ def scatter_svg(title: str, crosses: Sequence[Cross], levels: Sequence[Level],
     return _svg(title, parts)
 
 
-def gate_svg(title: str, values: tuple[float, float, float], threshold: float,
-             good_above: bool) -> Markup:  # fmt: skip
+def gate_svg(
+    title: str, values: tuple[float, float, float], threshold: float, good_above: bool
+) -> Markup:
     """An interval (value, low, high) on a line with the threshold; the good side is shaded."""
     x = _scale([*values, threshold, 0.0], 8, 292, 0.1)
     edge = x(threshold)
@@ -205,8 +207,9 @@ def _text(x: float, y: float, text: str, anchor: str, style: str) -> str:
     return f'<text class="{style}" {where}>{escape(text)}</text>'
 
 
-def _axes(x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float],
-          x_name: str) -> list[str]:  # fmt: skip
+def _axes(
+    x: _Scale, y: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str
+) -> list[str]:
     parts = []
     for value in y_ticks:
         at = y(value)

@@ -55,13 +55,25 @@ def apply_gates(
     changes nothing gains exactly 0 and fails, whatever the thresholds.
     """
     return [
-        _at_least("clip_image_gain", clip_image_gain, gates.clip_image_gain,
-                  "gained in similarity to the references, over the base"),
-        _at_most("palette_ratio", palette_ratio, gates.palette_ratio,
-                 "of the base's distance to the reference colours"),
-        _at_most("clip_text_loss", clip_text_loss, gates.clip_text_loss,
-                 "of the base's prompt similarity lost"),
-    ]  # fmt: skip
+        _at_least(
+            "clip_image_gain",
+            clip_image_gain,
+            gates.clip_image_gain,
+            "gained in similarity to the references, over the base",
+        ),
+        _at_most(
+            "palette_ratio",
+            palette_ratio,
+            gates.palette_ratio,
+            "of the base's distance to the reference colours",
+        ),
+        _at_most(
+            "clip_text_loss",
+            clip_text_loss,
+            gates.clip_text_loss,
+            "of the base's prompt similarity lost",
+        ),
+    ]
 
 
 def passed(results: Sequence[GateResult]) -> bool:

@@ -95,10 +95,11 @@ def write_report(
     if len(summary["checkpoints"]) != len(columns) - 1:
         raise BadInput("the scores are of other columns than the ones given")
     pick = 1 + next(
-        i for i, c in enumerate(summary["checkpoints"])
+        i
+        for i, c in enumerate(summary["checkpoints"])
         if (c["checkpoint"], c["strength"])
         == (summary["chosen"]["checkpoint"], summary["chosen"]["strength"])
-    )  # fmt: skip
+    )
     side_px = _side_px(sum(len(c.images) for c in columns))
     shown = [_shown(c, i, pick, summary, side_px) for i, c in enumerate(columns)]
     environment = Environment(
@@ -163,15 +164,27 @@ def _verdict(summary: Any, label: str) -> dict[str, str]:
     """Headline and kind (pass, fail, inconclusive) in plain words."""
     verdicts = [g["verdict"] for g in summary["gates"]]
     if summary["chosen"]["passed"]:
-        return {"kind": "pass", "sign": "✓", "word": "All gates pass",
-                "head": f"Ready for a person’s review: {label}"}  # fmt: skip
+        return {
+            "kind": "pass",
+            "sign": "✓",
+            "word": "All gates pass",
+            "head": f"Ready for a person’s review: {label}",
+        }
     if "fail" in verdicts:
         count = verdicts.count("fail")
         gates = "gate" if count == 1 else "gates"
-        return {"kind": "fail", "sign": "✕", "word": f"{count} {gates} failed",
-                "head": f"Not ready: {label} comes closest"}  # fmt: skip
-    return {"kind": "inconclusive", "sign": "?", "word": "Not enough evidence",
-            "head": f"Undecided: {label} needs more prompts"}  # fmt: skip
+        return {
+            "kind": "fail",
+            "sign": "✕",
+            "word": f"{count} {gates} failed",
+            "head": f"Not ready: {label} comes closest",
+        }
+    return {
+        "kind": "inconclusive",
+        "sign": "?",
+        "word": "Not enough evidence",
+        "head": f"Undecided: {label} needs more prompts",
+    }
 
 
 def _strip(suite: Suite) -> list[int]:
@@ -193,20 +206,35 @@ def _palettes(
 
 def _gate(gate: dict[str, Any]) -> dict[str, Any]:
     question, measure, side = GATE_NAMES[gate["name"]]
-    sign, word = {"pass": ("✓", "Pass"), "fail": ("✕", "Fail"),
-                  "inconclusive": ("?", "Inconclusive")}[gate["verdict"]]  # fmt: skip
+    sign, word = {
+        "pass": ("✓", "Pass"),
+        "fail": ("✕", "Fail"),
+        "inconclusive": ("?", "Inconclusive"),
+    }[gate["verdict"]]
     share = gate["name"] != "clip_image_gain"
-    value, low, high = (_share(gate[k]) if share else _number(gate[k])
-                        for k in ("value", "low", "high"))  # fmt: skip
+    value, low, high = (
+        _share(gate[k]) if share else _number(gate[k]) for k in ("value", "low", "high")
+    )
     threshold = _share(gate["threshold"]) if share else _number(gate["threshold"])
     bar = Markup("")
     if None not in (gate["value"], gate["low"], gate["high"]):
         spoken = f"{measure}: {value}, interval {low} to {high}, must be {side} {threshold}"
         numbers = (gate["value"], gate["low"], gate["high"])
         bar = gate_svg(spoken, numbers, gate["threshold"], good_above=side == "above")
-    return {"question": question, "measure": measure, "side": side, "sign": sign, "word": word,
-            "kind": gate["verdict"], "value": value, "low": low, "high": high,
-            "threshold": threshold, "bar": bar, "explanation": gate["explanation"]}  # fmt: skip
+    return {
+        "question": question,
+        "measure": measure,
+        "side": side,
+        "sign": sign,
+        "word": word,
+        "kind": gate["verdict"],
+        "value": value,
+        "low": low,
+        "high": high,
+        "threshold": threshold,
+        "bar": bar,
+        "explanation": gate["explanation"],
+    }
 
 
 def _share(value: float | None) -> str:
@@ -231,13 +259,19 @@ def _levels(summary: Any, metric: str) -> list[Level]:
 
 def _curves(summary: Any, shown: Sequence[Shown]) -> list[tuple[str, str, Markup]]:
     """(name, what is good, picture) of each metric over steps; none if steps are unknown."""
-    lines = [(c, s) for c, s in zip(summary["checkpoints"], shown[1:], strict=True)
-             if c["step"] is not None]  # fmt: skip
+    lines = [
+        (c, s)
+        for c, s in zip(summary["checkpoints"], shown[1:], strict=True)
+        if c["step"] is not None
+    ]
     if not lines:
         return []
     found = []
-    good_words = {"clip_image": "higher is better", "clip_text": "higher is better",
-                  "palette": "lower is better, in ΔE"}  # fmt: skip
+    good_words = {
+        "clip_image": "higher is better",
+        "clip_text": "higher is better",
+        "palette": "lower is better, in ΔE",
+    }
     for metric, good in good_words.items():
         series: dict[str, list[Point]] = {}
         for c, s in lines:
@@ -254,32 +288,50 @@ def _curves(summary: Any, shown: Sequence[Shown]) -> list[tuple[str, str, Markup
 def _scatter(summary: Any, shown: Sequence[Shown]) -> Markup:
     all_metrics = [summary["anchors"]["base"], *(c["metrics"] for c in summary["checkpoints"])]
     crosses = [
-        Cross(_point(m["clip_text"]), _point(m["clip_image"]), s.label,
-              "base" if s.base else "chosen" if s.chosen else "other")
+        Cross(
+            _point(m["clip_text"]),
+            _point(m["clip_image"]),
+            s.label,
+            "base" if s.base else "chosen" if s.chosen else "other",
+        )
         for m, s in zip(all_metrics, shown, strict=True)
-    ]  # fmt: skip
+    ]
     real = summary["anchors"]["real"]["clip_image"]["value"]
     return scatter_svg(
         "Similarity to the references against similarity to the prompt, with 95 % intervals",
         crosses,
-        [Level("base", summary["anchors"]["base"]["clip_image"]["value"]),
-         Level("references themselves", real)],
+        [
+            Level("base", summary["anchors"]["base"]["clip_image"]["value"]),
+            Level("references themselves", real),
+        ],
         "similarity to the prompt →",
         "↑ similarity to the references",
-    )  # fmt: skip
+    )
 
 
 def _table(summary: Any, shown: Sequence[Shown]) -> list[dict[str, Any]]:
     """All metrics of all columns, as text, and the references against themselves."""
     all_metrics = [summary["anchors"]["base"], *(c["metrics"] for c in summary["checkpoints"])]
     rows = [
-        {"label": s.label, "chosen": s.chosen, "base": s.base, "passed": s.passed,
-         "cells": _cells(m)}
+        {
+            "label": s.label,
+            "chosen": s.chosen,
+            "base": s.base,
+            "passed": s.passed,
+            "cells": _cells(m),
+        }
         for m, s in zip(all_metrics, shown, strict=True)
-    ]  # fmt: skip
+    ]
     real = _cells(summary["anchors"]["real"])
-    rows.append({"label": "references themselves", "chosen": False, "base": True, "passed": False,
-                 "cells": real})  # fmt: skip
+    rows.append(
+        {
+            "label": "references themselves",
+            "chosen": False,
+            "base": True,
+            "passed": False,
+            "cells": real,
+        }
+    )
     return rows
 
 
@@ -307,11 +359,22 @@ def _worst(scores: Scores, suite: Suite, base: Column, pick: Column) -> list[dic
     rows = []
     for i, prompt in enumerate(suite.prompts):
         name = prompt_id(i)
-        change = {m: sums["pick", name, m] - sums["base", name, m]
-                  for m in ("clip_text", "clip_image", "palette")}  # fmt: skip
-        rows.append({"id": name, "prompt": prompt, "sort": change["clip_text"],
-                     "cells": [_signed(change["clip_text"], 3), _signed(change["clip_image"], 3),
-                               _signed(change["palette"], 1)]})  # fmt: skip
+        change = {
+            m: sums["pick", name, m] - sums["base", name, m]
+            for m in ("clip_text", "clip_image", "palette")
+        }
+        rows.append(
+            {
+                "id": name,
+                "prompt": prompt,
+                "sort": change["clip_text"],
+                "cells": [
+                    _signed(change["clip_text"], 3),
+                    _signed(change["clip_image"], 3),
+                    _signed(change["palette"], 1),
+                ],
+            }
+        )
     return sorted(rows, key=lambda r: float(r["sort"]))
 
 

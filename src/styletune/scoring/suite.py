@@ -34,17 +34,23 @@ class SuiteGates(Section):
     """What a checkpoint must reach to be published; intervals are 95 %, over prompts."""
 
     clip_image_gain: float = Field(
-        default=0.02, ge=0, lt=2,
+        default=0.02,
+        ge=0,
+        lt=2,
         description="Similarity to the references gained over the base, at least: lower bound.",
-    )  # fmt: skip
+    )
     palette_ratio: float = Field(
-        default=0.7, gt=0, lt=1,
+        default=0.7,
+        gt=0,
+        lt=1,
         description="Palette distance as a share of the base's, at most: upper bound.",
-    )  # fmt: skip
+    )
     clip_text_loss: float = Field(
-        default=0.10, ge=0, lt=1,
+        default=0.10,
+        ge=0,
+        lt=1,
         description="Prompt similarity lost, as a share of the base's, at most: upper bound.",
-    )  # fmt: skip
+    )
 
 
 class Suite(Section):

@@ -114,9 +114,10 @@ def text_encoder_modules(text_encoder: nn.Module, target: str = "attention") -> 
     """
     leaves = TEXT_ATTENTION if target == "attention" else TEXT_ATTENTION + TEXT_FEED_FORWARD
     return [
-        n for n, m in text_encoder.named_modules()
+        n
+        for n, m in text_encoder.named_modules()
         if isinstance(m, nn.Linear) and ".layers." in n and n.endswith(leaves)
-    ]  # fmt: skip
+    ]
 
 
 def _refuse_unmatched(patterns: tuple[str, ...], names: list[str], what: str) -> None:
@@ -186,8 +187,11 @@ def _refuse_shape(
     kind = shape.kind
     _refuse_unmatched(tuple(shape.block_ranks), modules.get("unet", []), "block_ranks pattern")
     if shape.rslora and kind not in ("lora", "dora"):
-        raise RecipeError(f"{kind} has no rsLoRA scale", where="[adapter] rslora",
-                          fix='leave rslora out, or kind = "lora"')  # fmt: skip
+        raise RecipeError(
+            f"{kind} has no rsLoRA scale",
+            where="[adapter] rslora",
+            fix='leave rslora out, or kind = "lora"',
+        )
     if kind == "oft" and shape.alpha != shape.rank:
         raise RecipeError("oft has no alpha", where="[adapter] alpha", fix="leave alpha out")
     for component, names in modules.items():
@@ -196,19 +200,27 @@ def _refuse_shape(
             weight = module.weight
             assert isinstance(weight, Tensor)
             if not weight.is_floating_point() and kind != "lora":
-                raise RecipeError(f"{kind} needs base weights that are not quantised",
-                                  where="[adapter] kind", fix='kind = "lora"')  # fmt: skip
+                raise RecipeError(
+                    f"{kind} needs base weights that are not quantised",
+                    where="[adapter] kind",
+                    fix='kind = "lora"',
+                )
             if kind != "oft":
                 continue
             if isinstance(module, nn.Conv2d):
-                raise RecipeError("oft adapts no convolutions", where="[adapter] conv_rank",
-                                  fix="leave conv_rank out")  # fmt: skip
+                raise RecipeError(
+                    "oft adapts no convolutions",
+                    where="[adapter] conv_rank",
+                    fix="leave conv_rank out",
+                )
             rank = _rank_of(shape, component, models[component], name)
             if rank < 2 or weight.shape[1] % rank:
                 raise RecipeError(
                     f"oft's block size {rank} does not divide the {weight.shape[1]} inputs of "
-                    f"{name}", where="[adapter] rank", fix="8, 16 and 32 divide all of SDXL's",
-                )  # fmt: skip
+                    f"{name}",
+                    where="[adapter] rank",
+                    fix="8, 16 and 32 divide all of SDXL's",
+                )
 
 
 def _config(shape: AdapterShape, rank: int, names: list[str]) -> PeftConfig:
@@ -222,9 +234,13 @@ def _config(shape: AdapterShape, rank: int, names: list[str]) -> PeftConfig:
         # The exact Cayley transform: the truncated series is not orthogonal far from zero.
         return OFTConfig(oft_block_size=rank, use_cayley_neumann=False, target_modules=names)
     return LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=names, use_rslora=shape.rslora,
-        use_dora=shape.kind == "dora", init_lora_weights=True,
-    )  # fmt: skip
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=names,
+        use_rslora=shape.rslora,
+        use_dora=shape.kind == "dora",
+        init_lora_weights=True,
+    )
 
 
 class _Linear(nn.Linear):
@@ -335,9 +351,11 @@ def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
 def adapter_off(models: Mapping[str, nn.Module]) -> Iterator[None]:
     """The base models' own answers for a while, with the adapter left in place."""
     layers = [
-        m for model in models.values() for m in model.modules()
+        m
+        for model in models.values()
+        for m in model.modules()
         if isinstance(m, BaseTunerLayer) and not m.disable_adapters
-    ]  # fmt: skip
+    ]
     trained = [(p, p.requires_grad) for p in adapter_parameters(models).values()]
     try:
         for layer in layers:

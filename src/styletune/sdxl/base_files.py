@@ -186,13 +186,15 @@ def _from_folder(model: str, revision: str | None, place: Place, vae: VaeFiles |
     check_schedule(read_config(place, "scheduler/scheduler_config.json"), where)
     tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
     names = ("model_index.json", "scheduler/scheduler_config.json")
-    digest = _digest([
-        *weight_lines(place, files),
-        *(config_line(place, name) for name in names),
-        *(config_line(place, f"{part}/config.json") for part in weighty),
-        *(line for t in tokenizers for line in tokenizer_lines(t, t.name, where)),
-        *_vae_lines(vae),
-    ])  # fmt: skip
+    digest = _digest(
+        [
+            *weight_lines(place, files),
+            *(config_line(place, name) for name in names),
+            *(config_line(place, f"{part}/config.json") for part in weighty),
+            *(line for t in tokenizers for line in tokenizer_lines(t, t.name, where)),
+            *_vae_lines(vae),
+        ]
+    )
     return BaseFiles(
         model, folder, revision, digest, side * scales[0], variant, tokenizers, None, vae
     )
@@ -224,12 +226,18 @@ def _from_file(model: str, file: Path, where: str, vae: VaeFiles | None) -> Base
     _check_vae_fits(vae, *_scales(SDXL_CONFIGS["vae"], where))
     tokenizers = _find_tokenizers(file, where)
     configs = configs_for(header.shapes, header.metadata)
-    digest = _digest([
-        f"file {cached_sha256(file, where)}",
-        json.dumps(configs, sort_keys=True),
-        *(x for t, n in zip(tokenizers, "12", strict=True) for x in tokenizer_lines(t, n, where)),
-        *_vae_lines(vae),
-    ])  # fmt: skip
+    digest = _digest(
+        [
+            f"file {cached_sha256(file, where)}",
+            json.dumps(configs, sort_keys=True),
+            *(
+                x
+                for t, n in zip(tokenizers, "12", strict=True)
+                for x in tokenizer_lines(t, n, where)
+            ),
+            *_vae_lines(vae),
+        ]
+    )
     return BaseFiles(model, file.parent, None, digest, RESOLUTION_PX, None, tokenizers, file, vae)
 
 

@@ -27,9 +27,12 @@ class PromptEmbeds:
 
 @torch.no_grad()
 def encode_prompts(
-    pipe: StableDiffusionXLPipeline, texts: Sequence[str], batch_size: int = 32, *,
+    pipe: StableDiffusionXLPipeline,
+    texts: Sequence[str],
+    batch_size: int = 32,
+    *,
     cut_long: bool = False,
-) -> PromptEmbeds:  # fmt: skip
+) -> PromptEmbeds:
     """Encode captions with both text encoders, as the pipeline does.
 
     With ``cut_long`` what comes after the 77th token is dropped, as it was allowed to be.
@@ -58,11 +61,14 @@ def token_ids(pipe: StableDiffusionXLPipeline, texts: Sequence[str]) -> tuple[Te
     """Ids of both tokenizers, each (b, 77) int64, padded as the pipeline pads."""
     first, second = (
         tokenizer(
-            list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True,
+            list(texts),
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
             return_tensors="pt",
         ).input_ids
         for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
-    )  # fmt: skip
+    )
     return first, second
 
 

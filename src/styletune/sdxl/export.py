@@ -29,12 +29,16 @@ from styletune.sdxl.updates import factors, weight_updates
 LAYERS_PER_BLOCK = 2  # SDXL's, on which the sgm numbering rests
 HEADER_LIMIT_BYTES = 1 << 20  # ComfyUI shows no metadata of files with a longer header
 COMPONENTS = {
-    "unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_",
-}  # fmt: skip
+    "unet": "lora_unet_",
+    "text_encoder": "lora_te1_",
+    "text_encoder_2": "lora_te2_",
+}
 SGM_RESNET = {
-    "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
+    "conv1": "in_layers.2",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
-}  # fmt: skip
+}
 FIX_PLAIN = "merge it into a plain LoRA first"
 
 
@@ -196,11 +200,23 @@ def _kohya_parts(
 
 
 def kohya_header(
-    *, title: str, output_name: str, spec: AdapterSpec, base_model: str, resolution: int,
-    license_id: str, description: str, trigger: str, strength: float, author: str = "",
-    date: str = "", tags: str = "", prediction_type: str = "epsilon",
-    num_train_images: int | None = None, thumbnail: str = "",
-) -> dict[str, str]:  # fmt: skip
+    *,
+    title: str,
+    output_name: str,
+    spec: AdapterSpec,
+    base_model: str,
+    resolution: int,
+    license_id: str,
+    description: str,
+    trigger: str,
+    strength: float,
+    author: str = "",
+    date: str = "",
+    tags: str = "",
+    prediction_type: str = "epsilon",
+    num_train_images: int | None = None,
+    thumbnail: str = "",
+) -> dict[str, str]:
     """What WebUIs read from the header; folder names and captions stay out of it.
 
     The mini base is named as itself: a WebUI must not take its adapters for SDXL's. ``date`` is
@@ -211,9 +227,11 @@ def kohya_header(
     plain = spec.kind == "lora"
     algo = {"dora": "locon"}.get(spec.kind, spec.kind)
     own = {
-        "base_hash": spec.base_hash, "recipe_hash": spec.recipe_hash, "step": spec.step,
+        "base_hash": spec.base_hash,
+        "recipe_hash": spec.recipe_hash,
+        "step": spec.step,
         "tokens": list(spec.tokens),
-    }  # fmt: skip
+    }
     header = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture}/lora",
@@ -287,10 +305,24 @@ def _diffusers_module(key: str) -> str:
 
 
 PARTS_IN_FILES = (
-    "lora_A.weight", "lora_B.weight", "lora_magnitude_vector", "lora_down.weight",
-    "lora_up.weight", "dora_scale", "alpha", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b",
-    "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b",
-)  # fmt: skip
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_magnitude_vector",
+    "lora_down.weight",
+    "lora_up.weight",
+    "dora_scale",
+    "alpha",
+    "hada_w1_a",
+    "hada_w1_b",
+    "hada_w2_a",
+    "hada_w2_b",
+    "lokr_w1",
+    "lokr_w2",
+    "lokr_w1_a",
+    "lokr_w1_b",
+    "lokr_w2_a",
+    "lokr_w2_b",
+)
 
 
 def _with_prefix(

@@ -40,9 +40,12 @@ class FrozenInt8Linear(Linear8bitLt):
     def of(cls, linear: nn.Linear, device: str) -> Self:
         """A quantised copy of ``linear`` on ``device``."""
         new = cls(
-            linear.in_features, linear.out_features, bias=linear.bias is not None,
-            has_fp16_weights=False, device="meta",
-        )  # fmt: skip
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            has_fp16_weights=False,
+            device="meta",
+        )
         weight: Any = Int8Params(
             linear.weight.detach().cpu(), requires_grad=False, has_fp16_weights=False
         )

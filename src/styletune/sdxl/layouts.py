@@ -92,11 +92,15 @@ def read_adapter_file(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
     tensors = {f"{m}.{part}": v for m, parts in modules.items() for part, v in parts.items()}
     tensors |= {k: content[k].float() for k in TOKEN_KEYS if k in content}
     spec = AdapterSpec(
-        rank, factor * rank, own.get("base_hash", ""), own.get("recipe_hash", ""),
-        own.get("step", 0), kind,
+        rank,
+        factor * rank,
+        own.get("base_hash", ""),
+        own.get("recipe_hash", ""),
+        own.get("step", 0),
+        kind,
         alphas=tuple((m, f * counted[m]) for m, f in factor_of.items() if f != factor),
         tokens=tuple(own.get("tokens", ())),
-    )  # fmt: skip
+    )
     return tensors, spec
 
 
@@ -152,8 +156,10 @@ def _modules(
             if layout != first[0]:
                 raise BadInput(
                     f"{key} is {layout}, but {first[1]} is {first[0]}; readers disagree on "
-                    "such files", where=str(file), fix=FIX_FILE,
-                )  # fmt: skip
+                    "such files",
+                    where=str(file),
+                    fix=FIX_FILE,
+                )
         if part == "alpha":
             alphas[module] = float(value)
         elif part in modules.setdefault(module, {}):
@@ -203,8 +209,9 @@ def _kind(modules: Mapping[str, Mapping[str, Tensor]], file: Path) -> Kind:
         if kind is None:
             raise BadInput(
                 f"{module} has {', '.join(sorted(names))}, which makes up no kind of adapter",
-                where=str(file), fix=FIX_FILE,
-            )  # fmt: skip
+                where=str(file),
+                fix=FIX_FILE,
+            )
         kinds.setdefault(kind, module)
     if len(kinds) > 1:
         listed = ", ".join(f"{k} in {m}" for k, m in kinds.items())
@@ -222,8 +229,10 @@ def _own_shape(module: str, parts: dict[str, Tensor], file: Path) -> dict[str, T
         if not over_outputs:
             raise BadInput(
                 f"{module} has DoRA magnitudes of shape {tuple(given.shape)}, only one for each "
-                "output is known", where=str(file), fix=FIX_FILE,
-            )  # fmt: skip
+                "output is known",
+                where=str(file),
+                fix=FIX_FILE,
+            )
         shape = (1, out, *[1] * kernel) if kernel else (out,)
         parts["lora_magnitude_vector"] = given.reshape(shape)
     if "lokr_w1_a" in parts:

@@ -115,9 +115,14 @@ def _load(base: BaseFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> Stable
         return load_single_file(base.file, configs, base.tokenizers, dtype, vae)
     replaced = {"vae": vae} if vae is not None else {}
     return StableDiffusionXLPipeline.from_pretrained(
-        base.folder, dtype={"default": dtype, "vae": vae_dtype}, variant=base.variant,
-        use_safetensors=True, add_watermarker=False, local_files_only=True, **replaced,
-    )  # fmt: skip
+        base.folder,
+        dtype={"default": dtype, "vae": vae_dtype},
+        variant=base.variant,
+        use_safetensors=True,
+        add_watermarker=False,
+        local_files_only=True,
+        **replaced,
+    )
 
 
 def _load_vae(vae: VaeFiles, dtype: torch.dtype) -> AutoencoderKL:

@@ -135,13 +135,22 @@ def _nf4(bnb: Any, linear: nn.Linear, device: str) -> nn.Linear:
         )
     dtype = linear.weight.dtype
     new: nn.Linear = bnb.nn.Linear4bit(
-        linear.in_features, linear.out_features, bias=linear.bias is not None,
-        compute_dtype=dtype, compress_statistics=False, quant_type="nf4", device="meta",
-    )  # fmt: skip
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=dtype,
+        compress_statistics=False,
+        quant_type="nf4",
+        device="meta",
+    )
     new.weight = bnb.nn.Params4bit(
-        linear.weight.detach().cpu(), requires_grad=False, blocksize=block,
-        compress_statistics=False, quant_type="nf4", module=new,
-    ).to(device)  # fmt: skip
+        linear.weight.detach().cpu(),
+        requires_grad=False,
+        blocksize=block,
+        compress_statistics=False,
+        quant_type="nf4",
+        module=new,
+    ).to(device)
     # Otherwise a forward pass without gradients repacks the weights for a CPU kernel that has
     # no backward pass, and gradients are lost from then on.
     new.support_avx512bf16_for_cpu = False  # type: ignore[assignment]

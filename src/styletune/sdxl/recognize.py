@@ -9,9 +9,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT_ENCODERS = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
 _ADAPTER_MARKS = (
-    ".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", ".hada_w1",
-    ".lokr_w1", ".oft_blocks", ".dora_scale",
-)  # fmt: skip
+    ".lora_down.",
+    ".lora_up.",
+    ".lora_A.",
+    ".lora_B.",
+    ".lora.down.",
+    ".lora.up.",
+    ".hada_w1",
+    ".lokr_w1",
+    ".oft_blocks",
+    ".dora_scale",
+)
 _EMBEDDING_KEYS = {"clip_l", "clip_g", "emb_params"}
 _TRANSFORMERS = {
     "joint_blocks.": "Stable Diffusion 3",
@@ -20,8 +28,10 @@ _TRANSFORMERS = {
 }
 _CONTEXT_KEY = UNET + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
 _CONTEXT_WIDTHS = {
-    768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 1280: "the SDXL refiner",
-}  # fmt: skip
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "the SDXL refiner",
+}
 _CHANNELS = {9: "an inpainting model", 8: "an instruct-pix2pix model"}
 
 

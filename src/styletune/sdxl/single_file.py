@@ -17,9 +17,14 @@ Configs = Mapping[str, Mapping[str, Any]]
 
 RESOLUTION_PX = 1024
 _CLIP = {
-    "model_type": "clip_text_model", "vocab_size": 49408, "max_position_embeddings": 77,
-    "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "layer_norm_eps": 1e-5,
-}  # fmt: skip
+    "model_type": "clip_text_model",
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+    "layer_norm_eps": 1e-5,
+}
 # What arXiv 2307.01952 (table 1) describes, in the libraries' words, by part of the pipeline.
 SDXL_CONFIGS: Configs = {
     "unet": {
@@ -49,22 +54,38 @@ SDXL_CONFIGS: Configs = {
         "force_upcast": True,
     },
     "text_encoder": {
-        **_CLIP, "architectures": ["CLIPTextModel"], "hidden_size": 768,
-        "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "projection_dim": 768, "hidden_act": "quick_gelu",
+        **_CLIP,
+        "architectures": ["CLIPTextModel"],
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "hidden_act": "quick_gelu",
     },
     "text_encoder_2": {
-        **_CLIP, "architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280,
-        "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-        "projection_dim": 1280, "hidden_act": "gelu",
+        **_CLIP,
+        "architectures": ["CLIPTextModelWithProjection"],
+        "hidden_size": 1280,
+        "intermediate_size": 5120,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 20,
+        "projection_dim": 1280,
+        "hidden_act": "gelu",
     },
     "scheduler": {
-        "_class_name": "EulerDiscreteScheduler", "num_train_timesteps": 1000,
-        "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "prediction_type": "epsilon", "timestep_spacing": "leading", "steps_offset": 1,
-        "interpolation_type": "linear", "use_karras_sigmas": False,
+        "_class_name": "EulerDiscreteScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
+        "timestep_spacing": "leading",
+        "steps_offset": 1,
+        "interpolation_type": "linear",
+        "use_karras_sigmas": False,
     },
-}  # fmt: skip
+}
 _INDEX = {
     "_class_name": "StableDiffusionXLPipeline",
     "force_zeros_for_empty_prompt": True,
@@ -77,7 +98,7 @@ _INDEX = {
     "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     "image_encoder": [None, None],
     "feature_extractor": [None, None],
-}  # fmt: skip
+}
 
 
 def configs_for(names: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str]) -> Configs:
@@ -97,9 +118,12 @@ def configs_for(names: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str
 
 
 def load_single_file(
-    file: Path, configs: Configs, tokenizers: tuple[Path, Path], dtype: torch.dtype,
+    file: Path,
+    configs: Configs,
+    tokenizers: tuple[Path, Path],
+    dtype: torch.dtype,
     vae: AutoencoderKL | None,
-) -> StableDiffusionXLPipeline:  # fmt: skip
+) -> StableDiffusionXLPipeline:
     """Load an original-layout checkpoint with the given configuration; nothing is downloaded.
 
     ``vae`` takes the place of the file's own.
@@ -114,9 +138,15 @@ def load_single_file(
     with _written(configs) as folder:
         own_vae = vae or load_vae_file(file, configs, dtype)
         return StableDiffusionXLPipeline.from_single_file(
-            str(file), config=str(folder), local_files_only=True, dtype=dtype, tokenizer=first,
-            tokenizer_2=second, vae=own_vae, add_watermarker=False,
-        )  # fmt: skip
+            str(file),
+            config=str(folder),
+            local_files_only=True,
+            dtype=dtype,
+            tokenizer=first,
+            tokenizer_2=second,
+            vae=own_vae,
+            add_watermarker=False,
+        )
 
 
 def load_vae_file(file: Path, configs: Configs, dtype: torch.dtype) -> AutoencoderKL:

@@ -77,8 +77,10 @@ def add_tokens(
         if len(tokenizer) != table.num_embeddings:
             raise BaseModelError(
                 f"{encoder_name} has {table.num_embeddings} embeddings, its tokenizer "
-                f"{len(tokenizer)} tokens", where=WHERE, fix="choose another base model",
-            )  # fmt: skip
+                f"{len(tokenizer)} tokens",
+                where=WHERE,
+                fix="choose another base model",
+            )
         taught[key] = teach_tokenizer(tokenizer, tokens)
         rows[key] = _mean_row(tokenizer, table.weight, init_words).repeat(len(tokens), 1)
     for key, (tokenizer_name, encoder_name) in ENCODERS.items():

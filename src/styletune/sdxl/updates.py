@@ -67,7 +67,7 @@ def _update(parts: dict[str, Tensor], factor: float, weight: Tensor | None) -> T
         small, big = (
             parts[w] if w in parts else parts[f"{w}_a"] @ parts[f"{w}_b"]
             for w in ("lokr_w1", "lokr_w2")
-        )  # fmt: skip
+        )
         return factor * torch.kron(small.contiguous(), big.flatten(1).contiguous())
     a, b = parts["lora_A.weight"], parts["lora_B.weight"]
     low = factor * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
@@ -122,8 +122,10 @@ def merged(
         weight = find_module(models, name).weight
         assert isinstance(weight, nn.Parameter)
         if not weight.is_floating_point():
-            raise BaseModelError(f"{name} is quantised; an adapter cannot be merged into it",
-                                 fix="load the base without quantisation")  # fmt: skip
+            raise BaseModelError(
+                f"{name} is quantised; an adapter cannot be merged into it",
+                fix="load the base without quantisation",
+            )
         return weight
 
     devices = {m: weight_of(m).device for m in module_parts(tensors)}

@@ -28,9 +28,14 @@ def _count(bucket_of: tuple[int, ...], batch_size: int) -> int:
 
 
 def step_batch(
-    seed: int, step: int, micro: int, *, bucket_of: Sequence[int], batch_size: int,
+    seed: int,
+    step: int,
+    micro: int,
+    *,
+    bucket_of: Sequence[int],
+    batch_size: int,
     accumulation: int,
-) -> list[int]:  # fmt: skip
+) -> list[int]:
     """The entries of one batch.
 
     In every epoch each entry comes once, in an order of its own by (seed, epoch), within its

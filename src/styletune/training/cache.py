@@ -155,9 +155,13 @@ def build_cache(
 
 
 def _encoded_images(
-    pipe: StableDiffusionXLPipeline, entries: Sequence[Entry], read: Callable[[Entry], Crop],
-    device: str, cache_dir: Path | None, title: str,
-) -> list[Tensors]:  # fmt: skip
+    pipe: StableDiffusionXLPipeline,
+    entries: Sequence[Entry],
+    read: Callable[[Entry], Crop],
+    device: str,
+    cache_dir: Path | None,
+    title: str,
+) -> list[Tensors]:
     """``mean``, ``logvar`` (4, h, w) and, with a mask, ``mask`` (h, w), on the CPU."""
     vae_hash = weights_hash(pipe.vae)
     keys = [latent_key(entry, vae_hash) for entry in entries]
@@ -245,8 +249,9 @@ def _encoded_texts(
                 encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
                 for i, key in enumerate(chunk):
                     found[key] = {
-                        "embeds": encoded.embeds[i].cpu(), "pooled": encoded.pooled[i].cpu()
-                    }  # fmt: skip
+                        "embeds": encoded.embeds[i].cpu(),
+                        "pooled": encoded.pooled[i].cpu(),
+                    }
                     write_stored(cache_dir, "texts", key, found[key])
             if empty_key not in found:
                 empty = empty_prompt(pipe)

@@ -31,9 +31,16 @@ def latent_key(entry: Entry, vae_hash: str) -> str:
     """SHA-256 (hex) of all that an entry's latents depend on."""
     plan, corner = entry.plan, entry.crops_coords_top_left
     return content_key(
-        "latents", entry.row.pixel_hash, entry.row.mask_hash, plan.resized, corner, plan.bucket,
-        entry.flip, vae_hash, "float32",
-    )  # fmt: skip
+        "latents",
+        entry.row.pixel_hash,
+        entry.row.mask_hash,
+        plan.resized,
+        corner,
+        plan.bucket,
+        entry.flip,
+        vae_hash,
+        "float32",
+    )
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -82,9 +82,13 @@ def averaged_weights(trained: Trained) -> Iterator[None]:
 
 
 def save_checkpoint(
-    run: Run, step: int, trained: Trained, spec: AdapterSpec, identity: Identity,
+    run: Run,
+    step: int,
+    trained: Trained,
+    spec: AdapterSpec,
+    identity: Identity,
     keep_last: int | None,
-) -> None:  # fmt: skip
+) -> None:
     """Write the checkpoint after ``step`` optimizer steps and drop states beyond ``keep_last``.
 
     Raises:
@@ -152,9 +156,11 @@ def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = Fa
     receipt: Mapping[str, object] = read_json(run.state_facts_file(step))
     where = str(run.checkpoint_dir(step))
     for key, label in (
-        ("recipe_hash", "recipe"), ("data_fingerprint", "data set"),
-        ("data_order", "order of the images"), ("base_hash", "base model"),
-    ):  # fmt: skip
+        ("recipe_hash", "recipe"),
+        ("data_fingerprint", "data set"),
+        ("data_order", "order of the images"),
+        ("base_hash", "base model"),
+    ):
         if receipt.get(key) != getattr(identity, key):
             raise Conflict(f"belongs to another {label}", where=where, fix="use another --run-dir")
     files = [("adapter_sha256", run.adapter_file(step))]

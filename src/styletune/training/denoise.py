@@ -78,9 +78,11 @@ def cached_texts(cache: Cache) -> Texts:
 
 
 def live_texts(
-    text_encoder: nn.Module, text_encoder_2: nn.Module, ids: tuple[Tensor, Tensor],
+    text_encoder: nn.Module,
+    text_encoder_2: nn.Module,
+    ids: tuple[Tensor, Tensor],
     empty_is_zero: bool,
-) -> Texts:  # fmt: skip
+) -> Texts:
     """Captions encoded anew each time, with gradients; ``ids`` (c + 1, 77), the empty one last."""
     empty_row = ids[0].shape[0] - 1
 
@@ -96,24 +98,31 @@ def live_texts(
 
 
 def draw(
-    noise: NoiseSettings, denoiser: Denoiser, seed: int, step: int, positions: Sequence[int],
+    noise: NoiseSettings,
+    denoiser: Denoiser,
+    seed: int,
+    step: int,
+    positions: Sequence[int],
     shape: Shape,
-) -> Draw:  # fmt: skip
+) -> Draw:
     """``draw_batch`` by the recipe's settings."""
     return draw_batch(
-        seed, step, positions, shape, len(denoiser.alphas_cumprod), noise.caption_dropout,
+        seed,
+        step,
+        positions,
+        shape,
+        len(denoiser.alphas_cumprod),
+        noise.caption_dropout,
         timestep_sampling=noise.timestep_sampling,
         min_timestep=noise.min_timestep,
         max_timestep=noise.max_timestep,
         noise_offset=noise.noise_offset,
         pyramid_noise=noise.pyramid_noise,
         input_perturbation=noise.input_perturbation,
-    )  # fmt: skip
+    )
 
 
-def noised_inputs(
-    denoiser: Denoiser, cache: Cache, entries: Sequence[int], drawn: Draw
-) -> Inputs:  # fmt: skip
+def noised_inputs(denoiser: Denoiser, cache: Cache, entries: Sequence[int], drawn: Draw) -> Inputs:
     """Sample the posterior and add noise for the cache's ``entries``, all of one bucket."""
     device = denoiser.alphas_cumprod.device
     mean, logvar, mask = cache.latents(entries)
@@ -170,9 +179,12 @@ def losses(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
 
 
 def prior_losses(
-    denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds,
-    adapter_off: Callable[[], contextlib.AbstractContextManager[None]], base_text: PromptEmbeds,
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    inputs: Inputs,
+    text: PromptEmbeds,
+    adapter_off: Callable[[], contextlib.AbstractContextManager[None]],
+    base_text: PromptEmbeds,
+) -> Tensor:
     """How far the adapted model left the base model's own prediction for the class, (b,) float32.
 
     ``text`` is the class prompt as the adapted text encoders see it, ``base_text`` as the base's.

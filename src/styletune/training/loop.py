@@ -209,11 +209,12 @@ def train_adapter(
                     values["prior_loss"] = summed(result.prior_loss, accelerator)
                 speed = images / (time.monotonic() - started)
                 line = {
-                    **values, "learning_rate": rate,
+                    **values,
+                    "learning_rate": rate,
                     # An overflow under fp16 scaling is skipped by the scaler; JSON has no infinity.
                     "grad_norm": float(grad_norm) if math.isfinite(grad_norm) else None,
                     "images_per_s": round(speed, 3),
-                }  # fmt: skip
+                }
                 note = f"loss {values['loss']:.4f}, {speed:.1f} images/s"
             if is_validation and held_out is not None and main:
                 line |= _validate(trained, denoiser, held_out, settings.batch_size, set_training)
@@ -233,12 +234,15 @@ def _step_batches(
     """The step's micro-batches of all processes: lists of entries, each of one bucket."""
     places = [
         step_batch(
-            settings.seed, step, micro, bucket_of=material.shown_buckets,
+            settings.seed,
+            step,
+            micro,
+            bucket_of=material.shown_buckets,
             batch_size=settings.batch_size * processes,
             accumulation=settings.gradient_accumulation_steps,
         )
         for micro in range(settings.gradient_accumulation_steps)
-    ]  # fmt: skip
+    ]
     return [[material.shown[place] for place in micro] for micro in places]
 
 
@@ -260,9 +264,15 @@ class StepResult:
 
 
 def _backward(
-    denoiser: Denoiser, material: Material, prior: Prior | None, noise: NoiseSettings,
-    settings: LoopSettings, accelerator: Accelerator, step: int, batch: list[list[int]],
-) -> StepResult:  # fmt: skip
+    denoiser: Denoiser,
+    material: Material,
+    prior: Prior | None,
+    noise: NoiseSettings,
+    settings: LoopSettings,
+    accelerator: Accelerator,
+    step: int,
+    batch: list[list[int]],
+) -> StepResult:
     """Add up the gradients of this process's share.
 
     Every sample of the step counts alike, so the sum over processes and micro-batches is the
@@ -317,9 +327,14 @@ def _require_finite(results: list[StepResult], names: list[str], scaled: bool) -
 
 
 def _instance_losses(
-    denoiser: Denoiser, material: Material, noise: NoiseSettings, seed: int, step: int,
-    entries: list[int], positions: list[int],
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    material: Material,
+    noise: NoiseSettings,
+    seed: int,
+    step: int,
+    entries: list[int],
+    positions: list[int],
+) -> Tensor:
     cache = material.cache
     shape = cache.latent_shape(cache.bucket_of[entries[0]])
     drawn = draw(noise, denoiser, seed, step, positions, shape)
@@ -331,9 +346,15 @@ def _instance_losses(
 
 
 def _prior_losses(
-    denoiser: Denoiser, material: Material, prior: Prior, noise: NoiseSettings, seed: int,
-    step: int, entries: list[int], positions: list[int],
-) -> Tensor:  # fmt: skip
+    denoiser: Denoiser,
+    material: Material,
+    prior: Prior,
+    noise: NoiseSettings,
+    seed: int,
+    step: int,
+    entries: list[int],
+    positions: list[int],
+) -> Tensor:
     """As many class samples as there are images in the micro-batch."""
     apart = [CLASS_POSITION + p for p in positions]
     if prior.images is not None:
@@ -352,9 +373,12 @@ def _prior_losses(
 
 
 def _validate(
-    trained: Trained, denoiser: Denoiser, held_out: Material, batch_size: int,
+    trained: Trained,
+    denoiser: Denoiser,
+    held_out: Material,
+    batch_size: int,
     set_training: Callable[[bool], None],
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     found: dict[int, float] = {}
 
     def measure() -> None:

@@ -58,9 +58,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.by_op: dict[str, int] = {}
         self._known: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:  # fmt: skip
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         op = func._overloadpacket
@@ -104,10 +102,15 @@ def fuse_attention_on_meta() -> torch.library.Library:
     """Let attention on meta tensors be one fused operation, as on a GPU; kept for the process."""
 
     def attention(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,  # noqa: ARG001
-        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,  # noqa: ARG001
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
         enable_gqa: bool = False,  # noqa: ARG001
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         # A mask costs nothing here: only the text encoders have one, of 77 tokens.
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]  # type: ignore[no-any-return]
@@ -338,9 +341,13 @@ def _with_adapter(models: Mapping[str, nn.Module], shape: StepShape) -> dict[str
         if shape.text_encoders in (choice, "both"):
             modules[name] = text_encoder_modules(models[name], shape.text_encoder_target)
     adapter = AdapterShape(
-        kind=shape.kind, rank=shape.rank, alpha=float(shape.rank), conv_rank=shape.conv_rank,
-        block_ranks=dict(shape.block_ranks), text_encoder_rank=shape.text_encoder_rank,
-    )  # fmt: skip
+        kind=shape.kind,
+        rank=shape.rank,
+        alpha=float(shape.rank),
+        conv_rank=shape.conv_rank,
+        block_ranks=dict(shape.block_ranks),
+        text_encoder_rank=shape.text_encoder_rank,
+    )
     inject_adapter(models, adapter, modules, seed=0)
     trained = adapter_parameters(models)
     for parameter in trained.values():

@@ -147,9 +147,13 @@ def _construct(groups: list[dict[str, Any]], settings: OptimizerSettings) -> tor
                 # It prints, and standard output is for our one JSON document.
                 with contextlib.redirect_stdout(io.StringIO()):
                     made = library.Prodigy(
-                        groups, lr=rate, betas=betas, weight_decay=decay,
-                        use_bias_correction=True, safeguard_warmup=True,
-                    )  # fmt: skip
+                        groups,
+                        lr=rate,
+                        betas=betas,
+                        weight_decay=decay,
+                        use_bias_correction=True,
+                        safeguard_warmup=True,
+                    )
             case "schedule-free-adamw":
                 made = importlib.import_module("schedulefree").AdamWScheduleFree(
                     groups, lr=rate, betas=betas, weight_decay=decay

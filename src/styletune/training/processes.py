@@ -66,9 +66,10 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
             import wandb  # noqa: F401
         except ImportError:
             raise BadInput(
-                "wandb is not installed", where="[train] tracker",
+                "wandb is not installed",
+                where="[train] tracker",
                 fix='pip install "styletune[wandb]"',
-            ) from None  # fmt: skip
+            ) from None
     for variable, name in SHARDED_BY.items():
         # Before Accelerate reads it: it would ask for a library that is not wanted.
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
