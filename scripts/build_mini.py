@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from styletune.mini.world import (
+from world import (
     EXTRAS,
     SCENES,
     TIMES,

@@ -11,10 +11,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from build_mini import is_held_out
 from PIL import Image
 
-from styletune.mini.world import (
+from build_mini import is_held_out
+from world import (
     HORIZON,
     HORIZON_PALETTE,
     SCENES,

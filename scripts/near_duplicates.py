@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from styletune.data.duplicates import duplicate_groups
-from styletune.data.facts import ImageFacts
+import world
 from styletune.data.findings import Finding
-from styletune.data.inspect import inspect_image
-from styletune.mini import world
+from styletune.data.inspection.duplicates import duplicate_groups
+from styletune.data.inspection.facts import ImageFacts
+from styletune.data.inspection.inspect import inspect_image
 
 KINDS = ("jpeg", "resize", "crop", "mirror", "hue")
 CORNERS_AND_SIDES = ((1, 0), (2, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 1), (2, 2))

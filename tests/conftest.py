@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from job_parts import Answer, Finished, call, finished_job, write_brand
 
 

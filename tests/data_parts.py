@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from styletune.data.check import Checked, CheckSettings, check_data
-from styletune.data.facts_store import open_store
 from styletune.data.findings import Finding
+from styletune.data.inspection.store import open_store
 from styletune.data.load import LoadedData, load_data
-from styletune.data.sources import resolve_sources
+from styletune.data.sources.open import resolve_sources
 
 LOADING = ("flip", "tokens", "show_progress")
 

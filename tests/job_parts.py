@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from styletune.mini.world import HORIZON, TIMES, View, caption, render
+from world import HORIZON, TIMES, View, caption, render
 
 SCENES = ("mountains", "sea", "city", "desert", "meadow")
 RECIPE = """

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_parts import Answer
 from PIL import Image
 
+from job_parts import Answer
 from styletune.mini import BASE_DIR
 
 Command = Callable[..., Answer]

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_parts import Answer, write_brand
 from PIL import Image
+
+from job_parts import Answer, write_brand
 
 Command = Callable[..., Answer]
 

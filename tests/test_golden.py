@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import golden_run
 import pytest
+
+import golden_run
 from job_parts import Finished
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from job_parts import Answer, Finished
 from PIL import Image
 from safetensors import safe_open
 
+from job_parts import Answer, Finished
 from styletune.runs import Run
 from styletune.sampling.sample import read_settings
 

@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from job_parts import Answer
 from PIL import Image
 from safetensors.torch import load_file
 
+from job_parts import Answer
+from styletune.adapters.tokens import add_tokens, load_token_rows
 from styletune.job.prepare import Job, prepare
 from styletune.job.publish import Package, build_package
 from styletune.mini import BASE_DIR
+from styletune.models.load import find_base, load_pipeline
+from styletune.models.schedule import set_sampling_schedule
 from styletune.recipe import load_recipe
 from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
 from styletune.runs import Run
 from styletune.sampling.sample import Sampler, Shot, draw_shots
 from styletune.scoring.suite import prompt_id, suite_hash
-from styletune.sdxl.load import find_base, load_pipeline
-from styletune.sdxl.schedule import set_sampling_schedule
-from styletune.sdxl.tokens import add_tokens, load_token_rows
 
 pytestmark = pytest.mark.slow
 

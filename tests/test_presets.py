@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from styletune.job.preflight import USABLE_SHARE, setup_of
+from styletune.planning.gpus import GIB, VISIBLE_SHARE
+from styletune.planning.memory import estimate
+from styletune.planning.preflight import USABLE_SHARE, setup_of
 from styletune.recipe import load_recipe
-from styletune.training.flops import GIB, VISIBLE_SHARE
-from styletune.training.memory import estimate
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("sdxl-*.toml"))
 IMAGES = 100  # of a usual brand set, each with its own caption

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from styletune.errors import IntegrityError, NotFound, OutputError
-from styletune.runs import Run, atomic_write, make_dir, read_json, write_json, write_text
+from styletune.files import atomic_write, make_dir, read_json, write_json, write_text
+from styletune.runs import Run
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ def test_full_disk_is_named() -> None:
     """A device without space is an OutputError that says so."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    from styletune.runs import output_errors
+    from styletune.files import output_errors
 
     def write_too_much() -> None:
         with output_errors(Path("/dev/full")), Path("/dev/full").open("wb") as stream:

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_parts import Answer, one_thread
 
+from job_parts import Answer, one_thread
+from styletune.adapters.file import load_adapter
 from styletune.runs import Run
-from styletune.sdxl.adapter_file import load_adapter
 
 Command = Callable[..., Answer]
 STORED = Path(__file__).parent / "stored" / "0.1.0.zip"

@@ -25,17 +25,17 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from styletune.data.duplicates import perceptual_hash
-from styletune.data.facts_store import open_store
 from styletune.data.findings import Finding
-from styletune.data.fingerprint import pixel_hash
-from styletune.data.image_file import READ_EXTENSIONS
-from styletune.data.inspect import inspect_all
-from styletune.data.items import Item
-from styletune.data.orient import decode_image
-from styletune.data.quality import measure
-from styletune.mini.world import random_view, render
-from styletune.runs import write_text
+from styletune.data.inspection.duplicates import perceptual_hash
+from styletune.data.inspection.inspect import inspect_all
+from styletune.data.inspection.quality import measure
+from styletune.data.inspection.store import open_store
+from styletune.data.pixels.decode import decode_image
+from styletune.data.pixels.fingerprint import pixel_hash
+from styletune.data.pixels.image_file import READ_EXTENSIONS
+from styletune.data.sources.items import Item
+from styletune.files import write_text
+from world import random_view, render
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

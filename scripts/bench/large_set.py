@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from styletune.mini.world import HORIZON, caption, random_view, render
+from world import HORIZON, caption, random_view, render
 
 CARD = """
 name = "Large"

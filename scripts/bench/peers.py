@@ -31,12 +31,17 @@ import psutil
 import torch
 from PIL import Image
 
-from styletune.mini.world import HORIZON, TIMES, View, caption, render
-from styletune.sdxl.adapter import AdapterShape, adapter_parameters, inject_adapter, target_modules
-from styletune.sdxl.adapter_file import AdapterSpec
-from styletune.sdxl.export import kohya_file
-from styletune.sdxl.family import meta_unet
+from styletune.adapters.export import kohya_file
+from styletune.adapters.file import AdapterSpec
+from styletune.adapters.inject import (
+    AdapterShape,
+    adapter_parameters,
+    inject_adapter,
+    target_modules,
+)
+from styletune.models.sdxl import meta_unet
 from styletune.training.optimizer import FACTOR_B
+from world import HORIZON, TIMES, View, caption, render
 
 HERE = Path(__file__).resolve().parent
 WARM_UP_STEPS, MEASURED_STEPS = 2, 6

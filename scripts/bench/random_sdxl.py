@@ -20,7 +20,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from styletune.mini import BASE_DIR
-from styletune.sdxl.family import (
+from styletune.models.sdxl import (
     SCHEDULER_CONFIG,
     TEXT_ENCODER_2_CONFIG,
     TEXT_ENCODER_CONFIG,

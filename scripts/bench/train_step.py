@@ -29,23 +29,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from random_sdxl import with_random_weights
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from random_sdxl import with_random_weights
+from styletune.adapters.file import AdapterSpec
+from styletune.adapters.inject import (
+    AdapterShape,
+    adapter_parameters,
+    inject_adapter,
+    target_modules,
+)
 from styletune.errors import BadInput
+from styletune.models.checkpointing import set_checkpointing
+from styletune.models.load import base_configs, find_base, load_pipeline
+from styletune.models.sdxl import meta_unet
+from styletune.planning.gpus import find_gpu, floor_s
+from styletune.planning.memory import SDXL, BaseConfigs, Setup, estimate
+from styletune.planning.meter import StepShape
 from styletune.runs import Run
-from styletune.sdxl.adapter import AdapterShape, adapter_parameters, inject_adapter, target_modules
-from styletune.sdxl.adapter_file import AdapterSpec
-from styletune.sdxl.checkpointing import set_checkpointing
-from styletune.sdxl.family import meta_unet
-from styletune.sdxl.load import base_configs, find_base, load_pipeline
 from styletune.training.cache import Cache, Latents
 from styletune.training.checkpoint import Identity
 from styletune.training.denoise import Denoiser, NoiseSettings, Objective, cached_texts
-from styletune.training.flops import find_gpu, floor_s
 from styletune.training.loop import LoopSettings, Material, train_adapter
-from styletune.training.memory import SDXL, BaseConfigs, Setup, estimate
-from styletune.training.meter import StepShape
 from styletune.training.optimizer import Group, OptimizerSettings
 from styletune.training.processes import make_accelerator
 

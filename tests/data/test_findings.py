@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from styletune.data.buckets import CropPlan, plan_crop
 from styletune.data.findings import CODES, finding, named, size_findings, too_small_findings
+from styletune.data.pixels.buckets import CropPlan, plan_crop
 
 
 def plan(width: int, height: int, side: int = 512) -> CropPlan:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_parts import load_folder, told
 from PIL import Image
 
-from styletune.data.fingerprint import pixel_hash
+import world
+from data_parts import load_folder, told
 from styletune.data.load import (
     Row,
     all_rows,
@@ -18,8 +18,8 @@ from styletune.data.load import (
     read_square,
     train_rows,
 )
+from styletune.data.pixels.fingerprint import pixel_hash
 from styletune.errors import DataError
-from styletune.mini import world
 
 
 def scene(seed: int) -> Image.Image:

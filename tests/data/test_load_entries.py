@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_parts import load_folder, told
 from PIL import Image
 
+import world
+from data_parts import load_folder, told
 from styletune.data.entries import bucket_report, entries, read_entry
 from styletune.data.load import LoadedData, all_rows, read_square
 from styletune.errors import DataError
-from styletune.mini import world
 
 SIZES = [(128, 128), (300, 200), (200, 300), (140, 130), (320, 180)]
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_parts import load_folder
 from PIL import Image
 
-from styletune.data.buckets import plan_crop
+import world
+from data_parts import load_folder
 from styletune.data.entries import entries, read_entry
 from styletune.data.load import LoadedData
 from styletune.data.masks import crop_mask, latent_mask
-from styletune.data.orient import crop_pixels
+from styletune.data.pixels.buckets import plan_crop
+from styletune.data.pixels.decode import crop_pixels
 from styletune.errors import DataError, NotFound
-from styletune.mini import world
 
 
 def scene(seed: int, size: tuple[int, int] = (128, 128)) -> Image.Image:

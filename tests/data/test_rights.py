@@ -14,7 +14,6 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from styletune.data.findings import Finding
-from styletune.data.items import Item, Rights
 from styletune.data.licenses import license_problem, restrictions
 from styletune.data.rights import (
     UNREADABLE,
@@ -25,6 +24,7 @@ from styletune.data.rights import (
     rights_findings,
     rights_summary,
 )
+from styletune.data.sources.items import Item, Rights
 
 VOCABULARY = "http://ns.useplus.org/ldf/vocab/"
 PLUS = 'xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/"'
@@ -448,7 +448,7 @@ def test_holder_names_are_a_line() -> None:
 def test_licence_library_is_not_loaded_before_it_is_needed() -> None:
     """Importing the room costs nobody the list of licences."""
     code = (
-        "import sys, styletune.data.rights, styletune.data.init\n"
+        "import sys, styletune.data.rights, styletune.project.init\n"
         "bad = {'license_expression', 'boolean', 'defusedxml'} & set(sys.modules)\n"
         "assert not bad, bad\n"
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from styletune.mini import BASE_DIR, OPEN_CLIP_DIR
-from styletune.mini.world import (
+from world import (
     EXTRAS,
     HORIZON,
     HORIZON_PALETTE,

@@ -11,9 +11,9 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from styletune.errors import DataError
+from styletune.models.conditioning import empty_prompt, encode_prompts
+from styletune.models.load import find_base, load_pipeline
 from styletune.sampling.sample import Sampler, Shot, draw_shots, infotext, read_settings
-from styletune.sdxl.conditioning import empty_prompt, encode_prompts
-from styletune.sdxl.load import find_base, load_pipeline
 
 SAMPLER = Sampler(steps=3, guidance_scale=4.0, negative_prompt="", resolution=128)
 ORIGIN = {"base_model": "mini", "adapter": None, "strength": 0.0}

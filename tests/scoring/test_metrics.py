@@ -11,7 +11,6 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 
 from styletune.errors import BadInput, DataError
-from styletune.mini.world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 from styletune.scoring.clip_score import (
     image_similarity,
     leave_one_out_similarity,
@@ -29,6 +28,7 @@ from styletune.scoring.palette import (
     palette_features,
     projected_cdf,
 )
+from world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 
 SHAPES = [(12, 20, 32), (40, 12, 24), (60, 50, 16), (16, 90, 40)]
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from styletune.errors import BadInput, RecipeError
-from styletune.mini.world import HORIZON, NATURAL, Look, View, caption, render
 from styletune.scoring.choose import Candidate, choose
 from styletune.scoring.gates import GateResult, apply_gates, passed
 from styletune.scoring.score import Column, Scores, score_columns, write_scores
 from styletune.scoring.statistics import Estimate
 from styletune.scoring.suite import Suite, SuiteGates, load_suite, prompt_id, suite_hash
+from world import HORIZON, NATURAL, Look, View, caption, render
 
 SUITE_FILE = Path(__file__).parents[2] / "eval" / "mini-backgrounds.toml"
 VIEWS = [
@@ -353,7 +353,7 @@ def test_shipped_suite_asks_for_untrained_compositions() -> None:
     plain: dict[str, list[View]] = {}
     from itertools import permutations
 
-    from styletune.mini.world import EXTRAS, SCENES, TIMES
+    from world import EXTRAS, SCENES, TIMES
 
     for scene in SCENES:
         for time in TIMES:

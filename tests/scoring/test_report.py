@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser_parts import open_page
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
+from browser_parts import open_page
 from styletune.errors import BadInput
-from styletune.mini.world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 from styletune.scoring.figures import draw_grid
 from styletune.scoring.report import write_report
 from styletune.scoring.score import Column, Scores, score_columns
 from styletune.scoring.suite import Suite, SuiteGates
+from world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 
 SCENES = ("mountains", "sea", "city", "forest")
 SEEDS = (5, 6)

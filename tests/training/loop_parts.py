@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from data_parts import load_folder
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import optimizer as optimizers
 
+import world
+from data_parts import load_folder
 from styletune.data.entries import entries, read_entry
 from styletune.job.adapt import Models, adapt, parameter_groups
-from styletune.mini import world
+from styletune.models.conditioning import token_ids
+from styletune.models.load import find_base, load_pipeline
 from styletune.recipe import Recipe
 from styletune.runs import Run
-from styletune.sdxl.conditioning import token_ids
-from styletune.sdxl.load import find_base, load_pipeline
 from styletune.training.cache import Cache, build_cache
 from styletune.training.checkpoint import Identity
 from styletune.training.denoise import Denoiser, NoiseSettings, Objective, Texts, live_texts

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_parts import load_folder
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 from torch import Tensor, nn
 
+import world
+from data_parts import load_folder
 from styletune.data.entries import Entry, entries, read_entry
 from styletune.data.masks import latent_mask
-from styletune.data.orient import Crop
+from styletune.data.pixels.decode import Crop
 from styletune.errors import DataError
-from styletune.mini import world
-from styletune.sdxl.conditioning import encode_prompts, make_time_ids
-from styletune.sdxl.load import find_base, load_pipeline
+from styletune.models.conditioning import encode_prompts, make_time_ids
+from styletune.models.load import find_base, load_pipeline
 from styletune.training.cache import Cache, build_cache
 from styletune.training.cache_files import latent_key, tokenizer_hash, weights_hash
 
@@ -387,7 +387,7 @@ import torch
 folder, images, cache_dir, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 sys.path[:0] = [folder, str(Path(folder).parent)]
-from styletune.sdxl.load import find_base, load_pipeline
+from styletune.models.load import find_base, load_pipeline
 from test_cache import build, digest, found_in
 pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cpu")
 found = found_in(Path(images), flip=True)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from job_parts import Answer, write_brand
 
-from styletune.runs import Run, file_sha256
+from job_parts import Answer, write_brand
+from styletune.files import file_sha256
+from styletune.runs import Run
 
 Command = Callable[..., Answer]
 SHORT = (

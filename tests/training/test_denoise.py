@@ -14,8 +14,8 @@ from diffusers import StableDiffusionXLPipeline
 from loop_parts import NOISE, PLAIN, denoiser_of, live, mini_pipe, small_cache, trainee
 from torch import Tensor
 
-from styletune.sdxl.adapter import adapter_off
-from styletune.sdxl.conditioning import empty_prompt, encode_prompts
+from styletune.adapters.inject import adapter_off
+from styletune.models.conditioning import empty_prompt, encode_prompts
 from styletune.training.cache import Cache
 from styletune.training.denoise import (
     Denoiser,

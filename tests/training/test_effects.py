@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_parts import Answer
 from PIL import Image
 from torch import Tensor
 
+from job_parts import Answer
+from styletune.adapters.file import load_adapter
+from styletune.adapters.updates import merged
 from styletune.mini import BASE_DIR
+from styletune.models.conditioning import encode_prompts, make_time_ids
+from styletune.models.load import find_base, load_pipeline
 from styletune.runs import Run
-from styletune.sdxl.adapter_file import load_adapter
-from styletune.sdxl.conditioning import encode_prompts, make_time_ids
-from styletune.sdxl.load import find_base, load_pipeline
-from styletune.sdxl.updates import merged
 
 Command = Callable[..., Answer]
 CLASS = "the sea at noon"
@@ -154,7 +154,7 @@ def test_training_goes_on_from_a_published_layout(
     train: Callable[..., Run], tmp_path: Path
 ) -> None:
     """A kohya file of a run is where the next one starts: its first loss is the trained one's."""
-    from styletune.sdxl.export import kohya_file
+    from styletune.adapters.export import kohya_file
 
     first = train("first")
     tensors, spec = load_adapter(first.adapter_file(24))

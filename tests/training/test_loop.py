@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from job_parts import Answer
 from loop_parts import (
     NAMES,
     Trainee,
@@ -28,9 +27,10 @@ from loop_parts import (
 )
 from torch import Tensor
 
+from job_parts import Answer
+from styletune.adapters.file import load_adapter
 from styletune.errors import BadInput, CheckFailed
 from styletune.runs import Run
-from styletune.sdxl.adapter_file import load_adapter
 from styletune.training.batches import step_batch
 from styletune.training.cache import Cache
 from styletune.training.denoise import cached_texts

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from job_parts import Answer
 from loop_parts import (
     NAMES,
     lines_of,
@@ -19,6 +18,7 @@ from loop_parts import (
     watched,
 )
 
+from job_parts import Answer
 from styletune.errors import BadInput
 from styletune.job.prepare import prepare
 from styletune.recipe import load_recipe

@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from job_parts import Answer
 from safetensors.torch import load_file
 
-from styletune.runs import Run, file_sha256
+from job_parts import Answer
+from styletune.files import file_sha256
+from styletune.runs import Run
 
 SHORT = ("train.log_every=1", "preview.prompts=[]", "adapter.rank=4")
 TEXTS = (*SHORT, "train.steps=6", "train.checkpoint_every=3", "adapter.text_encoders=first")

@@ -20,9 +20,9 @@ from loop_parts import (
 )
 from torch import Tensor
 
+from styletune.adapters.tokens import add_tokens
 from styletune.errors import BadInput
 from styletune.job.adapt import parameter_groups
-from styletune.sdxl.tokens import add_tokens
 from styletune.training.cache import Cache
 from styletune.training.loop import Material
 

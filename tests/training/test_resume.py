@@ -12,9 +12,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
-from job_parts import write_brand
 
-from styletune.runs import Run, file_sha256
+from job_parts import write_brand
+from styletune.files import file_sha256
+from styletune.runs import Run
 
 STEPS = 8
 SHORT = (

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from job_parts import Answer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from job_parts import Answer
+from styletune.adapters.export import diffusers_file, kohya_file, kohya_name
+from styletune.adapters.file import load_adapter
+from styletune.adapters.updates import weight_updates
 from styletune.runs import Run
-from styletune.sdxl.adapter_file import load_adapter
-from styletune.sdxl.export import diffusers_file, kohya_file, kohya_name
-from styletune.sdxl.updates import weight_updates
 
 Command = Callable[..., Answer]
 # So small a rate that what comes out is what went in.

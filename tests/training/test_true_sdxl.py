@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from styletune.runs import Run
-from styletune.sdxl.adapter_file import load_adapter
-from styletune.sdxl.export import check_exports, diffusers_file, kohya_file, kohya_header
-from styletune.sdxl.family import (
+from styletune.adapters.export import check_exports, diffusers_file, kohya_file, kohya_header
+from styletune.adapters.file import load_adapter
+from styletune.models.sdxl import (
     meta_unet,
 )
+from styletune.runs import Run
 
 pytestmark = pytest.mark.slow
 

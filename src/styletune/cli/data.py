@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @json_option
 def init_command(name: str, as_json: bool) -> None:
     """Make a folder ready to fill: images with their card, recipe, evaluation suite."""
-    from styletune.data.init import init_project
+    from styletune.project.init import init_project
 
     folder = Path(name)
     written = init_project(folder, folder.name)
@@ -102,7 +102,7 @@ def data_check_command(
     if answer.note:
         say(f"note: {answer.note}")
     if report is not None:
-        from styletune.data.report import write_report
+        from styletune.data.report.page import write_report
 
         write_report(answer.checked, report, title=answer.name)
     _print_check(answer, path, report, as_json)

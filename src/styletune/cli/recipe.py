@@ -36,12 +36,12 @@ def plan_command(
     as_json: bool,
 ) -> None:
     """Check a recipe and print what would happen; writes nothing. Exit 1 or 3 if it cannot run."""
-    from styletune.training.flops import find_gpu
+    from styletune.planning.gpus import find_gpu
 
     gpu = find_gpu(gpu_name) if gpu_name else None
     job = prepare_job(recipe, runs_dir, run_dir, overrides, planning=True)
     from styletune.job.plan import plan
-    from styletune.job.preflight import present_gpu
+    from styletune.planning.preflight import present_gpu
 
     document = plan(job, gpu or present_gpu())
     if as_json:

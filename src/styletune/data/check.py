@@ -8,20 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from styletune.data.buckets import (
-    CropPlan,
-    Tables,
-    bucket_table,
-    choose_bucket,
-    default_step,
-    plan_crop,
-)
-from styletune.data.caption_lint import caption_findings
-from styletune.data.card import Card
-from styletune.data.duplicates import Group, duplicate_groups, families
-from styletune.data.facts import ImageFacts, PaletteFacts
-from styletune.data.facts_store import FactsStore
-from styletune.data.features import check_encoder, set_features
+from styletune.data.captions.lint import caption_findings
 from styletune.data.findings import (
     Finding,
     data_error,
@@ -31,14 +18,27 @@ from styletune.data.findings import (
     size_findings,
     too_small_findings,
 )
-from styletune.data.inspect import inspect_all
-from styletune.data.items import Item
+from styletune.data.inspection.duplicates import Group, duplicate_groups, families
+from styletune.data.inspection.facts import ImageFacts, PaletteFacts
+from styletune.data.inspection.features import check_encoder, set_features
+from styletune.data.inspection.inspect import inspect_all
+from styletune.data.inspection.motifs import look_findings, motif_groups, outliers
+from styletune.data.inspection.palette import palette_facts, palette_outliers
+from styletune.data.inspection.quality import quality_findings
+from styletune.data.inspection.store import FactsStore
 from styletune.data.masks import Masks, set_masks
-from styletune.data.motifs import look_findings, motif_groups, outliers
-from styletune.data.palette import palette_facts, palette_outliers
-from styletune.data.quality import quality_findings
+from styletune.data.pixels.buckets import (
+    CropPlan,
+    Tables,
+    bucket_table,
+    choose_bucket,
+    default_step,
+    plan_crop,
+)
 from styletune.data.rights import rights_findings
-from styletune.data.sources import Source, open_sources
+from styletune.data.sources.card import Card
+from styletune.data.sources.items import Item
+from styletune.data.sources.open import Source, open_sources
 from styletune.data.split import Split, fold_groups, split_groups
 from styletune.errors import DataError
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from styletune.data.buckets import CropPlan, Size, choose_bucket, plan_crop
 from styletune.data.load import LoadedData, Row, all_rows, read_row
 from styletune.data.masks import crop_mask
-from styletune.data.orient import Crop, crop_corner, crop_pixels
+from styletune.data.pixels.buckets import CropPlan, Size, choose_bucket, plan_crop
+from styletune.data.pixels.decode import Crop, crop_corner, crop_pixels
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from styletune.data.buckets import MAX_UPSCALE, CropPlan
-from styletune.data.duplicates import Group
+from styletune.data.inspection.duplicates import Group
+from styletune.data.pixels.buckets import MAX_UPSCALE, CropPlan
 from styletune.errors import DataError
 
 CROP_WARNING_SHARE = 0.2

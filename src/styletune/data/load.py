@@ -9,24 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from styletune.data.buckets import Tables
 from styletune.data.check import Checked, CheckSettings, bucket_tables, check_data, refuse
-from styletune.data.contents import read_item
-from styletune.data.duplicates import Group, families
-from styletune.data.facts_store import FactsStore
 from styletune.data.findings import Finding
-from styletune.data.fingerprint import data_fingerprint, pixel_hash
-from styletune.data.items import Item
+from styletune.data.inspection.duplicates import Group, families
+from styletune.data.inspection.store import FactsStore
 from styletune.data.masks import mask_hash, read_mask
-from styletune.data.orient import Crop, decode_with_alpha, square_pixels
-from styletune.data.sources import Source
+from styletune.data.pixels.buckets import Tables
+from styletune.data.pixels.decode import Crop, decode_with_alpha, square_pixels
+from styletune.data.pixels.fingerprint import data_fingerprint, pixel_hash
+from styletune.data.sources.contents import read_item
+from styletune.data.sources.items import Item
+from styletune.data.sources.open import Source
 from styletune.data.split import Split
 from styletune.errors import DataError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     import datasets
+    from PIL import Image
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from styletune.data.buckets import CropPlan, Tables, choose_bucket, plan_crop
-from styletune.data.contents import read_item
 from styletune.data.findings import Finding, finding, named
-from styletune.data.items import Item
-from styletune.data.open import find_files
-from styletune.data.orient import crop_image, decode_image, decode_with_alpha
+from styletune.data.pixels.buckets import CropPlan, Tables, choose_bucket, plan_crop
+from styletune.data.pixels.decode import crop_image, decode_image, decode_with_alpha
+from styletune.data.sources.contents import read_item
+from styletune.data.sources.files import find_files
+from styletune.data.sources.items import Item
 from styletune.errors import DataError, NotFound
 
 VAE_FACTOR = 8

@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from styletune.data.findings import Finding, Severity
-from styletune.data.items import Item
 from styletune.data.licenses import RESTRICTIONS, current_id, license_problem, restrictions
+from styletune.data.sources.items import Item
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element

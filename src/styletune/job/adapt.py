@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
     from torch import nn
 
-    from styletune.sdxl.adapter import AdapterShape
-    from styletune.sdxl.adapter_file import AdapterSpec
+    from styletune.adapters.file import AdapterSpec
+    from styletune.adapters.inject import AdapterShape
     from styletune.training.optimizer import Group
 
 ENCODERS = {
@@ -53,14 +53,14 @@ def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | No
     Raises:
         RecipeError, BadInput: a target, kind or starting adapter that does not fit.
     """
-    from styletune.sdxl.adapter import (
+    from styletune.adapters.file import AdapterSpec
+    from styletune.adapters.inject import (
         adapter_parameters,
         inject_adapter,
         target_modules,
         text_encoder_modules,
     )
-    from styletune.sdxl.adapter_file import AdapterSpec
-    from styletune.sdxl.tokens import token_parameters
+    from styletune.adapters.tokens import token_parameters
 
     section, shape = recipe.adapter, adapter_shape(recipe)
     adapted: dict[str, nn.Module] = {"unet": pipe.unet}
@@ -86,7 +86,7 @@ def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | No
 
 def adapter_shape(recipe: Recipe) -> AdapterShape:
     """The recipe's [adapter] as what is injected."""
-    from styletune.sdxl.adapter import AdapterShape
+    from styletune.adapters.inject import AdapterShape
 
     section = recipe.adapter
     return AdapterShape(
@@ -104,10 +104,10 @@ def _start_from(
     file: Path, pipe: StableDiffusionXLPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
 ) -> None:
     """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
-    from styletune.sdxl.adapter import load_into
-    from styletune.sdxl.adapter_file import TOKEN_KEYS
-    from styletune.sdxl.layouts import read_adapter_file, rescaled
-    from styletune.sdxl.tokens import load_token_rows
+    from styletune.adapters.file import TOKEN_KEYS
+    from styletune.adapters.inject import load_into
+    from styletune.adapters.layouts import read_adapter_file, rescaled
+    from styletune.adapters.tokens import load_token_rows
 
     where = f"[adapter] start_from = {str(file)!r}"
     tensors, given = read_adapter_file(file)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from styletune.data.caption_fix import CaptionFix, apply_fixes, caption_fixes, fixes_diff
-from styletune.data.caption_lint import caption_findings
+from styletune.data.captions.fix import CaptionFix, apply_fixes, caption_fixes, fixes_diff
+from styletune.data.captions.lint import caption_findings
 from styletune.data.check import Checked, CheckSettings, check_data
-from styletune.data.facts_store import close_store, default_store_path, open_store
 from styletune.data.findings import data_error
-from styletune.data.sources import Opened, Source, open_sources, resolve_sources
+from styletune.data.inspection.store import close_store, default_store_path, open_store
+from styletune.data.sources.open import Opened, Source, open_sources, resolve_sources
 from styletune.errors import BadInput, DataError
 from styletune.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from styletune.data.caption_model import Captioned
+    from styletune.data.captions.model import Captioned
 
 # A token is at least one byte (of a Japanese letter there may be three), and two of the 77 are
 # start and end.
@@ -110,7 +110,7 @@ def caption_folder(
         NotFound, BaseModelError: the model is not here, or cannot be used.
         DataError, Conflict: as ``caption_images``; or captions there cannot be read.
     """
-    from styletune.data.caption_model import caption_images, load_caption_model
+    from styletune.data.captions.model import caption_images, load_caption_model
     from styletune.job.facts import device_name
 
     opened = _open_captions(folder)

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from styletune.data.buckets import plan_crop
 from styletune.data.entries import Entry, entries, read_entry
 from styletune.data.load import Row
+from styletune.data.pixels.buckets import plan_crop
 from styletune.job.facts import origin_facts
-from styletune.job.preflight import DRAWN_AT_ONCE
 from styletune.job.prepare import Job
+from styletune.planning.preflight import DRAWN_AT_ONCE
 from styletune.recipe import Recipe
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
-    from styletune.sdxl.conditioning import PromptEmbeds
+    from styletune.models.conditioning import PromptEmbeds
     from styletune.training.cache import Cache
 
 CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
@@ -50,7 +50,7 @@ def trains_text(recipe: Recipe) -> bool:
 
 def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> Seen:
     """Fill the caches while the models are as the base has them."""
-    from styletune.sdxl.conditioning import encode_prompts
+    from styletune.models.conditioning import encode_prompts
 
     section = job.recipe.dreambooth
     class_images = None
@@ -78,8 +78,8 @@ def _cached(
     title: str,
     variants: int | None = None,
 ) -> Encoded:
+    from styletune.data.captions.variants import caption_variants
     from styletune.training.cache import build_cache
-    from styletune.training.captions import caption_variants
 
     data = job.recipe.data
     captions = [
@@ -117,9 +117,9 @@ def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: b
     """Images the bare base model draws of the class; drawn once, by the first process."""
     from PIL import Image
 
-    from styletune.data.fingerprint import pixel_hash
+    from styletune.data.pixels.fingerprint import pixel_hash
+    from styletune.models.placement import placed
     from styletune.sampling.sample import Sampler, Shot, draw_shots
-    from styletune.sdxl.placement import placed
 
     section, side = job.recipe.dreambooth, job.resolution
     prompt = section.class_prompt or ""

@@ -12,8 +12,8 @@ import tomli_w
 from styletune import __version__
 from styletune.data.load import holdout_rows, order_hash, train_rows
 from styletune.data.rights import rights_summary
+from styletune.files import make_dir, write_json, write_text
 from styletune.recipe import Recipe, recipe_hash
-from styletune.runs import make_dir, write_json, write_text
 
 if TYPE_CHECKING:
     import torch

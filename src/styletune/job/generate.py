@@ -43,10 +43,10 @@ def generate(
     manifest = pulled.manifest
     from safetensors.torch import load_file
 
+    from styletune.adapters.tokens import add_tokens, load_token_rows
+    from styletune.models.load import find_base, load_pipeline
+    from styletune.models.schedule import set_sampling_schedule
     from styletune.sampling.sample import Sampler, Shot, draw_shots
-    from styletune.sdxl.load import find_base, load_pipeline
-    from styletune.sdxl.schedule import set_sampling_schedule
-    from styletune.sdxl.tokens import add_tokens, load_token_rows
 
     try:
         base = find_base(

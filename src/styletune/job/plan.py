@@ -6,28 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 from styletune.data.entries import bucket_report, entries
 from styletune.data.load import holdout_rows, train_rows
-from styletune.job.preflight import configs_of, preflight
 from styletune.job.prepare import Job, job_setup
+from styletune.planning.preflight import configs_of, preflight
 from styletune.recipe import Recipe, recipe_hash
 from styletune.scoring.suite import suite_hash
 
 if TYPE_CHECKING:
-    from styletune.training.flops import Gpu
-    from styletune.training.memory import BaseConfigs, Setup
+    from styletune.planning.gpus import Gpu
+    from styletune.planning.memory import BaseConfigs, Setup
 
 
 def _reaches_pure_noise(job: Job) -> bool:
     """Whether the last step has no signal, by the recipe or by the base's own schedule."""
     if job.recipe.train.zero_terminal_snr or job.missing_base is not None:
         return job.recipe.train.zero_terminal_snr
-    from styletune.sdxl.load import scheduler_config
+    from styletune.models.load import scheduler_config
 
     return bool(scheduler_config(job.base).get("rescale_betas_zero_snr"))
 
 
 def _check_patterns(recipe: Recipe, setup: Setup, configs: BaseConfigs) -> None:
     from styletune.job.adapt import block_factors
-    from styletune.training.memory import trained_names
+    from styletune.planning.memory import trained_names
 
     block_factors(recipe, trained_names(setup, configs))
 

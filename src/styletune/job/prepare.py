@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from styletune.data.check import CheckSettings
 from styletune.data.entries import entries
-from styletune.data.facts_store import close_store, default_store_path, open_store
+from styletune.data.inspection.store import close_store, default_store_path, open_store
 from styletune.data.load import LoadedData, holdout_rows, load_data, order_hash
-from styletune.data.sources import resolve_sources
+from styletune.data.sources.open import resolve_sources
 from styletune.errors import BadInput, Conflict, NotFound
-from styletune.job.preflight import setup_of
+from styletune.files import file_sha256, read_json
+from styletune.planning.preflight import setup_of
 from styletune.recipe import (
     LoadedRecipe,
     Recipe,
@@ -22,13 +23,13 @@ from styletune.recipe import (
     training_hash,
     training_keys,
 )
-from styletune.runs import Run, file_sha256, read_json
+from styletune.runs import Run
 from styletune.scoring.suite import MIN_REFERENCES, Suite, load_suite
 
 if TYPE_CHECKING:
-    from styletune.sdxl.load import BaseFiles
+    from styletune.models.load import BaseFiles
+    from styletune.planning.memory import Setup
     from styletune.training.checkpoint import Identity
-    from styletune.training.memory import Setup
 
 # Encoded images and captions, shared by all runs; a name that no recipe can have.
 CACHE_FOLDER = ".cache"
@@ -147,8 +148,8 @@ def prepare(
 
 def _check_objective(job: Job) -> None:
     """Refuse what the base's noise schedule cannot do."""
-    from styletune.sdxl.load import scheduler_config
-    from styletune.sdxl.schedule import resolve_prediction_type
+    from styletune.models.load import scheduler_config
+    from styletune.models.schedule import resolve_prediction_type
 
     train, schedule = job.recipe.train, scheduler_config(job.base)
     base = str(schedule.get("prediction_type", "epsilon"))
@@ -209,7 +210,7 @@ def find_planned_base(loaded: LoadedRecipe) -> tuple[BaseFiles, NotFound | None]
     Raises:
         BadInput, NotFound: the base cannot be used, or a local one is not there.
     """
-    from styletune.sdxl.load import find_base
+    from styletune.models.load import find_base
 
     section = loaded.recipe.base
     try:
@@ -222,7 +223,7 @@ def find_planned_base(loaded: LoadedRecipe) -> tuple[BaseFiles, NotFound | None]
 
 def _unseen_base(recipe: Recipe) -> BaseFiles:
     """What a plan takes a model for that is not on this machine."""
-    from styletune.sdxl.load import BaseFiles
+    from styletune.models.load import BaseFiles
 
     nowhere = Path()
     return BaseFiles(
@@ -243,7 +244,7 @@ def suite_folder(job: Job) -> Path:
 
 def _check_texts(job: Job) -> None:
     """Refuse every prompt of which CLIP would not see the end."""
-    from styletune.sdxl.conditioning import MAX_TOKENS
+    from styletune.models.conditioning import MAX_TOKENS
 
     count = token_counter(job.base)
     texts = {f"preview prompt {i + 1}": p for i, p in enumerate(job.recipe.preview.prompts)}
@@ -268,7 +269,7 @@ def _check_new_tokens(job: Job) -> None:
     """Refuse new words that a tokenizer knows already or tears apart."""
     from transformers import CLIPTokenizer
 
-    from styletune.sdxl.tokens import teach_tokenizer
+    from styletune.adapters.tokens import teach_tokenizer
 
     for folder in job.base.tokenizers:
         teach_tokenizer(CLIPTokenizer.from_pretrained(folder), job.recipe.adapter.new_tokens)

@@ -14,11 +14,11 @@ from styletune.data.licenses import license_problem
 from styletune.data.load import train_rows
 from styletune.data.rights import LICENSE_FIX, holder_names, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
+from styletune.files import read_json
 from styletune.job.facts import data_facts, recipe_text
 from styletune.job.prepare import Job
 from styletune.job.score import refuse_unless_passed, score_inputs
 from styletune.recipe import PublishSection, Recipe, recipe_hash
-from styletune.runs import read_json
 from styletune.scoring.suite import prompt_id, suite_hash
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from torch import Tensor
 
-    from styletune.sdxl.adapter_file import AdapterSpec
+    from styletune.adapters.file import AdapterSpec
 
 
 def check_publishable(job: Job, registry: str) -> None:
@@ -153,6 +153,14 @@ def build_package(
 
     The same run gives the same bytes: the date of publishing stands in the manifest alone.
     """
+    from styletune.adapters.export import (
+        check_exports,
+        diffusers_file,
+        embeddings_file,
+        kohya_file,
+        kohya_header,
+    )
+    from styletune.adapters.file import load_adapter
     from styletune.registry.card import public_base
     from styletune.registry.package import (
         DIFFUSERS_EMBEDDINGS,
@@ -161,14 +169,6 @@ def build_package(
         webui_stem,
     )
     from styletune.sampling.sample import read_settings
-    from styletune.sdxl.adapter_file import load_adapter
-    from styletune.sdxl.export import (
-        check_exports,
-        diffusers_file,
-        embeddings_file,
-        kohya_file,
-        kohya_header,
-    )
 
     run, suite = job.run, job.suite
     assert suite is not None
@@ -246,9 +246,9 @@ def _plain(
     """The nearest plain LoRA. Raises CheckFailed when it is not near."""
     import torch
 
-    from styletune.sdxl.adapter import find_module
-    from styletune.sdxl.export import to_plain_lora
-    from styletune.sdxl.load import load_pipeline
+    from styletune.adapters.export import to_plain_lora
+    from styletune.adapters.inject import find_module
+    from styletune.models.load import load_pipeline
 
     pipe = load_pipeline(job.base, torch.float32, "cpu")
     models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
@@ -271,8 +271,8 @@ def _plain(
 
 def _prediction_type(job: Job) -> Literal["epsilon", "v_prediction"]:
     """What the adapted UNet predicts, from the recipe or the base's scheduler."""
-    from styletune.sdxl.load import scheduler_config
-    from styletune.sdxl.schedule import resolve_prediction_type
+    from styletune.models.load import scheduler_config
+    from styletune.models.schedule import resolve_prediction_type
 
     train = job.recipe.train
     base = str(scheduler_config(job.base).get("prediction_type", "epsilon"))

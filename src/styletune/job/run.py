@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from styletune.job.preflight import configs_of, require_room
 from styletune.job.prepare import Job, job_setup
 from styletune.job.publish import publish
 from styletune.job.score import gate_passed, score
 from styletune.job.train import train
+from styletune.planning.preflight import configs_of, require_room
 
 
 def run_job(job: Job, *, registry: str | None, who: str) -> dict[str, Any]:

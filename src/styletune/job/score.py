@@ -10,10 +10,10 @@ from typing import Any
 from styletune import __version__
 from styletune.data.load import holdout_rows, read_square
 from styletune.errors import BadInput, CheckFailed, NotFound
+from styletune.files import file_sha256, read_json
 from styletune.job.facts import data_facts, device_name, origin_facts, torch_dtype
-from styletune.job.preflight import configs_of, require_room
 from styletune.job.prepare import Job, job_setup, prompt_with_trigger, suite_folder
-from styletune.runs import file_sha256, read_json
+from styletune.planning.preflight import configs_of, require_room
 from styletune.scoring.suite import Suite, prompt_id, suite_hash
 
 
@@ -123,7 +123,7 @@ def _write_references(job: Job, folder: Path) -> list[Path]:
     """Held-out images through the same decode and crop as training, as PNG."""
     from PIL import Image
 
-    from styletune.runs import atomic_write
+    from styletune.files import atomic_write
 
     files = []
     for i, row in enumerate(holdout_rows(job.data)):
@@ -140,12 +140,12 @@ def _sample_columns(
     job: Job, suite: Suite, steps: Sequence[int], batch_size: int
 ) -> Iterator[tuple[str, int | None, list[Path]]]:
     """The base's images, then every checkpoint's, with the same prompts and seeds."""
+    from styletune.adapters.file import load_adapter
+    from styletune.adapters.tokens import add_tokens, load_token_rows
+    from styletune.adapters.updates import merged
+    from styletune.models.load import load_pipeline
+    from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
     from styletune.sampling.sample import Sampler, Shot, draw_shots
-    from styletune.sdxl.adapter_file import load_adapter
-    from styletune.sdxl.load import load_pipeline
-    from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
-    from styletune.sdxl.tokens import add_tokens, load_token_rows
-    from styletune.sdxl.updates import merged
 
     pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
     sampler = Sampler(

@@ -12,18 +12,18 @@ from styletune.errors import BadInput
 from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
 from styletune.job.encode import Encoded, Seen, encode, trains_text
 from styletune.job.facts import begin_run, origin_facts, torch_dtype
-from styletune.job.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.job.prepare import Job, job_setup
+from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
+from styletune.planning.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.recipe import Recipe, recipe_hash
-from styletune.sdxl.schedule import resolve_prediction_type, set_sampling_schedule
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from diffusers import StableDiffusionXLPipeline
     from torch import Tensor
 
-    from styletune.sdxl.adapter_file import AdapterSpec
-    from styletune.sdxl.conditioning import PromptEmbeds
+    from styletune.adapters.file import AdapterSpec
+    from styletune.models.conditioning import PromptEmbeds
     from styletune.training.denoise import Denoiser, NoiseSettings, Texts
     from styletune.training.loop import LoopSettings, Material, Prior
     from styletune.training.optimizer import OptimizerSettings
@@ -43,7 +43,7 @@ def train(job: Job) -> bool:
     setup, configs = replace(job_setup(job), score_batch=0), configs_of(job.base)
     require_room(setup, configs)
     if recipe.adapter.block_learning_rates:
-        from styletune.training.memory import trained_names
+        from styletune.planning.memory import trained_names
 
         block_factors(recipe, trained_names(setup, configs))
     from styletune.training.processes import agreed_step, hold_run, make_accelerator
@@ -62,8 +62,8 @@ def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
     """Train on from the checkpoint after ``done`` steps, or from nothing if that is 0."""
     import torch
 
-    from styletune.sdxl.checkpointing import set_checkpointing
-    from styletune.sdxl.load import load_pipeline
+    from styletune.models.checkpointing import set_checkpointing
+    from styletune.models.load import load_pipeline
     from styletune.training.loop import train_adapter
 
     recipe = job.recipe
@@ -84,7 +84,7 @@ def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
     _start_tracker(job, accelerator)
     _place(job, pipe, device)
     if recipe.adapter.new_tokens:
-        from styletune.sdxl.tokens import add_tokens
+        from styletune.adapters.tokens import add_tokens
 
         add_tokens(pipe, recipe.adapter.new_tokens, recipe.adapter.new_tokens_init)
     models = adapt(recipe, pipe, job.start_from)
@@ -176,7 +176,7 @@ def _denoiser(
 
 def _place(job: Job, pipe: StableDiffusionXLPipeline, device: str) -> None:
     """What a step needs goes to the device, quantised where the recipe says so; the rest stays."""
-    from styletune.sdxl.quantize import check_quantized, quantize_unet
+    from styletune.models.quantize import check_quantized, quantize_unet
 
     quantize_unet(pipe.unet, job.recipe.base.quantization, device)
     check_quantized(pipe.unet, job.recipe.base.quantization)
@@ -197,7 +197,7 @@ def _material(job: Job, models: Models, encoded: Encoded) -> Material:
 
 
 def _live(models: Models, captions: Sequence[str]) -> Texts:
-    from styletune.sdxl.conditioning import token_ids
+    from styletune.models.conditioning import token_ids
     from styletune.training.denoise import live_texts
 
     pipe = models.pipe
@@ -212,7 +212,7 @@ def _live(models: Models, captions: Sequence[str]) -> Texts:
 
 
 def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
-    from styletune.sdxl.adapter import adapter_off
+    from styletune.adapters.inject import adapter_off
     from styletune.training.loop import Prior
 
     section = job.recipe.dreambooth
@@ -231,7 +231,7 @@ def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
 
 def _one_prompt(encoded: PromptEmbeds, device: str) -> Texts:
     """The same words for every row."""
-    from styletune.sdxl.conditioning import PromptEmbeds
+    from styletune.models.conditioning import PromptEmbeds
 
     embeds, pooled = encoded.embeds.to(device), encoded.pooled.to(device)
     return lambda rows: PromptEmbeds(embeds.expand(len(rows), -1, -1), pooled.expand(len(rows), -1))

@@ -13,10 +13,10 @@ from pathlib import Path
 from obstore.store import ObjectStore
 
 from styletune.errors import IntegrityError, NotFound
+from styletune.files import file_sha256, make_dir, output_errors, write_bytes
 from styletune.registry.manifest import MANIFEST_NAME, FileEntry, Manifest, canonical, parse_stored
 from styletune.registry.resolve import Spec, resolve
 from styletune.registry.store import get_blob
-from styletune.runs import file_sha256, make_dir, output_errors, write_bytes
 
 _SUMS_NAME = "SHA256SUMS"
 

@@ -15,10 +15,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image, PngImagePlugin
 
+from styletune.files import atomic_write
+from styletune.models.conditioning import PromptEmbeds, empty_prompt, encode_prompts
+from styletune.models.placement import placed
 from styletune.progress import progress
-from styletune.runs import atomic_write
-from styletune.sdxl.conditioning import PromptEmbeds, empty_prompt, encode_prompts
-from styletune.sdxl.placement import placed
 
 CHUNK = "styletune"
 

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from styletune.errors import BadInput
-from styletune.runs import write_bytes
+from styletune.files import write_bytes
 
 WIDTH, HEIGHT = 440, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 16, 40

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from styletune.errors import BadInput
-from styletune.runs import write_text
+from styletune.files import write_text
 from styletune.scoring.figures import (
     Cross,
     Level,

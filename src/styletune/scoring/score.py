@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styletune.errors import BadInput
-from styletune.runs import atomic_write, write_json
+from styletune.files import atomic_write, write_json
 from styletune.scoring.choose import Candidate, choose
 from styletune.scoring.clip_score import (
     image_similarity,

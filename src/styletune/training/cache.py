@@ -16,11 +16,11 @@ from torch import Tensor
 
 from styletune.data.entries import Entry
 from styletune.data.masks import latent_mask
-from styletune.data.orient import Crop
+from styletune.data.pixels.decode import Crop
+from styletune.models.conditioning import empty_prompt, encode_prompts, make_time_ids
+from styletune.models.latents import encode_pixels
+from styletune.models.placement import RESIDENT_BYTES, placed
 from styletune.progress import progress
-from styletune.sdxl.conditioning import empty_prompt, encode_prompts, make_time_ids
-from styletune.sdxl.latents import encode_pixels
-from styletune.sdxl.placement import placed
 from styletune.training.cache_files import (
     Tensors,
     content_key,
@@ -30,7 +30,6 @@ from styletune.training.cache_files import (
     weights_hash,
     write_stored,
 )
-from styletune.training.memory import RESIDENT_BYTES
 
 # Images decoded in advance; a 100-megapixel original takes a gigabyte while it is decoded.
 READ_AHEAD = 2

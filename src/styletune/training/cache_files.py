@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from styletune.adapters.file import pack_tensors
 from styletune.data.entries import Entry
-from styletune.runs import write_bytes
-from styletune.sdxl.adapter_file import pack_tensors
+from styletune.files import write_bytes
 
 # Goes up when the same inputs would be encoded to other tensors.
 FORMAT = "styletune-cache-1"

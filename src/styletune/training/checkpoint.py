@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from styletune.adapters.file import AdapterSpec, load_adapter, pack_tensors, save_adapter
 from styletune.errors import CheckFailed, Conflict, IntegrityError, OutputError
-from styletune.runs import Run, file_sha256, read_json, write_bytes, write_json
-from styletune.sdxl.adapter_file import AdapterSpec, load_adapter, pack_tensors, save_adapter
+from styletune.files import file_sha256, read_json, write_bytes, write_json
+from styletune.runs import Run
 from styletune.training.ema import ema_swap
 from styletune.training.optimizer import to_eval, to_train
 from styletune.training.optimizer_state import (

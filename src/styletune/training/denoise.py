@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from styletune.sdxl.conditioning import PromptEmbeds, encode_ids
-from styletune.sdxl.latents import sample_latents
+from styletune.models.conditioning import PromptEmbeds, encode_ids
+from styletune.models.latents import sample_latents
 from styletune.training.cache import Cache
 from styletune.training.noise import Draw, Shape, add_noise, draw_batch, velocity
 from styletune.training.objectives import sample_losses, timestep_weights

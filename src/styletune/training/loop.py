@@ -20,9 +20,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from styletune.adapters.file import AdapterSpec
+from styletune.files import output_errors, write_text
 from styletune.progress import progress
-from styletune.runs import Run, output_errors, write_text
-from styletune.sdxl.adapter_file import AdapterSpec
+from styletune.runs import Run
 from styletune.training.batches import step_batch
 from styletune.training.cache import Cache
 from styletune.training.checkpoint import (

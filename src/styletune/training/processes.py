@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from styletune import __version__
 from styletune.errors import BadInput, Conflict
-from styletune.runs import Run, file_sha256, make_dir, output_errors, write_text
+from styletune.files import file_sha256, make_dir, output_errors, write_text
+from styletune.runs import Run
 from styletune.training.checkpoint import Identity
 
 # The others wait while the first process draws class images or previews.

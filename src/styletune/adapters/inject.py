@@ -1,0 +1,368 @@
+"""Adapters inside the UNet and the text encoders. The only module that knows peft.
+
+How an adapter looks in a file: ``styletune.adapters.file``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from peft import (
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    inject_adapter_in_model,
+)
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from styletune.adapters.file import PART, TOKEN_KEYS, Kind
+from styletune.errors import IntegrityError, RecipeError
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+PROJECTIONS = ("proj_in", "proj_out")
+# Which linear modules, and in which block: style and content as arXiv 2403.14572, section 4.
+PRESETS = {
+    "attention": (ATTENTION, ""),
+    "attention-ff": (ATTENTION + FEED_FORWARD, ""),
+    "all": (ATTENTION + FEED_FORWARD + PROJECTIONS, ""),
+    "style-block": (ATTENTION, "up_blocks.0.attentions.1."),
+    "content-block": (ATTENTION, "up_blocks.0.attentions.0."),
+}
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
+_NAME = "styletune"
+_START_AT_ZERO = ("lora_B.weight", "hada_w2_b", "lokr_w1", "oft_R.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterShape:
+    """What is injected; ``alpha`` belongs to ``rank``, other ranks keep the scale.
+
+    ``rank`` is OFT's block size. ``block_ranks`` gives ranks by pattern over the UNet's module
+    names, linear and convolution alike, first match counts; ``conv_rank`` is the rank of the
+    other convolutions, ``text_encoder_rank`` that of the text encoders.
+    """
+
+    kind: Kind
+    rank: int
+    alpha: float
+    rslora: bool = False
+    conv_rank: int | None = None
+    block_ranks: Mapping[str, int] = field(default_factory=dict)
+    text_encoder_rank: int | None = None
+
+
+def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = False) -> list[str]:
+    """Names of the UNet's modules that a target means, in the UNet's order.
+
+    On SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all", 80 for "style-block"
+    and "content-block". Patterns are shell style over full names:
+    ``up_blocks.0.attentions.1.*to_q``. With ``conv`` the convolutions of resnets and samplers
+    come too; patterns then choose among them as well.
+
+    Raises:
+        RecipeError: a pattern matches nothing, or ``conv`` and no convolution is chosen.
+    """
+    linear, convolutions = [], []
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Linear) and ".attentions." in name:
+            linear.append(name)
+        if conv and isinstance(module, nn.Conv2d) and re.search(r"\.(resnets|\w+samplers)\.", name):
+            convolutions.append(name)
+    if not isinstance(target, str):
+        names = [n for n in unet_order(unet) if n in {*linear, *convolutions}]
+        _refuse_unmatched(target, names, "target pattern")
+        chosen = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in target)]
+    else:
+        suffixes, block = PRESETS[target]
+        wanted = tuple(f".{s}" for s in suffixes)
+        picked = {n for n in linear if n.endswith(wanted) and n.startswith(block)}
+        picked |= {n for n in convolutions if n.startswith(block)}
+        chosen = [n for n in unet_order(unet) if n in picked]
+    if conv and not any(n in convolutions for n in chosen):
+        raise RecipeError(
+            "conv_rank is set, but the target has no convolutions",
+            where="[adapter] conv_rank",
+            fix='leave it out, or choose "attention", "attention-ff" or "all"',
+        )
+    return chosen
+
+
+def unet_order(unet: nn.Module) -> list[str]:
+    """All module names, in the order in which the UNet holds them."""
+    return [name for name, _ in unet.named_modules()]
+
+
+def text_encoder_modules(text_encoder: nn.Module, target: str = "attention") -> list[str]:
+    """Names of a text encoder's linear modules.
+
+    "attention", its projections: 48 in SDXL's first encoder, 128 in its second. "all", the
+    feed-forward layers too: 72 and 192, what kohya's tools train.
+    """
+    leaves = TEXT_ATTENTION if target == "attention" else TEXT_ATTENTION + TEXT_FEED_FORWARD
+    return [
+        n
+        for n, m in text_encoder.named_modules()
+        if isinstance(m, nn.Linear) and ".layers." in n and n.endswith(leaves)
+    ]
+
+
+def _refuse_unmatched(patterns: tuple[str, ...], names: list[str], what: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(n, pattern) for n in names):
+            raise RecipeError(
+                f'{what} "{pattern}" matches no module that can be adapted',
+                where="[adapter]",
+                fix=f"names look like {names[0]}" if names else "choose a target first",
+            )
+
+
+def inject_adapter(
+    models: Mapping[str, nn.Module],
+    shape: AdapterShape,
+    modules: Mapping[str, list[str]],
+    seed: int,
+) -> None:
+    """Add an untrained adapter in float32 that changes nothing yet.
+
+    Its values depend on the seed, the module's name and its shape alone: not on the base's
+    dtype or device, nor on what else is adapted. Other parameters keep their ``requires_grad``.
+
+    Args:
+        models: by component, "unet", "text_encoder", "text_encoder_2".
+        shape: kind and ranks.
+        modules: names to adapt, by component.
+        seed: of the starting values.
+
+    Raises:
+        RecipeError: settings that the kind does not have, or a block pattern without a match.
+    """
+    _refuse_shape(models, shape, modules)
+    for component, names in modules.items():
+        model = models[component]
+        before = [(p, p.requires_grad) for p in model.parameters()]
+        groups: dict[int, list[str]] = {}
+        for name in names:
+            groups.setdefault(_rank_of(shape, component, model, name), []).append(name)
+        with torch.random.fork_rng(devices=[]):
+            for rank, members in groups.items():
+                inject_adapter_in_model(_config(shape, rank, members), model, adapter_name=_NAME)
+                del model.peft_config  # peft would take the next rank for a second adapter
+        if shape.kind == "lora":
+            _compute_in_input_dtype(model)
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
+    for name, parameter in adapter_parameters({c: models[c] for c in modules}).items():
+        parameter.data = _start_value(models, name, parameter, seed)
+        parameter.requires_grad_(True)
+
+
+def _rank_of(shape: AdapterShape, component: str, model: nn.Module, name: str) -> int:
+    if component != "unet":
+        return shape.text_encoder_rank or shape.rank
+    for pattern, rank in shape.block_ranks.items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return rank
+    if isinstance(model.get_submodule(name), nn.Conv2d) and shape.conv_rank is not None:
+        return shape.conv_rank
+    return shape.rank
+
+
+def _refuse_shape(
+    models: Mapping[str, nn.Module], shape: AdapterShape, modules: Mapping[str, list[str]]
+) -> None:
+    kind = shape.kind
+    _refuse_unmatched(tuple(shape.block_ranks), modules.get("unet", []), "block_ranks pattern")
+    if shape.rslora and kind not in ("lora", "dora"):
+        raise RecipeError(
+            f"{kind} has no rsLoRA scale",
+            where="[adapter] rslora",
+            fix='leave rslora out, or kind = "lora"',
+        )
+    if kind == "oft" and shape.alpha != shape.rank:
+        raise RecipeError("oft has no alpha", where="[adapter] alpha", fix="leave alpha out")
+    for component, names in modules.items():
+        for name in names:
+            module = models[component].get_submodule(name)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            if not weight.is_floating_point() and kind != "lora":
+                raise RecipeError(
+                    f"{kind} needs base weights that are not quantised",
+                    where="[adapter] kind",
+                    fix='kind = "lora"',
+                )
+            if kind != "oft":
+                continue
+            if isinstance(module, nn.Conv2d):
+                raise RecipeError(
+                    "oft adapts no convolutions",
+                    where="[adapter] conv_rank",
+                    fix="leave conv_rank out",
+                )
+            rank = _rank_of(shape, component, models[component], name)
+            if rank < 2 or weight.shape[1] % rank:
+                raise RecipeError(
+                    f"oft's block size {rank} does not divide the {weight.shape[1]} inputs of "
+                    f"{name}",
+                    where="[adapter] rank",
+                    fix="8, 16 and 32 divide all of SDXL's",
+                )
+
+
+def _config(shape: AdapterShape, rank: int, names: list[str]) -> PeftConfig:
+    # The scale of the base setting stays the meaning of alpha.
+    alpha = shape.alpha if shape.rslora else shape.alpha * rank / shape.rank
+    if shape.kind == "loha":
+        return LoHaConfig(r=rank, alpha=alpha, target_modules=names)
+    if shape.kind == "lokr":
+        return LoKrConfig(r=rank, alpha=alpha, target_modules=names)
+    if shape.kind == "oft":
+        # The exact Cayley transform: the truncated series is not orthogonal far from zero.
+        return OFTConfig(oft_block_size=rank, use_cayley_neumann=False, target_modules=names)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=names,
+        use_rslora=shape.rslora,
+        use_dora=shape.kind == "dora",
+        init_lora_weights=True,
+    )
+
+
+class _Linear(nn.Linear):
+    """Float32 weights, the input's arithmetic: what autocast does, for these layers alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class _Conv2d(nn.Conv2d):
+    """The same for a convolution."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self._conv_forward(x, self.weight.to(x.dtype), None)
+        return result
+
+
+def _compute_in_input_dtype(model: nn.Module) -> None:
+    """Let A and B multiply in the base's dtype; weights, gradients and optimizer stay float32.
+
+    Left alone, peft turns the input of every adapted layer into float32 on its own, and the
+    backward pass keeps those copies: 2.5 GB of SDXL's 7.8 at 1024². The small weights are cast
+    instead. With a float32 base nothing changes.
+    """
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        layer.cast_input_dtype_enabled = False
+        for factor in (*layer.lora_A.values(), *layer.lora_B.values()):
+            assert factor.bias is None
+            factor.__class__ = _Conv2d if isinstance(factor, nn.Conv2d) else _Linear
+
+
+def _start_value(
+    models: Mapping[str, nn.Module], name: str, parameter: nn.Parameter, seed: int
+) -> Tensor:
+    if name.endswith(".lora_magnitude_vector"):
+        weight = find_module(models, PART.sub("", name)).weight
+        assert isinstance(weight, Tensor)
+        # In float32 from the base itself: rounded to bf16 it would already change the image.
+        norms: Tensor = weight.detach().float().flatten(1).norm(dim=1)
+        return norms.reshape(parameter.shape)
+    value = torch.zeros(parameter.shape)
+    if not name.endswith(_START_AT_ZERO):
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+    return value.to(parameter.device)
+
+
+def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """The trainable tensors by their name in a file, in the models' order."""
+    found: dict[str, nn.Parameter] = {}
+    for component, model in models.items():
+        for name, parameter in model.named_parameters():
+            if f".{_NAME}" not in name:
+                continue
+            path = name.replace(f".{_NAME}", "")
+            path = path.replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+            # transformers has flattened CLIPTextModel; files keep the name all readers know.
+            if component != "unet" and not path.startswith("text_model."):
+                path = f"text_model.{path}"
+            found[f"{component}.{path}"] = parameter
+    return found
+
+
+def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """A copy of the adapter on the CPU, float32, by file name."""
+    return {k: p.detach().float().cpu().clone() for k, p in adapter_parameters(models).items()}
+
+
+def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """The module that an adapter calls ``component.module``. Raises IntegrityError."""
+    component, _, path = name.partition(".")
+    if component not in models:
+        raise IntegrityError(f"the adapter changes {component}, which is not given")
+    for candidate in (path, path.removeprefix("text_model.")):
+        with contextlib.suppress(AttributeError):
+            return models[component].get_submodule(candidate)
+    raise IntegrityError(f"the adapter changes {name}, which this base model does not have")
+
+
+def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Copy an adapter's values into the injected one; new words' rows are not its business.
+
+    A whole component that the adapter does not have, such as a text encoder, stays as it is.
+
+    Raises:
+        IntegrityError: other names or shapes than were injected.
+    """
+    given = tensors.keys() - set(TOKEN_KEYS)
+    components = {name.partition(".")[0] for name in given}
+    parameters = adapter_parameters({c: m for c, m in models.items() if c in components})
+    if parameters.keys() != given:
+        odd = sorted(parameters.keys() ^ given)
+        raise IntegrityError(f"the adapter's modules differ, first: {odd[0]}")
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise IntegrityError(
+                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, wanted is "
+                f"{tuple(parameter.shape)}"
+            )
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[name])
+
+
+@contextlib.contextmanager
+def adapter_off(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """The base models' own answers for a while, with the adapter left in place."""
+    layers = [
+        m
+        for model in models.values()
+        for m in model.modules()
+        if isinstance(m, BaseTunerLayer) and not m.disable_adapters
+    ]
+    trained = [(p, p.requires_grad) for p in adapter_parameters(models).values()]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, before in trained:
+            parameter.requires_grad_(before)

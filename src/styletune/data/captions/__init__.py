@@ -1,0 +1,1 @@
+"""Captions: lint, fixes, a model that writes them, variants for training."""

@@ -1,0 +1,1 @@
+"""Pixels: decoding, buckets and crops, fingerprints."""

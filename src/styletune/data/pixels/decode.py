@@ -1,0 +1,317 @@
+"""One image file to upright 8-bit sRGB pixels, and those to the rectangle that is trained on."""
+
+from __future__ import annotations
+
+import functools
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from styletune.data.pixels.buckets import CropPlan, Size, plan_crop
+from styletune.data.pixels.image_file import MAX_PIXELS, bad_profile, open_image
+from styletune.data.sources.card import color_bytes
+from styletune.errors import DataError
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Colour space signature in an ICC header (ICC.1:2022, table 19) -> mode of the image it fits.
+_PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK", b"Lab ": "LAB"}
+_NUMBERS_16 = {"I;16", "I;16L", "I;16B", "I;16N"}
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
+_STRIP_ROWS = 256
+# Levels a channel at which a profile is compared with sRGB.
+_GRID = 17
+
+
+def decode_image(
+    source: Path | bytes, *, name: str, background: str | None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """Decode an image to upright 8-bit sRGB. The original is never changed.
+
+    Order: pixel cap from the header, full load, colour profile to sRGB (relative colorimetric
+    with black point compensation; no profile means sRGB), Exif orientation, alpha over the
+    declared background (in sRGB values, as browsers do). 16-bit samples are scaled, not clipped.
+
+    Args:
+        source: a file, or its bytes.
+        name: what errors call the image.
+        background: ``"#rrggbb"`` under transparent pixels; None if none is declared.
+        max_pixels: larger images are refused before they are decoded (``open_image``).
+
+    Returns:
+        An image of mode ``RGB``.
+
+    Raises:
+        DataError: not an image, damaged, too large, animated, an unusable colour profile or
+            colour space, or transparent without a declared background.
+    """
+    return decode_with_alpha(source, name=name, background=background, max_pixels=max_pixels)[0]
+
+
+def decode_with_alpha(
+    source: Path | bytes, *, name: str, background: str | None, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, Image.Image | None]:
+    """As ``decode_image``, with the upright alpha (mode ``L``); None if all is opaque."""
+    with open_image(source, name=name, max_pixels=max_pixels) as image:
+        colors = read_colors(image, name=name)
+    del image  # two copies of the pixels are enough
+    upright = turn_upright(colors)
+    return flatten(upright, background, name=name), upright.alpha
+
+
+@dataclass(frozen=True, slots=True)
+class Colors:
+    """Stored pixels in sRGB.
+
+    ``color`` is of mode ``RGB``, with whatever lies under transparent pixels; ``alpha`` (mode
+    ``L``) None if all is opaque; ``turn`` what is still to be done to stand upright, None for
+    nothing; ``profile`` the description of the ICC profile they went through, "" for none.
+    """
+
+    color: Image.Image
+    alpha: Image.Image | None
+    turn: Image.Transpose | None
+    profile: str
+
+
+def read_colors(image: Image.Image, *, name: str) -> Colors:
+    """Bring the pixels of a loaded image (``open_image``) to sRGB. Raises DataError."""
+    turn = _orientation(image, name)
+    stored, alpha = _color_and_alpha(image, name)
+    color, profile = _to_srgb(stored, image.info.get("icc_profile"), name)
+    color.info = {}
+    # HEIC is turned by libheif, as its container says, and its Exif tag cleared: it does not count.
+    return Colors(color, alpha, turn, profile)
+
+
+def turn_upright(colors: Colors) -> Colors:
+    """Do the turn that is still to be done."""
+    turn, alpha = colors.turn, colors.alpha
+    if turn is None:
+        return colors
+    alpha = alpha.transpose(turn) if alpha is not None else None
+    return Colors(colors.color.transpose(turn), alpha, None, colors.profile)
+
+
+def _orientation(image: Image.Image, name: str) -> Image.Transpose | None:
+    try:
+        # After load: some plugins turn the image themselves and then clear the tag.
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception as error:  # noqa: BLE001  # Pillow's Exif parser raises nearly anything
+        raise DataError(
+            f"its Exif data is damaged, so which side is up is not known: {error}",
+            where=name,
+            fix="turn it upright and save it without metadata",
+        ) from None
+
+
+def _color_and_alpha(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """Colour as RGB, L, CMYK or LAB, and the alpha band (L) unless it is fully opaque."""
+    mode = image.mode
+    if mode in _NUMBERS_16 or mode == "I":
+        return _scale_16(image, name)
+    if mode in ("RGBa", "La"):
+        image = image.convert({"RGBa": "RGBA", "La": "LA"}[mode])
+    elif mode == "PA" or ("transparency" in image.info and mode in ("1", "L", "P", "RGB")):
+        image = image.convert("LA" if mode == "L" else "RGBA")
+    elif mode in ("1", "P", "RGBX", "YCbCr"):
+        image = image.convert("L" if mode == "1" else "RGB")
+    if image.mode in ("RGBA", "LA"):
+        alpha = image.getchannel("A")
+        hides = opaque_pixels(alpha) < image.width * image.height
+        return image.convert("RGB" if image.mode == "RGBA" else "L"), alpha if hides else None
+    if image.mode not in _PROFILE_MODES.values():
+        raise DataError(
+            f"pixels of type {mode} have no defined range or colour",
+            where=name,
+            fix="save it as 8-bit or 16-bit sRGB",
+        )
+    return image, None
+
+
+def opaque_pixels(alpha: Image.Image) -> int:
+    """How many pixels of an alpha band (mode ``L``) are fully opaque."""
+    return alpha.histogram()[255]
+
+
+def _scale_16(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
+    """16-bit grey to 8-bit by v·255/65535, with its colour key as alpha."""
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):
+        raise DataError(
+            "32-bit or signed integer pixels have no defined range",
+            where=name,
+            fix="save it as 8-bit or 16-bit sRGB",
+        )
+    # Pillow leaves 12-bit TIFF and TIFF whose white is zero as they are stored.
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    white = (1 << max(tags.get(_BITS_TAG, (16,)))) - 1
+    steps = np.clip(np.arange(65536), 0, white)
+    if tags.get(_PHOTOMETRIC_TAG) == 0:
+        steps = white - steps
+    table = ((steps * 255 + white // 2) // white).astype(np.uint8)
+    key = image.info.get("transparency")
+    values = np.asarray(image)
+    gray = np.empty(values.shape, np.uint8)
+    alpha = np.full(values.shape, 255, np.uint8) if isinstance(key, int) else None
+    for top in range(0, len(values), _STRIP_ROWS):  # indices take 8 bytes a pixel
+        strip = slice(top, top + _STRIP_ROWS)
+        gray[strip] = table[values[strip]]
+        if alpha is not None:
+            alpha[strip][values[strip] == key] = 0
+    hides = alpha is not None and not alpha.all()
+    return Image.fromarray(gray), Image.fromarray(alpha) if alpha is not None and hides else None
+
+
+def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> tuple[Image.Image, str]:
+    """Colour to sRGB through its own profile, and that profile's description."""
+    if color.mode == "CMYK" and not profile:
+        raise DataError(
+            "CMYK without a colour profile: its colours are not defined",
+            where=name,
+            fix="save it as sRGB, or embed the profile it was separated with",
+        )
+    if color.mode == "LAB" and not profile:
+        return _convert(color, ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")), name), ""
+    if not profile:
+        return _plain_rgb(color), ""
+    mode = _PROFILE_MODES.get(profile[16:20])
+    # Grey pixels under an RGB profile are common, and mean R = G = B.
+    if mode == "RGB" and color.mode == "L":
+        color = color.convert("RGB")
+    if mode != color.mode:
+        space = profile[16:20].decode("latin-1").strip() or "nothing"
+        raise bad_profile(f"is for {space} but the pixels are {color.mode}", name)
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        description = ImageCms.getProfileDescription(opened).strip("\0 \n") or "unnamed"
+    except (OSError, ImageCms.PyCMSError) as error:
+        raise bad_profile(f"cannot be read: {error}", name) from None
+    if mode == "RGB" and _is_srgb(profile):
+        return _plain_rgb(color), description
+    return _convert(color, opened, name), description
+
+
+def _plain_rgb(color: Image.Image) -> Image.Image:
+    """As RGB, apart from its file; a second copy of a large image is to be avoided."""
+    done = type(color) is Image.Image and color.mode == "RGB"
+    return color if done else color.convert("RGB")
+
+
+@functools.lru_cache(maxsize=16)
+def _is_srgb(profile: bytes) -> bool:
+    """Whether a readable RGB profile is sRGB to a rounding step, as most are.
+
+    Its pixels then stay as they are: quicker, and the same as those of a copy without profile.
+    """
+    levels = np.linspace(0, 255, _GRID).round().astype(np.uint8)
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(_GRID, -1, 3)
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    try:
+        converted = np.asarray(_convert(Image.fromarray(grid), opened, ""))
+    except DataError:  # said again, with the file's name, when the image is converted
+        return False
+    return bool(np.abs(converted.astype(np.int16) - grid).max() <= 1)
+
+
+def _convert(color: Image.Image, profile: ImageCms.ImageCmsProfile, name: str) -> Image.Image:
+    try:
+        converted = ImageCms.profileToProfile(
+            color,
+            profile,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (OSError, ValueError, ImageCms.PyCMSError) as error:
+        raise bad_profile(f"cannot be used: {error}", name) from None
+    assert converted is not None
+    return converted
+
+
+def flatten(upright: Colors, background: str | None, *, name: str) -> Image.Image:
+    """Colour over the background; as it is where all is opaque.
+
+    Raises:
+        DataError: there are transparent pixels and no background.
+    """
+    rgb, alpha = upright.color, upright.alpha
+    if alpha is None:
+        return rgb
+    if background is None:
+        pixels = alpha.width * alpha.height
+        raise DataError(
+            f"{pixels - opaque_pixels(alpha)} of {pixels} pixels are transparent and no "
+            "background is declared",
+            where=name,
+            fix='declare one: background = "#ffffff" in dataset.toml beside the images, or in '
+            "the recipe's [data]",
+        )
+    base = Image.new("RGB", rgb.size, color_bytes(background))
+    base.paste(rgb, mask=alpha)
+    return base
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """Training pixels with SDXL's micro-conditioning (arXiv 2307.01952, §2.2).
+
+    ``pixels``: (h, w, 3) uint8 sRGB; ``mask``: (h, w) float32, where the loss counts, 0 to 1,
+    or None for everywhere. Sizes and the corner are (height, width), (top, left):
+    ``original_size`` before resizing, ``crops_coords_top_left`` in pixels of the resized image.
+    """
+
+    pixels: NDArray[np.uint8]
+    mask: NDArray[np.float32] | None
+    original_size: Size
+    crops_coords_top_left: Size
+    target_size: Size
+
+
+def crop_corner(plan: CropPlan, flip: bool) -> Size:
+    """(top, left) of the crop in the resized image, mirrored or not.
+
+    A mirrored image is the picture that a mirrored original would have given, and there the
+    left margin is what used to be the right one. The trim is centred, so they differ by the
+    odd pixel only; but the model is told the truth.
+    """
+    left = plan.resized[1] - plan.bucket[1] - plan.left if flip else plan.left
+    return plan.top, left
+
+
+def crop_image(
+    image: Image.Image, plan: CropPlan, *, flip: bool, resample: Image.Resampling
+) -> Image.Image:
+    """Resize, cut and mirror as planned."""
+    (rows, columns), (height, width) = plan.bucket, plan.resized
+    resized = image.resize((width, height), resample)
+    box = (plan.left, plan.top, plan.left + columns, plan.top + rows)
+    cut = resized.crop(box)
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cut
+
+
+def crop_pixels(
+    image: Image.Image, plan: CropPlan, *, flip: bool = False, mask: NDArray[np.float32] | None
+) -> Crop:
+    """Cut a bucket out of upright RGB (antialiased Lanczos); ``mask`` is cut already."""
+    cut = crop_image(image, plan, flip=flip, resample=Image.Resampling.LANCZOS)
+    return Crop(np.array(cut, np.uint8), mask, plan.original, crop_corner(plan, flip), plan.bucket)
+
+
+def square_pixels(image: Image.Image, resolution: int) -> Crop:
+    """Resize the short side of upright RGB to ``resolution``, up or down, and crop the centre."""
+    plan = plan_crop(image.height, image.width, (resolution, resolution))
+    return crop_pixels(image, plan, mask=None)

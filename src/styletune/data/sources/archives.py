@@ -1,0 +1,245 @@
+"""Images inside zip and tar files, read in place: nothing is ever written to the disk.
+
+An archive is refused as a whole when a member could lead out of it (absolute names, ``..``,
+links, devices), is encrypted, or is larger than anybody's image.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import posixpath
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path
+
+from styletune.data.findings import Finding
+from styletune.data.pixels.image_file import READ_EXTENSIONS
+from styletune.data.sources.files import printable, shorten
+from styletune.errors import DataError
+
+MAX_MEMBER_BYTES = 1 << 30
+MAX_ARCHIVE_BYTES = 256 << 30
+# Images hardly shrink; deflate reaches 1032, and only with data made for it.
+MAX_RATIO = 200
+MIN_BOMB_BYTES = 16 << 20
+_END_BLOCK = 512
+
+
+def bad_archive(path: Path, what: str, members: list[str], fix: str) -> Finding:
+    """The finding about an archive or table that is not opened."""
+    named = f": {shorten([printable(m) for m in members])}" if members else ""
+    return Finding("bad-archive", (path.name,), f"{what}{named}", fix, "error")
+
+
+def list_zip(path: Path) -> tuple[dict[str, str], list[Finding]]:
+    """Members of a zip: name to what ``read_zip`` needs; none when it is not safe.
+
+    Directories are left out. Names are as they are stored: two that differ in Unicode
+    normalisation only are two members.
+    """
+    again = "pack it again from the original files, without links and passwords"
+    try:
+        infos = [info for info in _zip_handle(path).infolist() if not info.is_dir()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        return {}, [bad_archive(path, f"not a zip that can be read ({error})", [], again)]
+    names = [info.orig_filename for info in infos]
+    size, packed = sum(info.file_size for info in infos), sum(info.compress_size for info in infos)
+    faults = [
+        ("members that lead out of the zip", [n for n in names if _leads_out(n)]),
+        ("members that are links or devices", [i.filename for i in infos if _special(i)]),
+        ("encrypted members", [i.filename for i in infos if i.flag_bits & 1]),
+        ("names that are there twice", _doubles(names)),
+        (
+            f"members larger than {MAX_MEMBER_BYTES >> 20} MiB",
+            [i.filename for i in infos if i.file_size > MAX_MEMBER_BYTES],
+        ),
+        (
+            f"members packed more than {MAX_RATIO}:1, as images never are",
+            [i.filename for i in infos if _is_bomb(i.file_size, i.compress_size)],
+        ),
+        (
+            "members packed by a method that is not read",
+            [i.filename for i in infos if i.compress_type not in _METHODS],
+        ),
+    ]
+    findings = [bad_archive(path, what, members, again) for what, members in faults if members]
+    if size > MAX_ARCHIVE_BYTES:
+        what = f"unpacks to {size >> 30} GiB, more than {MAX_ARCHIVE_BYTES >> 30} GiB"
+        findings.append(bad_archive(path, what, [], "split it"))
+    if packed > path.stat().st_size:
+        findings.append(bad_archive(path, "members overlap: it is made to explode", [], again))
+    return ({} if findings else {posixpath.normpath(n): n for n in names}), findings
+
+
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+
+
+def _is_bomb(size: int, packed: int) -> bool:
+    return size > MIN_BOMB_BYTES and size > MAX_RATIO * max(packed, 1)
+
+
+def _leads_out(name: str) -> bool:
+    """Absolute, with a drive, through .. or with separators of another system."""
+    return (
+        name.startswith("/")
+        or "\\" in name
+        or "\0" in name
+        or re.match(r"[A-Za-z]:", name) is not None
+        or ".." in name.split("/")
+    )
+
+
+def _special(info: zipfile.ZipInfo) -> bool:
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    # Only Unix archives say what a member is; others leave zero.
+    return kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+
+
+def _doubles(names: list[str]) -> list[str]:
+    seen, twice = set[str](), list[str]()
+    for name in names:
+        normal = posixpath.normpath(name)
+        if normal in seen:
+            twice.append(name)
+        seen.add(normal)
+    return twice
+
+
+def read_zip(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
+    """Bytes of a member. Safe in several threads and after a fork.
+
+    Raises:
+        DataError: the zip or the member is not there, damaged or too large.
+    """
+    where = f"{path}/{member}"
+    try:
+        archive = _zip_handle(path)
+        info = archive.getinfo(member)
+        if info.file_size > max_bytes:
+            raise DataError(f"is larger than {max_bytes >> 20} MiB", where=where)
+        return archive.read(info)
+    except KeyError:
+        raise DataError("is no longer in the zip", where=where, fix="start again") from None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise DataError(
+            f"cannot be unpacked: {error}", where=where, fix="copy or pack the zip again"
+        ) from None
+
+
+def _zip_handle(path: Path) -> zipfile.ZipFile:
+    state = path.stat()
+    return _open_zip(path, state.st_mtime_ns, state.st_size, os.getpid())
+
+
+@lru_cache(maxsize=4)
+def _open_zip(path: Path, mtime_ns: int, size: int, process: int) -> zipfile.ZipFile:  # noqa: ARG001
+    # A changed file and a forked process need a handle of their own.
+    return zipfile.ZipFile(path)
+
+
+def list_tar(path: Path) -> tuple[dict[str, str], list[Finding]]:
+    """Members of an uncompressed tar: name to "offset+size"; none when it is not safe."""
+    again = "pack it again from the original files: plain files only, uncompressed"
+    members, twice, outside, special, large = (
+        dict[str, str](),
+        list[str](),
+        list[str](),
+        list[str](),
+        list[str](),
+    )
+    length = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as archive:
+            while (info := archive.next()) is not None:
+                # A hundred thousand of them would be kept otherwise.
+                archive.members.clear()  # type: ignore[attr-defined]
+                name = posixpath.normpath(info.name)
+                if info.isdir():
+                    continue
+                if _leads_out(info.name):
+                    outside.append(info.name)
+                elif not info.isreg() or info.issparse():
+                    special.append(info.name)
+                elif info.size > MAX_MEMBER_BYTES:
+                    large.append(info.name)
+                elif name in members:
+                    twice.append(name)
+                members[name] = f"{info.offset_data}+{info.size}"
+                if info.offset_data + info.size > length:
+                    return {}, [bad_archive(path, "the tar is cut short in", [name], again)]
+            end = archive.offset
+    except (tarfile.TarError, OSError, ValueError) as error:
+        what = f"not an uncompressed tar that can be read ({error})"
+        return {}, [bad_archive(path, what, [], again)]
+    faults = [
+        ("members that lead out of the tar", outside),
+        ("members that are links, devices or sparse", special),
+        (f"members larger than {MAX_MEMBER_BYTES >> 20} MiB", large),
+        ("names that are there twice", twice),
+    ]
+    findings = [bad_archive(path, what, names, again) for what, names in faults if names]
+    if fault := _end_fault(path, end):
+        findings.append(bad_archive(path, fault, [], again))
+    return ({} if findings else members), findings
+
+
+def _end_fault(path: Path, end: int) -> str:
+    """What follows the last member; the listing stops there without a word."""
+    with path.open("rb") as stream:
+        stream.seek(end)
+        if len(first := stream.read(_END_BLOCK)) < _END_BLOCK:
+            return "the tar has no end mark: it is cut short"
+        if any(first):
+            return f"a damaged header at byte {end}: what follows it would be lost"
+        while block := stream.read(1 << 20):
+            if block.count(0) < len(block):
+                return "there is more after the end mark: two archives in one file"
+    return ""
+
+
+def read_tar(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
+    """Bytes of a member, "offset+size".
+
+    Raises:
+        DataError: the tar is not there, shorter than when it was listed, or the member too large.
+    """
+    offset, _, size = member.partition("+")
+    if int(size) > max_bytes:
+        raise DataError(f"is larger than {max_bytes >> 20} MiB", where=f"{path} at {offset}")
+    try:
+        with path.open("rb") as stream:
+            stream.seek(int(offset))
+            content = stream.read(int(size))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if len(content) < int(size):
+        raise DataError("is shorter than before", where=str(path), fix="start again")
+    return content
+
+
+def sample_key(name: str) -> str:
+    """A tar member's WebDataset key: its name up to the first dot after the folders."""
+    folder, base = posixpath.split(name)
+    return posixpath.join(folder, base.partition(".")[0])
+
+
+def crowded_samples(names: list[str]) -> list[str]:
+    """Images that share a WebDataset key with another one."""
+    keys: dict[str, list[str]] = {}
+    for name in names:
+        if name.lower().endswith(READ_EXTENSIONS):
+            keys.setdefault(sample_key(name), []).append(name)
+    return [name for images in keys.values() if len(images) > 1 for name in images]

@@ -1,0 +1,104 @@
+"""Files, written whole: to a temporary name in the same folder, flushed and renamed.
+
+A reader sees the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from styletune.errors import IntegrityError, NotFound, OutputError
+
+
+@contextlib.contextmanager
+def output_errors(
+    path: Path, fix: str = "free some space, or choose another place to write to"
+) -> Iterator[None]:
+    """Turn a full disk or a read-only place into an OutputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        # Some libraries wrap the number away and leave only the text.
+        text = str(error)
+        reasons = {
+            errno.ENOSPC: "no space left on the device",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the file system is read-only",
+            errno.EACCES: "no permission to write",
+            errno.EPERM: "no permission to write",
+            errno.ENOTDIR: "a part of the path is a file",
+            errno.EEXIST: "a file is where a folder should be",
+        }
+        reason = reasons.get(error.errno or 0, text)
+        raise OutputError(
+            f"cannot write: {reason}",
+            where=str(path),
+            fix=fix,
+        ) from error
+
+
+def make_dir(path: Path) -> Path:
+    """Create a folder and its parents. Raises OutputError."""
+    with output_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary neighbour of ``path`` for writing; rename it when all went well."""
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with atomic_write(path) as stream:
+        stream.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write canonical, readable JSON (NaN is refused: it is not JSON)."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that we wrote. Raises NotFound or IntegrityError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound("no such file", where=str(path)) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"not readable as JSON: {error}", where=str(path)) from None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Base models: their files, loading, quantization, conditioning, latents and noise schedule."""

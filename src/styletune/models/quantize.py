@@ -1,0 +1,157 @@
+"""The frozen UNet's linear weights in 8 or 4 bits.
+
+bitsandbytes does the arithmetic; diffusers' own quantiser is not used because it refuses to
+work without a GPU. Only weights are quantised: activations and gradients keep the base's dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from styletune.errors import BadInput, BaseModelError
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+Quantization = Literal["none", "int8", "nf4"]
+NF4_BLOCKS = (64, 32)
+
+
+def eligible_linears(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers that are quantised: all inside the attention blocks (722 in SDXL).
+
+    They hold 86 % of SDXL's weights. Time and size embeddings, which are small and matter to
+    every pixel, stay as they are; so do convolutions and norms.
+    """
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and ".attentions." in name
+    }
+
+
+def quantize_unet(unet: UNet2DConditionModel, quantization: Quantization, device: str) -> int:
+    """Replace the eligible linear layers, one by one, by quantised ones on ``device``.
+
+    ``int8``: one scale per output row, absolute maximum (arXiv 2208.07339, section 2.1, for
+    weights alone). ``nf4``: 4-bit NormalFloat in blocks of 64 with float32 scales, of 32 where
+    64 does not divide a row (arXiv 2305.14314, section 3). Gradients flow to the input, never to
+    these weights. The result is the number of layers replaced; other weights are not moved.
+
+    Raises:
+        BadInput: bitsandbytes is missing or does not work on this machine, or the UNet's widths
+            are no multiples of 32 (all of SDXL's are of 64).
+    """
+    if quantization == "none":
+        return 0
+    bnb = _bitsandbytes()
+    from styletune.models.int8_linear import FrozenInt8Linear
+
+    found = eligible_linears(unet)
+    for name, linear in found.items():
+        int8 = quantization == "int8"
+        new = FrozenInt8Linear.of(linear, device) if int8 else _nf4(bnb, linear, device)
+        if linear.bias is not None:
+            bias = linear.bias.detach().to(device, copy=True)
+            new.bias = nn.Parameter(bias, requires_grad=False)
+        parent, _, child = name.rpartition(".")
+        setattr(unet.get_submodule(parent), child, new.train(linear.training))
+    # peft reads these to choose its layer, diffusers to guard .to().
+    unet.is_loaded_in_8bit = quantization == "int8"
+    unet.is_loaded_in_4bit = quantization == "nf4"
+    return len(found)
+
+
+def count_quantized(unet: nn.Module, quantization: Quantization) -> int:
+    """How many eligible layers really hold weights of that kind."""
+    if quantization == "none":
+        return 0
+    bnb = _bitsandbytes()
+    count = 0
+    for module in eligible_linears(unet).values():
+        if quantization == "int8":
+            count += isinstance(module, bnb.nn.Linear8bitLt) and module.weight.dtype == torch.int8
+        else:
+            weight = module.weight
+            count += isinstance(weight, bnb.nn.Params4bit) and bool(weight.bnb_quantized)
+    return count
+
+
+def plain_weight(module: nn.Linear) -> Tensor:
+    """The weight that a layer computes with, (out, in); float32 for a quantised one."""
+    weight: Any = module.weight
+    if getattr(weight, "SCB", None) is not None:
+        from styletune.models.int8_linear import int8_values
+
+        return int8_values(weight.data, weight.SCB, torch.float32)
+    if getattr(weight, "bnb_quantized", False):
+        values: Tensor = _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
+        return values.float()
+    return module.weight.detach()
+
+
+def check_quantized(unet: nn.Module, quantization: Quantization) -> None:
+    """Make sure that all eligible layers are quantised as asked, and none when not.
+
+    Raises:
+        BaseModelError: some are not, so memory and speed would not be the expected ones.
+    """
+    expected = 0 if quantization == "none" else len(eligible_linears(unet))
+    found = count_quantized(unet, quantization)
+    if found != expected or (expected == 0 and quantization != "none"):
+        raise BaseModelError(
+            f"{found} of the UNet's {expected} linear layers came out as {quantization}",
+            where="[base] quantization",
+            fix='use quantization = "none"',
+        )
+
+
+def _bitsandbytes() -> Any:
+    # It says on every import that an optional kernel is missing.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes
+    except Exception as error:
+        raise BadInput(
+            f"bitsandbytes cannot be used here: {error}",
+            where="[base] quantization",
+            fix='pip install "bitsandbytes>=0.50.1,<0.51", or quantization = "none"',
+        ) from error
+    return bitsandbytes
+
+
+def _nf4(bnb: Any, linear: nn.Linear, device: str) -> nn.Linear:
+    # The CPU kernel reads wrong scales when a block spans two rows.
+    block = next((b for b in NF4_BLOCKS if linear.in_features % b == 0), None)
+    if block is None:
+        raise BadInput(
+            f"nf4 needs widths that are multiples of 32; one of the UNet's is {linear.in_features}",
+            where="[base] quantization",
+            fix='use "int8" or "none"',
+        )
+    dtype = linear.weight.dtype
+    new: nn.Linear = bnb.nn.Linear4bit(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=dtype,
+        compress_statistics=False,
+        quant_type="nf4",
+        device="meta",
+    )
+    new.weight = bnb.nn.Params4bit(
+        linear.weight.detach().cpu(),
+        requires_grad=False,
+        blocksize=block,
+        compress_statistics=False,
+        quant_type="nf4",
+        module=new,
+    ).to(device)
+    # Otherwise a forward pass without gradients repacks the weights for a CPU kernel that has
+    # no backward pass, and gradients are lost from then on.
+    new.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return new

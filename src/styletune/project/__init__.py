@@ -1,0 +1,1 @@
+"""A new brand's folder, ready to fill."""

@@ -1,0 +1,101 @@
+"""The run folder: the only module that knows the names of the files in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Paths inside one run folder."""
+
+    dir: Path
+
+    @property
+    def recipe_file(self) -> Path:
+        return self.dir / "recipe.toml"
+
+    @property
+    def facts_file(self) -> Path:
+        """``run.json``: hashes of recipe, data, base and code; versions; device."""
+        return self.dir / "run.json"
+
+    @property
+    def log_file(self) -> Path:
+        """``log.jsonl``: one line a logged step."""
+        return self.dir / "log.jsonl"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked for as long as a process trains; empty, and left there."""
+        return self.dir / ".lock"
+
+    @property
+    def trainer_file(self) -> Path:
+        """Who holds the lock; the processes of one training know by it that they share a disk."""
+        return self.dir / ".trainer"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @property
+    def previews_dir(self) -> Path:
+        return self.dir / "previews"
+
+    @property
+    def class_images_dir(self) -> Path:
+        """What the base model drew of the class, for prior preservation."""
+        return self.dir / "class_images"
+
+    @property
+    def scores_file(self) -> Path:
+        """``scores/scores.parquet``, long form."""
+        return self.dir / "scores" / "scores.parquet"
+
+    @property
+    def summary_file(self) -> Path:
+        return self.dir / "scores" / "summary.json"
+
+    @property
+    def report_file(self) -> Path:
+        return self.dir / "report.html"
+
+    @property
+    def picture_file(self) -> Path:
+        """``picture.png``: base, chosen checkpoint and references side by side."""
+        return self.dir / "picture.png"
+
+    def checkpoint_dir(self, step: int) -> Path:
+        return self.checkpoints_dir / f"step-{step:06d}"
+
+    def adapter_file(self, step: int) -> Path:
+        return self.checkpoint_dir(step) / "adapter.safetensors"
+
+    def state_file(self, step: int) -> Path:
+        return self.checkpoint_dir(step) / "state.safetensors"
+
+    def state_facts_file(self, step: int) -> Path:
+        """``state.json``, written last: a checkpoint without it is not complete."""
+        return self.checkpoint_dir(step) / "state.json"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.checkpoints_dir.is_dir():
+            return []
+        steps = [
+            int(p.name.removeprefix("step-"))
+            for p in self.checkpoints_dir.glob("step-*")
+            if p.name.removeprefix("step-").isdigit()
+        ]
+        return sorted(s for s in steps if self.state_facts_file(s).is_file())
+
+    def remove_leftovers(self) -> None:
+        """Delete the temporary files of checkpoints whose writing a kill interrupted."""
+        for file in self.checkpoints_dir.glob("step-*/.*"):
+            file.unlink(missing_ok=True)
+
+    def samples_dir(self, suite_hash: str, column: str) -> Path:
+        """Images of one column ("base", "step-000200") of one suite."""
+        return self.dir / "samples" / suite_hash[:12] / column

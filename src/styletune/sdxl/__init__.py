@@ -1,1 +1,0 @@
-"""What is particular to SDXL: loading, conditioning, latents, adapters and file layouts."""
