@@ -11,14 +11,9 @@ from PIL import Image
 
 import world
 from data_parts import load_folder, told
-from styletune.data.load import (
-    Row,
-    all_rows,
-    holdout_rows,
-    read_square,
-    train_rows,
-)
+from styletune.data.load import all_rows, holdout_rows, read_square, train_rows
 from styletune.data.pixels.fingerprint import pixel_hash
+from styletune.data.rows import Row
 from styletune.errors import DataError
 
 

@@ -12,10 +12,10 @@ import world
 from data_parts import load_folder
 from styletune.data.entries import entries, read_entry
 from styletune.data.load import LoadedData
-from styletune.data.masks import crop_mask, latent_mask
 from styletune.data.pixels.buckets import plan_crop
-from styletune.data.pixels.decode import crop_pixels
+from styletune.data.pixels.crop import crop_mask, crop_pixels
 from styletune.errors import DataError, NotFound
+from styletune.models.latents import latent_mask
 
 
 def scene(seed: int, size: tuple[int, int] = (128, 128)) -> Image.Image:

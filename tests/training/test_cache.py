@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 import world
 from data_parts import load_folder
-from styletune.data.entries import Entry, entries, read_entry
-from styletune.data.masks import latent_mask
-from styletune.data.pixels.decode import Crop
+from styletune.data.entries import entries, read_entry
+from styletune.data.pixels.crop import Crop
+from styletune.data.rows import Entry
 from styletune.errors import DataError
 from styletune.models.conditioning import encode_prompts, make_time_ids
+from styletune.models.latents import latent_mask
 from styletune.models.load import find_base, load_pipeline
 from styletune.training.cache import Cache, build_cache
 from styletune.training.cache_files import latent_key, tokenizer_hash, weights_hash

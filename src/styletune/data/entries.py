@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, TypedDict
 
-from styletune.data.load import LoadedData, Row, all_rows, read_row
-from styletune.data.masks import crop_mask
-from styletune.data.pixels.buckets import CropPlan, Size, choose_bucket, plan_crop
-from styletune.data.pixels.decode import Crop, crop_corner, crop_pixels
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image at one resolution, mirrored or not; its crop is planned, its pixels unread."""
-
-    row: Row
-    resolution: int
-    plan: CropPlan
-    flip: bool
-
-    @property
-    def bucket(self) -> Size:
-        """(height, width) in pixels."""
-        return self.plan.bucket
-
-    @property
-    def crops_coords_top_left(self) -> Size:
-        """The corner that SDXL is told, in pixels of the resized (and mirrored) image."""
-        return crop_corner(self.plan, self.flip)
+from styletune.data.load import LoadedData, all_rows, read_row
+from styletune.data.pixels.buckets import Size, choose_bucket, plan_crop
+from styletune.data.pixels.crop import Crop, crop_mask, crop_pixels
+from styletune.data.rows import Entry
 
 
 class BucketFacts(TypedDict):

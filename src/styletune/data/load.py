@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,50 +15,18 @@ from styletune.data.inspection.duplicates import Group, families
 from styletune.data.inspection.store import FactsStore
 from styletune.data.masks import mask_hash, read_mask
 from styletune.data.pixels.buckets import Tables
-from styletune.data.pixels.decode import Crop, decode_with_alpha, square_pixels
+from styletune.data.pixels.crop import Crop, square_pixels
+from styletune.data.pixels.decode import decode_with_alpha
 from styletune.data.pixels.fingerprint import data_fingerprint, pixel_hash
+from styletune.data.rows import Row
 from styletune.data.sources.contents import read_item
 from styletune.data.sources.items import Item
 from styletune.data.sources.open import Source
-from styletune.data.split import Split
 from styletune.errors import DataError
 
 if TYPE_CHECKING:
     import datasets
     from PIL import Image
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image: sizes in oriented pixels, ``group`` is its duplicate family's number.
-
-    ``path`` and ``member`` say where its bytes are (``Item``); ``background`` is "" where none
-    is declared; ``flags`` are the codes of the warnings about it. ``mask_hash`` is empty where
-    the loss counts everywhere; ``mask_path`` where there is no mask or it is the image's own
-    alpha.
-    """
-
-    file_name: str
-    path: str
-    text: str
-    width: int
-    height: int
-    pixel_hash: str
-    member: str = ""
-    group: int = 0
-    split: Split = "train"
-    origin: str = ""
-    repeats: int = 1
-    weight: float = 1.0
-    license: str = ""
-    holder: str = ""
-    consent: str = ""
-    source: str = ""
-    machine_caption: bool = False
-    background: str = ""
-    flags: list[str] = field(default_factory=list)
-    mask_path: str = ""
-    mask_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)

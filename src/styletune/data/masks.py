@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from styletune.data.findings import Finding, finding, named
 from styletune.data.pixels.buckets import CropPlan, Tables, choose_bucket, plan_crop
-from styletune.data.pixels.decode import crop_image, decode_image, decode_with_alpha
+from styletune.data.pixels.crop import crop_mask
+from styletune.data.pixels.decode import decode_image, decode_with_alpha
 from styletune.data.sources.contents import read_item
 from styletune.data.sources.files import find_files
 from styletune.data.sources.items import Item
 from styletune.errors import DataError, NotFound
 
-VAE_FACTOR = 8
 MASKS_AT_ONCE = 2  # a 100-megapixel original takes a gigabyte while it is decoded
 # JPEG and colour profiles move equal channels apart by this much.
 MAX_TINT = 4
@@ -195,26 +194,3 @@ def mask_hash(mask: Image.Image) -> str:
     digest = hashlib.sha256(f"{mask.width}x{mask.height} L\n".encode())
     digest.update(mask.tobytes())
     return digest.hexdigest()
-
-
-def crop_mask(mask: Image.Image, plan: CropPlan, *, flip: bool) -> NDArray[np.float32]:
-    """Cut a mask as its image is cut: (h, w) float32, 0 to 1, averaged over areas."""
-    cut = crop_image(mask, plan, flip=flip, resample=Image.Resampling.BOX)
-    return np.asarray(cut, np.float32) / np.float32(255)
-
-
-def latent_mask(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What share of every latent cell counts: the mean of its 8×8 pixels.
-
-    Args:
-        mask: (h, w) float32, 0 to 1; sides are multiples of 8.
-
-    Returns:
-        (h/8, w/8) float32, 0 to 1.
-    """
-    rows, columns = (side // VAE_FACTOR for side in mask.shape)
-    assert mask.shape == (rows * VAE_FACTOR, columns * VAE_FACTOR), mask.shape
-    # Double precision: the mean of 64 ones is exactly one.
-    cells = mask.reshape(rows, VAE_FACTOR, columns, VAE_FACTOR).mean((1, 3), dtype=np.float64)
-    shares: NDArray[np.float32] = cells.astype(np.float32)
-    return shares

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from styletune.data.entries import Entry, entries, read_entry
-from styletune.data.load import Row
+from styletune.data.entries import entries, read_entry
 from styletune.data.pixels.buckets import plan_crop
+from styletune.data.rows import Entry, Row
 from styletune.job.facts import origin_facts
 from styletune.job.prepare import Job
 from styletune.planning.preflight import DRAWN_AT_ONCE

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor
 
 from styletune.errors import DataError
+from styletune.models.sdxl import VAE_FACTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +50,20 @@ def encode_pixels(vae: AutoencoderKL, pixels: Tensor, names: list[str]) -> Laten
 def sample_latents(mean: Tensor, logvar: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
     """Draw from the posterior and scale to what the UNet expects; all (b, 4, h/8, w/8)."""
     return (mean + torch.exp(0.5 * logvar) * noise) * scaling_factor
+
+
+def latent_mask(mask: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What share of every latent cell counts: the mean of its 8×8 pixels.
+
+    Args:
+        mask: (h, w) float32, 0 to 1; sides are multiples of 8.
+
+    Returns:
+        (h/8, w/8) float32, 0 to 1.
+    """
+    rows, columns = (side // VAE_FACTOR for side in mask.shape)
+    assert mask.shape == (rows * VAE_FACTOR, columns * VAE_FACTOR), mask.shape
+    # Double precision: the mean of 64 ones is exactly one.
+    cells = mask.reshape(rows, VAE_FACTOR, columns, VAE_FACTOR).mean((1, 3), dtype=np.float64)
+    shares: NDArray[np.float32] = cells.astype(np.float32)
+    return shares

@@ -14,11 +14,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
-from styletune.data.entries import Entry
-from styletune.data.masks import latent_mask
-from styletune.data.pixels.decode import Crop
+from styletune.data.pixels.crop import Crop
+from styletune.data.rows import Entry
 from styletune.models.conditioning import empty_prompt, encode_prompts, make_time_ids
-from styletune.models.latents import encode_pixels
+from styletune.models.latents import encode_pixels, latent_mask
 from styletune.models.placement import RESIDENT_BYTES, placed
 from styletune.progress import progress
 from styletune.training.cache_files import (

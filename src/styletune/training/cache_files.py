@@ -18,7 +18,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from styletune.adapters.file import pack_tensors
-from styletune.data.entries import Entry
+from styletune.data.rows import Entry
 from styletune.files import write_bytes
 
 # Goes up when the same inputs would be encoded to other tensors.

@@ -19,6 +19,7 @@ from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
 from styletune.data.sources.open import open_sources, resolve_sources
 from styletune.errors import Conflict
+from styletune.mini import BASE_DIR
 
 
 def items(*texts: str | None, origin: str = "set") -> list[Item]:
@@ -155,7 +156,7 @@ def test_one_caption_for_different_images_is_reported() -> None:
 
 def test_long_captions_are_counted_by_clips_tokenizer() -> None:
     """The mini base's own CLIP tokenizer counts: 75 words fit, 76 do not."""
-    folder = Path(world.__file__).parent
+    folder = BASE_DIR.parent
     vocabulary = next(folder.rglob("tokenizer/tokenizer_config.json")).parent
     tokenizer = CLIPTokenizer.from_pretrained(vocabulary, local_files_only=True)
 

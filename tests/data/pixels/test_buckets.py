@@ -16,7 +16,7 @@ from styletune.data.pixels.buckets import (
     default_step,
     plan_crop,
 )
-from styletune.data.pixels.decode import crop_corner, crop_pixels
+from styletune.data.pixels.crop import crop_corner, crop_pixels
 from styletune.errors import DataError
 
 SDXL = bucket_table(1024, 64, 2.0)

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from styletune.data.pixels.decode import decode_image, square_pixels
+from styletune.data.pixels.crop import square_pixels
+from styletune.data.pixels.decode import decode_image
 from styletune.errors import DataError
 
 
