@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from styletune.models.schedule import set_sampling_schedule
 from styletune.recipe import load_recipe
 from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
 from styletune.runs import Run
+from styletune.runs.summary import read_summary
 from styletune.sampling.sample import Sampler, Shot, draw_shots
 from styletune.scoring.suite import prompt_id, suite_hash
 
@@ -78,8 +78,8 @@ def generate(styletune: Command, folder: Path, *options: str) -> list[np.ndarray
 
 def learned(run_dir: Path) -> float:
     """The palette distance to the held-out images as a share of the base model's."""
-    summary = json.loads(Run(run_dir).summary_file.read_text())
-    value: float = summary["checkpoints"][0]["metrics"]["palette_ratio"]["value"]
+    value = read_summary(Run(run_dir)).checkpoints[0].metrics["palette_ratio"].value
+    assert value is not None
     return value
 
 
@@ -149,8 +149,7 @@ def scored(
     assert ran.code in (0, 1), ran.err
     job = prepare(load_recipe(recipe, settings), runs_dir=folder / "runs", run_dir=None)
     assert job.recipe.publish is not None
-    summary = json.loads(job.run.summary_file.read_text())
-    return job, build_package(job, job.recipe.publish, summary, 40)
+    return job, build_package(job, job.recipe.publish, read_summary(job.run))
 
 
 def sample(job: Job, column: str) -> np.ndarray:
@@ -168,7 +167,7 @@ def drawn_with(job: Job, package: Package, folder: Path, *, as_trained: bool) ->
     pipe = load_pipeline(job.base, torch.float32, "cpu")
     if as_trained:
         zero_snr = job.recipe.train.zero_terminal_snr
-        set_sampling_schedule(pipe, package.prediction_type, zero_snr)
+        set_sampling_schedule(pipe, package.release.adapter.prediction_type, zero_snr)
     pipe.load_lora_weights(str(folder), weight_name=weights.name)
     sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale, "", 128)
     shot = Shot(f"{job.trigger}, {job.suite.prompts[0]}", 1, folder / f"{as_trained}.png")
@@ -216,7 +215,7 @@ def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(
             "train.checkpoint_every=40",
         ],
     )
-    assert package.prediction_type == "v_prediction"
+    assert package.release.adapter.prediction_type == "v_prediction"
     own = sample(job, "step-000040")
     right = drawn_with(job, package, tmp_path, as_trained=True)
     wrong = drawn_with(job, package, tmp_path, as_trained=False)

@@ -17,7 +17,6 @@ from styletune.data.findings import Finding
 from styletune.data.licenses import license_problem, restrictions
 from styletune.data.rights import (
     UNREADABLE,
-    holder_names,
     opt_out_term,
     prohibits_training,
     publishable_problem,
@@ -25,6 +24,7 @@ from styletune.data.rights import (
     rights_summary,
 )
 from styletune.data.sources.items import Item, Rights
+from styletune.runs.documents import RightsSummary
 
 VOCABULARY = "http://ns.useplus.org/ldf/vocab/"
 PLUS = 'xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/"'
@@ -439,10 +439,11 @@ def test_holder_names_are_a_line() -> None:
     """The holder of most images first; many are counted, none is the empty string."""
     items = [item(f"{i}.png", Rights(holder=f"H{min(i, 4)}")) for i in range(8)]
     summary = rights_summary(items, opt_outs={}, override=None)
-    assert holder_names(summary) == "H4, H0, H1 and 2 more"
-    assert holder_names(rights_summary([item("a")], opt_outs={}, override=None)) == "Ada Ltd"
+    assert RightsSummary.model_validate(summary).holder_names() == "H4, H0, H1 and 2 more"
+    one = rights_summary([item("a")], opt_outs={}, override=None)
+    assert RightsSummary.model_validate(one).holder_names() == "Ada Ltd"
     nobody = rights_summary([item("a", Rights())], opt_outs={}, override=None)
-    assert holder_names(nobody) == ""
+    assert RightsSummary.model_validate(nobody).holder_names() == ""
 
 
 def test_licence_library_is_not_loaded_before_it_is_needed() -> None:

@@ -12,9 +12,20 @@ import pytest
 from PIL import Image
 
 from styletune.errors import BadInput, RecipeError
+from styletune.runs import Run
+from styletune.runs.metrics import GATES, METRIC_OF
+from styletune.runs.scores import read_scores, write_scores
+from styletune.runs.summary import (
+    GateVerdict,
+    Metrics,
+    Verdict,
+    missed_gates,
+    read_summary,
+    write_summary,
+)
 from styletune.scoring.choose import Candidate, choose
-from styletune.scoring.gates import GateResult, apply_gates, passed
-from styletune.scoring.score import Column, Scores, score_columns, write_scores
+from styletune.scoring.gates import apply_gates
+from styletune.scoring.score import Column, Scores, score_columns
 from styletune.scoring.statistics import Estimate
 from styletune.scoring.suite import Suite, SuiteGates, load_suite, prompt_id, suite_hash
 from world import HORIZON, NATURAL, Look, View, caption, render
@@ -132,19 +143,19 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, list[Colu
     return scores, columns
 
 
-def verdicts(scores: Scores, name: str) -> dict[str, str]:
-    line = next(c for c in scores.summary["checkpoints"] if c["checkpoint"] == name)
-    return {g["name"]: g["verdict"] for g in line["gates"]}
+def verdicts(scores: Scores, name: str) -> dict[str, Verdict]:
+    line = next(c for c in scores.summary.checkpoints if c.checkpoint == name)
+    return {gate.name: gate.verdict for gate in line.gates}
 
 
 def test_good_adapter_is_chosen(planted: tuple[Scores, list[Column]]) -> None:
     """The adapter with the right look and the right content passes all gates and is chosen."""
     summary = planted[0].summary
     assert set(verdicts(planted[0], "good").values()) == {"pass"}
-    assert summary["chosen"]["checkpoint"] == "good"
-    assert summary["chosen"]["passed"] is True
-    assert [c["checkpoint"] for c in summary["checkpoints"] if c["passed"]] == ["good"]
-    assert "step 200 passes all gates" in summary["chosen"]["reason"].lower()
+    assert summary.chosen.checkpoint == "good"
+    assert summary.chosen.passed is True
+    assert [c.checkpoint for c in summary.checkpoints if c.passed] == ["good"]
+    assert "step 200 passes all gates" in summary.chosen.reason.lower()
 
 
 def test_untrained_adapter_fails(planted: tuple[Scores, list[Column]]) -> None:
@@ -172,18 +183,24 @@ def test_off_palette_adapter_fails_on_palette(planted: tuple[Scores, list[Column
 def test_anchors_bracket_the_good_adapter(planted: tuple[Scores, list[Column]]) -> None:
     """Its palette lies between the real-against-real floor and the base."""
     summary = planted[0].summary
-    good = next(c for c in summary["checkpoints"] if c["checkpoint"] == "good")["metrics"]
-    real, base = summary["anchors"]["real"], summary["anchors"]["base"]
-    assert good["palette"]["value"] < 0.5 * base["palette"]["value"]
-    assert real["palette"]["value"] < base["palette"]["value"]
-    assert real["clip_image"]["value"] > base["clip_image"]["value"]
+    good = next(c for c in summary.checkpoints if c.checkpoint == "good").metrics
+    real, base = summary.anchors.real, summary.anchors.base
+    assert value_of(good, "palette") < 0.5 * value_of(base, "palette")
+    assert value_of(real, "palette") < value_of(base, "palette")
+    assert value_of(real, "clip_image") > value_of(base, "clip_image")
+
+
+def value_of(metrics: Metrics, name: str) -> float:
+    value = metrics[name].value
+    assert value is not None
+    return value
 
 
 def test_fid_is_no_gate(planted: tuple[Scores, list[Column]]) -> None:
     """FID is measured for every column and gates none."""
     summary = planted[0].summary
-    assert all("fid" in c["metrics"] for c in summary["checkpoints"])
-    assert {g["name"] for c in summary["checkpoints"] for g in c["gates"]} == {
+    assert all("fid" in c.metrics for c in summary.checkpoints)
+    assert {gate.name for c in summary.checkpoints for gate in c.gates} == {
         "clip_image_gain",
         "palette_ratio",
         "clip_text_loss",
@@ -200,8 +217,10 @@ def test_rows_name_every_score_once(planted: tuple[Scores, list[Column]]) -> Non
 def test_scores_are_written_as_agreed(planted: tuple[Scores, list[Column]], tmp_path: Path) -> None:
     """Parquet has the agreed columns, summary.json the agreed keys."""
     scores, _ = planted
-    write_scores(scores, tmp_path / "s" / "scores.parquet", tmp_path / "s" / "summary.json")
-    table = pq.read_table(tmp_path / "s" / "scores.parquet")
+    run = Run(tmp_path)
+    write_scores(run, scores.rows)
+    write_summary(run, scores.summary)
+    table = pq.read_table(tmp_path / "scores" / "scores.parquet")
     assert table.column_names == [
         "checkpoint",
         "strength",
@@ -212,12 +231,17 @@ def test_scores_are_written_as_agreed(planted: tuple[Scores, list[Column]], tmp_
         "encoder",
     ]
     assert table.num_rows == len(scores.rows)
-    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
-    assert summary == scores.summary
+    summary = json.loads((tmp_path / "scores" / "summary.json").read_text())
+    assert summary == scores.summary.as_json()
+    assert read_summary(run) == scores.summary
+    assert read_scores(run) == tuple(scores.rows)
     assert {"suite_hash", "chosen", "checkpoints", "anchors", "gates"} <= set(summary)
     assert {"checkpoint", "strength", "reason"} <= set(summary["chosen"])
     assert {"value", "low", "high", "n"} == set(summary["anchors"]["base"]["fid"])
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["scores.parquet", "summary.json"]
+    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == [
+        "scores.parquet",
+        "summary.json",
+    ]
 
 
 def test_same_input_same_scores(planted: tuple[Scores, list[Column]]) -> None:
@@ -271,19 +295,35 @@ def test_columns_that_do_not_fit_are_refused(planted: tuple[Scores, list[Column]
 # -- gates and choice --------------------------------------------------------------------------
 
 
-def judge(gain: Estimate, ratio: Estimate, loss: Estimate) -> list[GateResult]:
-    return apply_gates(SuiteGates(), clip_image_gain=gain, palette_ratio=ratio, clip_text_loss=loss)
+def judge(gain: Estimate, ratio: Estimate, loss: Estimate) -> list[GateVerdict]:
+    metrics = {"clip_image_gain": gain, "palette_ratio": ratio, "clip_text_loss": loss}
+    return apply_gates(SuiteGates(), metrics)
 
 
 def test_gate_verdicts_follow_the_interval() -> None:
     """Wholly good passes, wholly bad fails, a straddling interval is inconclusive."""
     good = judge(Estimate(0.1, 0.05, 0.2, 9), Estimate(0.4, 0.3, 0.6, 9), Estimate(0, -0.1, 0.1, 9))
-    assert passed(good)
+    assert missed_gates(good) == []
     wide = judge(Estimate(0.1, -0.1, 0.3, 9), Estimate(0.4, 0.3, 0.9, 9), Estimate(0, -0.1, 0.2, 9))
     assert [g.verdict for g in wide] == ["inconclusive"] * 3
     assert "more prompts" in wide[0].explanation
     bad = judge(Estimate(0, 0, 0, 9), Estimate(1, 1, 1, 9), Estimate(0.5, 0.4, 0.6, 9))
     assert [g.verdict for g in bad] == ["fail"] * 3
+
+
+def test_every_gate_of_the_table_has_a_threshold_and_a_metric() -> None:
+    """A suite sets exactly the gates of the table, and each judges a metric that is measured."""
+    assert set(SuiteGates.model_fields) == {gate.name for gate in GATES}
+    assert all(METRIC_OF[gate.metric].against_base for gate in GATES)
+
+
+def test_every_measured_metric_is_in_the_table(planted: tuple[Scores, list[Column]]) -> None:
+    """Table, CLI, report and card show what is measured, under the same names."""
+    summary = planted[0].summary
+    assert set(summary.anchors.base) == set(METRIC_OF)
+    assert {row.metric for row in planted[0].rows} == {
+        name for name, metric in METRIC_OF.items() if metric.per_image
+    }
 
 
 def test_undefined_loss_is_inconclusive() -> None:
@@ -293,11 +333,19 @@ def test_undefined_loss_is_inconclusive() -> None:
         Estimate(0.1, 0.05, 0.2, 9), Estimate(0.4, 0.3, 0.6, 9), Estimate(nan, nan, nan, 9)
     )
     assert gates[2].verdict == "inconclusive"
-    assert gates[2].as_json()["value"] is None
+    assert gates[2].value is None
 
 
-def candidate(step: int, style: np.ndarray, verdict: str = "pass") -> Candidate:
-    gate = GateResult("clip_text_loss", 0, 0, 0, 0.1, verdict, "")  # type: ignore[arg-type]
+def candidate(step: int, style: np.ndarray, verdict: Verdict = "pass") -> Candidate:
+    gate = GateVerdict(
+        name="clip_text_loss",
+        value=0,
+        low=0,
+        high=0,
+        threshold=0.1,
+        verdict=verdict,
+        explanation="",
+    )
     return Candidate(f"step-{step:06d}", step, 1.0, style, [gate])
 
 

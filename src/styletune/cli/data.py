@@ -113,9 +113,9 @@ def data_check_command(
 def _print_check(answer: Answer, path: Path, report: Path | None, as_json: bool) -> None:
     from styletune.data.check import check_document
 
-    document = check_document(answer.checked)
+    result = check_document(answer.checked)
     if as_json:
-        print_json(document)
+        print_json(result.as_json())
         return
     from rich import box
     from rich.console import Console
@@ -139,18 +139,17 @@ def _print_check(answer: Answer, path: Path, report: Path | None, as_json: bool)
     console = Console(width=110 if not sys.stdout.isatty() else None)
     if answer.checked.findings:
         console.print(table)
-    counts = {kind: len(document[kind]) for kind in ("errors", "warnings")}
-    palette = " ".join(f"{c['hex']} {c['weight']:.0%}" for c in document["palette"])
-    sides = list(document["split"].values())
+    palette = " ".join(f"{color.hex} {color.weight:.0%}" for color in result.palette)
+    sides = list(result.split.values())
     click.echo(
-        f"images   {document['images']}, {document['readable']} readable "
+        f"images   {result.images}, {result.readable} readable "
         f"({answer.hits} known from before)\n"
         f"split    {sides.count('train')} to train on, {sides.count('holdout')} held out, in "
-        f"{len(document['groups'])} groups of duplicates\n"
+        f"{len(result.groups)} groups of duplicates\n"
         f"palette  {palette}\n"
-        f"verdict  {_counted(counts['errors'], 'error')}, "
-        f"{_counted(counts['warnings'], 'warning')}: "
-        + ("training would refuse this set" if counts["errors"] else "ready to train")
+        f"verdict  {_counted(len(result.errors), 'error')}, "
+        f"{_counted(len(result.warnings), 'warning')}: "
+        + ("training would refuse this set" if result.errors else "ready to train")
     )
     if report is not None:
         click.echo(f"report   {report}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import getpass
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,9 +20,13 @@ from styletune.cli.shared import (
     say,
 )
 from styletune.errors import CheckFailed
+from styletune.runs.metrics import COLUMN_METRICS
 
 if TYPE_CHECKING:
     from styletune.job.prepare import Job
+    from styletune.registry.versions import Published
+    from styletune.runs.answers import Plan, PlanCompute, PlanMemory
+    from styletune.runs.summary import Metrics, Summary
 
 
 @click.command("plan")
@@ -43,58 +48,60 @@ def plan_command(
     from styletune.job.plan import plan
     from styletune.planning.preflight import present_gpu
 
-    document = plan(job, gpu or present_gpu())
+    planned = plan(job, gpu or present_gpu())
     if as_json:
-        print_json(document)
+        print_json(planned.as_json())
     else:
-        _print_plan(job, document, recipe)
+        _print_plan(planned, job, recipe)
     if job.missing_base is not None:
         raise SystemExit(job.missing_base.exit_code)
-    if any(p["severity"] == "error" for p in document["problems"]):
+    if planned.refused:
         raise SystemExit(1)
 
 
-def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
+def _print_plan(plan: Plan, job: Job, recipe: Path) -> None:
     import tomli_w
 
-    data, train = document["data"], document["train"]
+    data, train = plan.data, plan.train
     click.echo(tomli_w.dumps(job.recipe.model_dump(mode="json", exclude_none=True)))
-    click.echo(f"recipe   {job.loaded.name}  {document['recipe_hash'][:12]}")
-    click.echo(f"base     {document['base']['model']}  {document['base']['hash'][:12]}")
+    click.echo(f"recipe   {job.loaded.name}  {plan.recipe_hash[:12]}")
+    click.echo(f"base     {plan.base.model}  {plan.base.hash[:12]}")
     click.echo(
-        f"data     {data['images']} images: {data['train']} to train on, {data['holdout']} held "
-        f"out; {data['groups']} groups of duplicates; {data['fingerprint'][:12]}"
+        f"data     {data.images} images: {data.train} to train on, {data.holdout} held "
+        f"out; {data.groups} groups of duplicates; {data.fingerprint[:12]}"
     )
     click.echo(
-        f"train    {train['steps']} steps of {train['images_per_step']} images = "
-        f"{train['epochs']:g} epochs of {train['images_per_epoch']} at {job.resolution} px; "
-        f"adapter scale {train['adapter_scale']:g}; {len(train['checkpoints'])} checkpoints"
+        f"train    {train.steps} steps of {train.images_per_step} images = "
+        f"{train.epochs:g} epochs of {train.images_per_epoch} at {job.resolution} px; "
+        f"adapter scale {train.adapter_scale:g}; {len(train.checkpoints)} checkpoints"
     )
-    memory, compute = document["memory"], document["compute"]
-    parts = sorted(memory["parts"].items(), key=lambda item: -item[1])
+    _print_needs(plan.memory, plan.compute)
+    if train.done_steps:
+        click.echo(f"         {train.done_steps} steps are done already and will be kept")
+    if plan.score:
+        click.echo(f"score    {plan.score.images} images are generated and measured")
+    for problem in plan.problems:
+        click.echo(f"\n{problem.severity}: {problem.where}\n  {clip(problem.message)}")
+        click.echo(f"  fix: {problem.fix}")
+    click.echo("\nwould be written:")
+    for output in plan.outputs:
+        click.echo(f"  {output}")
+    click.echo(f"\nnext: {'fix the errors above' if plan.refused else f'styletune run {recipe}'}")
+
+
+def _print_needs(memory: PlanMemory, compute: PlanCompute) -> None:
+    parts = sorted(memory.parts.items(), key=lambda item: -item[1])
     click.echo(
-        f"memory   {memory['peak_bytes'] / 2**30:.1f} GiB at the peak ({memory['phase']}): "
+        f"memory   {memory.peak_bytes / 2**30:.1f} GiB at the peak ({memory.phase}): "
         + ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts if size > 2**20)
     )
     floor = (
-        f"; at least {compute['floor_s'] / 60:.1f} min on {compute['gpu']}, which never does more "
-        f"than {compute['images_per_s']:g} images/s"
-        if compute["floor_s"] is not None
+        f"; at least {compute.floor_s / 60:.1f} min on {compute.gpu}, which never does more "
+        f"than {compute.images_per_s:g} images/s"
+        if compute.floor_s is not None
         else ""
     )
-    click.echo(f"compute  {compute['step_flops'] / 1e12:.3g} TFLOP a step{floor}")
-    if train["done_steps"]:
-        click.echo(f"         {train['done_steps']} steps are done already and will be kept")
-    if document["score"]:
-        click.echo(f"score    {document['score']['images']} images are generated and measured")
-    for problem in document["problems"]:
-        click.echo(f"\n{problem['severity']}: {problem['where']}\n  {clip(problem['message'])}")
-        click.echo(f"  fix: {problem['fix']}")
-    click.echo("\nwould be written:")
-    for output in document["outputs"]:
-        click.echo(f"  {output}")
-    refused = any(p["severity"] == "error" for p in document["problems"])
-    click.echo(f"\nnext: {'mend the errors above' if refused else f'styletune run {recipe}'}")
+    click.echo(f"compute  {compute.step_flops / 1e12:.3g} TFLOP per step{floor}")
 
 
 @click.command("train")
@@ -102,7 +109,7 @@ def _print_plan(job: Job, document: dict[str, Any], recipe: Path) -> None:
 def train_command(
     recipe: Path, runs_dir: Path, run_dir: Path | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Train the adapter, or go on where it was interrupted."""
+    """Train the adapter, or resume where it was interrupted."""
     job = prepare_job(recipe, runs_dir, run_dir, overrides, many_processes=True)
     from styletune.job.train import train
 
@@ -124,15 +131,15 @@ def score_command(
 ) -> None:
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
     job = prepare_job(recipe, runs_dir, run_dir, overrides)
-    from styletune.job.score import gate_passed, score
+    from styletune.job.score import score
 
-    summary, _ = score(job)
+    summary = score(job)
     if as_json:
-        print_json(summary)
+        print_json(summary.as_json())
     else:
         _print_scores(summary)
         click.echo(f"\nreport   {job.run.report_file}")
-        if gate_passed(summary):
+        if summary.chosen.passed:
             click.echo(f"next: open the report; then styletune publish {recipe}")
     _exit_by_gate(summary, job.run.report_file)
 
@@ -154,7 +161,7 @@ def publish_command(
 
     published = publish(job, registry, _who())
     if as_json:
-        print_json(published)
+        print_json(asdict(published))
         return
     _print_published(published, registry)
 
@@ -179,26 +186,26 @@ def run_command(
 
     if publishes:
         check_publishable(job, registry)
-    done = run_job(job, registry=registry if publishes else None, who=_who())
-    summary = done.pop("summary")
+    result = run_job(job, registry=registry if publishes else None, who=_who())
+    summary = result.summary
     if as_json:
-        print_json(done)
+        print_json(result.as_json())
     else:
         if summary:
             _print_scores(summary)
-        stages = ", ".join(f"{stage} {s:g} s" for stage, s in done["seconds"].items())
+        stages = ", ".join(f"{stage} {s:g} s" for stage, s in result.seconds.items())
         click.echo(f"\ntime     {stages}")
         if summary:
             click.echo(f"report   {job.run.report_file}\npicture  {job.run.picture_file}")
-        if done["published"]:
-            _print_published(done["published"], registry)
-        elif summary and done["gate"] == "pass":
+        if result.published:
+            _print_published(result.published, registry)
+        elif summary and summary.chosen.passed:
             click.echo(f"next: open the report; then styletune publish {recipe}")
     if summary:
         _exit_by_gate(summary, job.run.report_file)
 
 
-def _exit_by_gate(summary: dict[str, Any], report: Path) -> None:
+def _exit_by_gate(summary: Summary, report: Path) -> None:
     """Exit 1 on a refusal; the document or table has been printed, so the reason is for stderr."""
     from styletune.job.score import refuse_unless_passed
 
@@ -216,25 +223,16 @@ def _who() -> str:
         return "unknown"
 
 
-def _print_published(published: dict[str, str], registry: str) -> None:
-    name, version = published["name"], published["version"]
-    click.echo(f"published {name} {version}  {published['digest'][:12]}  in {registry}")
+def _print_published(published: Published, registry: str) -> None:
+    name, version = published.name, published.version
+    click.echo(f"published {name} {version}  {published.digest[:12]}  in {registry}")
     click.echo(
         f"next: styletune generate {name}@^{version.split('.')[0]} "
         f'--prompt "a city at sunset" --seeds 101-104 --registry {registry}'
     )
 
 
-METRIC_COLUMNS = (
-    ("clip_image", "style (CLIP-I)", ".3f"),
-    ("clip_text", "prompt (CLIP-T)", ".3f"),
-    ("palette", "palette ΔE", ".1f"),
-    ("kid", "KID", ".4f"),
-    ("fid", "FID", ".3f"),
-)
-
-
-def _print_scores(summary: dict[str, Any]) -> None:
+def _print_scores(summary: Summary) -> None:
     """The short table: base, every checkpoint, the references themselves; then the gates."""
     from rich import box
     from rich.console import Console
@@ -242,29 +240,26 @@ def _print_scores(summary: dict[str, Any]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("checkpoint", no_wrap=True)
-    for _, label, _ in METRIC_COLUMNS:
-        table.add_column(label, justify="right", no_wrap=True)
+    for metric in COLUMN_METRICS:
+        table.add_column(metric.short_label, justify="right", no_wrap=True)
     table.add_column("gate")
-    chosen = summary["chosen"]["checkpoint"]
-    anchors = summary["anchors"]
-    rows = [("base model", anchors["base"], summary["base"]["passed"])]
-    rows += [(e["checkpoint"], e["metrics"], e["passed"]) for e in summary["checkpoints"]]
+    chosen, anchors = summary.chosen, summary.anchors
+    rows = [("base model", anchors.base, summary.base.passed)]
+    rows += [(scores.checkpoint, scores.metrics, scores.passed) for scores in summary.checkpoints]
     for label, metrics, passed in rows:
-        mark = " ← chosen" if label == chosen else ""
+        mark = " ← chosen" if label == chosen.checkpoint else ""
         table.add_row(label + mark, *_cells(metrics), "pass" if passed else "refused")
-    table.add_row("held-out images", *_cells(anchors["real"]), "")
+    table.add_row("held-out images", *_cells(anchors.real), "")
     console = Console(width=110 if not sys.stdout.isatty() else None)
     console.print(table)
-    console.print(f"chosen   {chosen}: {summary['chosen']['reason']}", markup=False)
-    for gate in summary["gates"]:
-        console.print(
-            f"gate     {gate['name']}: {gate['verdict']}: {gate['explanation']}", markup=False
-        )
+    console.print(f"chosen   {chosen.checkpoint}: {chosen.reason}", markup=False)
+    for gate in summary.gates:
+        console.print(f"gate     {gate.name}: {gate.verdict}: {gate.explanation}", markup=False)
 
 
-def _cells(metrics: dict[str, Any]) -> list[str]:
-    values = [metrics.get(key, {}).get("value") for key, _, _ in METRIC_COLUMNS]
+def _cells(metrics: Metrics) -> list[str]:
+    values = [metrics[m.name].value if m.name in metrics else None for m in COLUMN_METRICS]
     return [
-        "–" if value is None else format(value, form)
-        for value, (_, _, form) in zip(values, METRIC_COLUMNS, strict=True)
+        "–" if value is None else f"{value:.{metric.digits}f}"
+        for value, metric in zip(values, COLUMN_METRICS, strict=True)
     ]

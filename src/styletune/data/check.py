@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from styletune.data.captions.lint import caption_findings
 from styletune.data.findings import (
@@ -41,6 +41,13 @@ from styletune.data.sources.items import Item
 from styletune.data.sources.open import Source, open_sources
 from styletune.data.split import Split, fold_groups, split_groups
 from styletune.errors import DataError
+from styletune.runs.answers import (
+    CheckBucket,
+    CheckColor,
+    CheckFinding,
+    CheckGroup,
+    CheckResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,34 +352,37 @@ def _lower(
     return tuple(sorted(judged, key=lambda f: order[f.severity])), lowered
 
 
-def check_document(checked: Checked) -> dict[str, Any]:
+def check_document(checked: Checked) -> CheckResult:
     """The ``data check --json`` document."""
 
-    def told(severity: str) -> list[dict[str, Any]]:
-        return [
-            {"code": f.code, "files": list(f.files), "message": f.message, "fix": f.fix}
+    def of_severity(severity: str) -> tuple[CheckFinding, ...]:
+        return tuple(
+            CheckFinding(code=f.code, files=f.files, message=f.message, fix=f.fix)
             for f in checked.findings
             if f.severity == severity
-        ]
+        )
 
     sizes = Counter(plan.bucket for plan in checked.plans.values())
-    return {
-        "images": len(checked.items),
-        "readable": len(checked.facts),
-        "errors": told("error"),
-        "warnings": told("warning"),
-        "facts": told("fact"),
-        "groups": [{"kind": g.kind, "files": list(g.files)} for g in checked.groups],
-        "palette": [{"hex": c, "weight": round(w, 4)} for c, w in checked.palette.extracted],
-        "declared_palette": list(checked.palette.declared),
-        "coverage": {name: round(v, 4) for name, v in checked.palette.coverage.items()},
-        "split": dict(checked.sides),
-        "resolution": checked.resolution,
-        "buckets": [
-            {"width": width, "height": height, "images": n}
+    return CheckResult(
+        images=len(checked.items),
+        readable=len(checked.facts),
+        errors=of_severity("error"),
+        warnings=of_severity("warning"),
+        facts=of_severity("fact"),
+        groups=tuple(CheckGroup(kind=g.kind, files=tuple(g.files)) for g in checked.groups),
+        palette=tuple(
+            CheckColor(hex=color, weight=round(weight, 4))
+            for color, weight in checked.palette.extracted
+        ),
+        declared_palette=tuple(checked.palette.declared),
+        coverage={name: round(v, 4) for name, v in checked.palette.coverage.items()},
+        split=dict(checked.sides),
+        resolution=checked.resolution,
+        buckets=tuple(
+            CheckBucket(width=width, height=height, images=n)
             for (height, width), n in sorted(sizes.items())
-        ],
-    }
+        ),
+    )
 
 
 def refuse(checked: Checked, where: str) -> None:

@@ -263,10 +263,3 @@ def rights_summary(
         else None,
         "lowered": {code: len(names) for code, names in files.items()},
     }
-
-
-def holder_names(summary: Mapping[str, Any], most: int = 3) -> str:
-    """Whose images they are, most images first, for a line of text; "" if nobody is declared."""
-    names = list(dict.fromkeys(e["holder"] for e in summary["declared"] if e["holder"].strip()))
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -77,7 +77,7 @@ def _scale(values: Sequence[float], start: float, end: float, margin: float = 0.
 def curve_svg(title: str, lines: dict[str, list[Point]], levels: Sequence[Level]) -> Markup:
     """A metric over training steps: one line a strength, band of the 95 % interval.
 
-    ``title`` is read aloud in place of the picture. Colours come from the page's CSS classes.
+    ``title`` is read aloud in place of the picture. Colors come from the page's CSS classes.
     """
     points = [p for line in lines.values() for p in line]
     ys = [v for p in points for v in (p.low, p.value, p.high)] + [level.value for level in levels]

@@ -1,4 +1,4 @@
-"""Colour: how far a set's colours are from the references', and which colours they are.
+"""Color: how far a set's colors are from the references', and which colors they are.
 
 The distance is a sliced 1-Wasserstein distance in CIELAB (Rabin et al. 2011; Bonneel et al.
 2015, doi 10.1007/s10851-014-0506-3). A set is the weighted mean of its images' histograms,
@@ -20,7 +20,7 @@ from styletune.scoring.statistics import Estimate, bootstrap_weights, spread_int
 Array = NDArray[np.float64]
 SIDE_PX = 64
 DIRECTIONS = 64
-# sRGB's farthest colour from Lab's origin is blue, 134 units away.
+# sRGB's farthest color from Lab's origin is blue, 134 units away.
 LIMIT = 140
 GRID = np.arange(-LIMIT, LIMIT + 1, dtype=np.float64)
 
@@ -35,9 +35,9 @@ def directions() -> Array:
 
 
 def load_pixels(file: Path) -> tuple[Array, Array]:
-    """An image's colours: (k, 3) float64 CIELAB (D65, L 0-100) and (k,) weights, sum 1.
+    """An image's colors: (k, 3) float64 CIELAB (D65, L 0-100) and (k,) weights, sum 1.
 
-    Reduced to 64x64 by area first. Transparent pixels have no colour and no weight.
+    Reduced to 64x64 by area first. Transparent pixels have no color and no weight.
     Raises DataError if the file is no image or wholly transparent.
     """
     from skimage.color import rgb2lab
@@ -56,7 +56,7 @@ def load_pixels(file: Path) -> tuple[Array, Array]:
 
 
 def projected_cdf(lab: Array, weight: Array) -> NDArray[np.float32]:
-    """Cumulative histograms of the colours along every direction: (64, 281) float32.
+    """Cumulative histograms of the colors along every direction: (64, 281) float32.
 
     ``lab`` (k, 3), ``weight`` (k,) with sum 1. Mass is shared between the two nearest grid
     points in proportion, which keeps every mean, and so every pure shift, exact.
@@ -72,21 +72,21 @@ def projected_cdf(lab: Array, weight: Array) -> NDArray[np.float32]:
 
 
 def palette_features(files: Sequence[Path]) -> NDArray[np.float32]:
-    """(n, 64, 281) cumulative colour histograms of image files. Raises DataError."""
+    """(n, 64, 281) cumulative color histograms of image files. Raises DataError."""
     return np.stack([projected_cdf(*load_pixels(file)) for file in files])
 
 
 def cdf_distance(f: NDArray[np.floating], g: NDArray[np.floating]) -> Array:
     """Sliced W1 of cumulative histograms (..., 64, 281), broadcast: (...) in units of dE76.
 
-    W1 on a line is the integral of |F - G|. A shift of all colours by v moves direction d by
+    W1 on a line is the integral of |F - G|. A shift of all colors by v moves direction d by
     |v.d|, whose mean over the sphere is |v| / 2: hence the factor 2, so that it reads |v|.
     """
     return np.asarray(2 * np.abs(f - g).sum(-1).mean(-1), np.float64)
 
 
 def palette_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Distance between two sets' colours, from ``palette_features``; in units of dE76, >= 0."""
+    """Distance between two sets' colors, from ``palette_features``; in units of dE76, >= 0."""
     return float(cdf_distance(x.mean(0), y.mean(0)))
 
 
@@ -116,14 +116,14 @@ def palette_estimates(
     """(palette distance, its ratio to the base's), each with a 95 % interval.
 
     The ratio's interval is symmetric in its logarithm. Features as from ``palette_features``.
-    Raises DataError if the base has exactly the references' colours.
+    Raises DataError if the base has exactly the references' colors.
     """
     mine = palette_draws(x, references, prompts, draws, seed)
     other = palette_draws(base, references, prompts, draws, seed)
     value, anchor = palette_distance(x, references), palette_distance(base, references)
     if anchor <= 0 or other.min() <= 0:
         raise DataError(
-            "the base model's images already have the references' exact colours",
+            "the base model's images already have the references' exact colors",
             fix="give reference images in the brand's look, not the base model's own",
         )
     distance = spread_interval(value, float(np.std(mine, ddof=1)), prompts, n=len(x))
@@ -138,10 +138,10 @@ def palette_estimates(
 
 
 def extract_palette(files: Sequence[Path], k: int = 6) -> list[tuple[str, float]]:
-    """The k main colours of images, for display: [("#rrggbb", weight)], heaviest first.
+    """The k main colors of images, for display: [("#rrggbb", weight)], heaviest first.
 
     k-means in CIELAB with a fixed seed; weights sum to 1; fewer than k if there are fewer
-    colours. Raises DataError.
+    colors. Raises DataError.
     """
     from skimage.color import lab2rgb
     from sklearn.cluster import KMeans
