@@ -13,9 +13,10 @@ import pytest
 
 from styletune.errors import BadInput, IntegrityError, NotFound, StyletuneError
 from styletune.runs import Run
-from styletune.runs.documents import LogLine, read_facts, read_log, write_facts
+from styletune.runs.documents import read_facts, write_facts
 from styletune.runs.find import find_runs
 from styletune.runs.folder import checkpoint_name, column_label
+from styletune.runs.log import LogLine, open_log, read_log
 from styletune.runs.metrics import COLUMN_METRICS, METRIC_OF
 from styletune.runs.scores import read_scores, write_scores
 from styletune.runs.summary import missed_gates, read_summary, write_summary
@@ -108,6 +109,18 @@ def test_a_cut_last_line_does_not_count(stored: Run) -> None:
         read_log(stored)
     stored.log_file.unlink()
     assert read_log(stored) == ()
+
+
+def test_a_resumed_log_keeps_the_lines_before_it(stored: Run) -> None:
+    """Lines after the resumed step and a line cut in half go; new ones are appended."""
+    before = stored.log_file.read_text().splitlines()
+    with stored.log_file.open("a") as stream:
+        stream.write('{"step": 50, "lo')
+    append = open_log(stored, 20)
+    append(read_log(stored)[0].model_copy(update={"step": 30}))
+    lines = stored.log_file.read_text().splitlines()
+    assert lines[:2] == before[:2]
+    assert [line.step for line in read_log(stored)] == [10, 20, 30]
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from published_small import small_release
 
 from styletune.errors import BadInput
 from styletune.models.names import public_base
-from styletune.registry.card import Preview, plain
+from styletune.registry.card import plain
 from styletune.registry.package import Evidence, package_files
 from styletune.registry.pull import pull
+from styletune.registry.release import Preview
 from styletune.registry.resolve import parse_spec
 from styletune.registry.store import open_store
 from styletune.registry.versions import Published

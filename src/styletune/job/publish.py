@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
     from styletune.adapters.file import AdapterSpec
     from styletune.data.check import Checked
-    from styletune.registry.card import Preview
-    from styletune.registry.release import Release
+    from styletune.registry.release import Preview, Release
     from styletune.registry.versions import Published
 
 MAX_PREVIEWS = 8
@@ -239,7 +238,7 @@ def _weights(
 
 def _previews(folder: Path, suite: Suite) -> list[Preview]:
     """The first prompts' images, with the first seed, and the settings embedded in them."""
-    from styletune.registry.card import Preview
+    from styletune.registry.release import Preview
     from styletune.sampling.sample import read_settings
 
     files = [folder / name for name in sample_names(suite)[:: len(suite.seeds)][:MAX_PREVIEWS]]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from styletune.registry.release import Release
+from styletune.registry.provenance import Provenance
+from styletune.registry.release import Preview, Release
 from styletune.runs.documents import DeclaredRights, RightsSummary
-from styletune.runs.form import Part
 from styletune.runs.metrics import GATE_OF, METRIC_OF
-from styletune.runs.summary import ChosenCheckpoint, GateVerdict, MetricValue, Summary
+from styletune.runs.summary import GateVerdict, MetricValue, Summary
 
 NOT_STATED = "not stated"
 # License identifiers that the Hugging Face Hub knows; every other one is "other" there.
@@ -53,48 +52,6 @@ _HUB_LICENSES = frozenset(
 _SHOWN_VALUES = 8
 # Control characters, line separators, and marks that turn the reading direction around.
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """A picture under ``previews/`` and how it was made; ``settings`` has at least ``prompt``.
-
-    ``file`` is None for a prompt without a picture.
-    """
-
-    settings: Mapping[str, Any]
-    file: str | None = None
-    content: bytes = b""
-
-    def as_json(self) -> dict[str, Any]:
-        """The settings, and the file where there is one."""
-        return {**({"file": self.file} if self.file else {}), **self.settings}
-
-
-class ProvenanceData(Part):
-    """Fingerprint of the training data, and the rights in it."""
-
-    fingerprint: str
-    rights: RightsSummary
-
-
-class ProvenanceBase(Part):
-    """The base model by its public name, SHA-256 of its weights."""
-
-    model: str
-    hash: str
-
-
-class Provenance(Part):
-    """``provenance.json``: what a version was made from; nothing else of the run is published."""
-
-    recipe_hash: str
-    recipe: str
-    data: ProvenanceData
-    base: ProvenanceBase
-    versions: dict[str, str]
-    seed: int
-    chosen: ChosenCheckpoint
 
 
 def model_card(

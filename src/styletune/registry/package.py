@@ -10,18 +10,10 @@ from typing import Any
 
 from styletune.errors import BadInput
 from styletune.hub import is_hub_id
-from styletune.registry.card import (
-    NOT_STATED,
-    Preview,
-    Provenance,
-    ProvenanceBase,
-    ProvenanceData,
-    model_card,
-    plain,
-    rights_notes,
-)
+from styletune.registry.card import NOT_STATED, model_card, plain, rights_notes
 from styletune.registry.manifest import parse_version
-from styletune.registry.release import Release
+from styletune.registry.provenance import Provenance, ProvenanceBase, ProvenanceData
+from styletune.registry.release import Preview, Release
 from styletune.registry.versions import check_name
 from styletune.runs.documents import RightsSummary, RunFacts
 from styletune.runs.summary import Summary

@@ -1,4 +1,4 @@
-"""A version from the registry into a folder, checked before anything is seen there."""
+"""A version from the registry into a folder, checked before anything appears there."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
 
@@ -42,3 +44,19 @@ class Release:
         They find a LoRA by this name whatever its folder, so it holds the full version.
         """
         return f"{self.name}_v{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture under ``previews/`` and how it was made; ``settings`` has at least ``prompt``.
+
+    ``file`` is None for a prompt without a picture.
+    """
+
+    settings: Mapping[str, Any]
+    file: str | None = None
+    content: bytes = b""
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings, and the file where there is one."""
+        return {**({"file": self.file} if self.file else {}), **self.settings}

@@ -127,11 +127,11 @@ def get_blob(store: ObjectStore, digest: str) -> bytes:
         IntegrityError: its bytes are not what its name says.
     """
     content = read_object(store, blob_key(digest))
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
         raise IntegrityError(
             f"blob {digest} was changed or cut short: expected sha256 {digest}, "
-            f"found {found} ({len(content)} bytes)",
+            f"found {actual} ({len(content)} bytes)",
             where=blob_key(digest),
             fix="restore the blob from a backup, or publish a new version",
         )
@@ -167,10 +167,10 @@ def list_folders(store: ObjectStore, prefix: str) -> list[str]:
 
 def _list(store: ObjectStore, prefix: str) -> tuple[list[dict[str, object]], list[str]]:
     try:
-        found = obstore.list_with_delimiter(store, prefix)
+        listing = obstore.list_with_delimiter(store, prefix)
     except (BaseError, OSError) as error:
         raise _unreadable(error, prefix) from None
-    return list(found["objects"]), list(found["common_prefixes"])
+    return list(listing["objects"]), list(listing["common_prefixes"])
 
 
 @contextlib.contextmanager

@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from styletune.runs.form import Document, Part
+from styletune.runs.form import Document, DocumentPart
 
 # -- styletune plan -------------------------------------------------------------------------------
 
 
-class PlanBase(Part):
+class PlanBase(DocumentPart):
     """The base model as the recipe names it; "" for the hash of one that is not here."""
 
     model: str
     hash: str
 
 
-class PlanProblem(Part):
+class PlanProblem(DocumentPart):
     """Something to fix before a run; an error means that training is refused."""
 
     severity: Literal["error", "warning"]
@@ -27,7 +27,7 @@ class PlanProblem(Part):
     fix: str
 
 
-class PlanMemory(Part):
+class PlanMemory(DocumentPart):
     """Accelerator memory: the peak, when it is reached, and its parts; all in bytes."""
 
     peak_bytes: int
@@ -36,7 +36,7 @@ class PlanMemory(Part):
     phases: dict[str, int]
 
 
-class PlanCompute(Part):
+class PlanCompute(DocumentPart):
     """Floating-point operations of a step and a forward pass; bounds on a known card."""
 
     step_flops: int
@@ -46,7 +46,7 @@ class PlanCompute(Part):
     images_per_s: float | None
 
 
-class PlanBucket(Part):
+class PlanBucket(DocumentPart):
     """One size in pixels, its images, and the mean share of an image that its crop loses."""
 
     width: int
@@ -55,7 +55,7 @@ class PlanBucket(Part):
     lost_share: float
 
 
-class PlanData(Part):
+class PlanData(DocumentPart):
     """The images; ``groups`` counts groups of duplicates."""
 
     images: int
@@ -67,7 +67,7 @@ class PlanData(Part):
     trigger: str
 
 
-class PlanTraining(Part):
+class PlanTraining(DocumentPart):
     """Steps and what they show; ``done_steps`` are kept from an earlier start."""
 
     steps: int
@@ -79,7 +79,7 @@ class PlanTraining(Part):
     done_steps: int
 
 
-class PlanScoring(Part):
+class PlanScoring(DocumentPart):
     """How many images scoring generates."""
 
     images: int
@@ -109,7 +109,7 @@ class Plan(Document):
 # -- styletune data check -------------------------------------------------------------------------
 
 
-class CheckFinding(Part):
+class CheckFinding(DocumentPart):
     """One finding: its code, the files it is about, and the nearest fix."""
 
     code: str
@@ -118,21 +118,21 @@ class CheckFinding(Part):
     fix: str
 
 
-class CheckGroup(Part):
+class CheckGroup(DocumentPart):
     """Files that belong together: ``kind`` is exact, near or motif."""
 
     kind: str
     files: tuple[str, ...]
 
 
-class CheckColor(Part):
+class CheckColor(DocumentPart):
     """A main color of the set and its share of the pixels."""
 
     hex: str
     weight: float
 
 
-class CheckBucket(Part):
+class CheckBucket(DocumentPart):
     """One size in pixels and its images."""
 
     width: int

@@ -32,6 +32,7 @@ class Run:
 
     @property
     def recipe_file(self) -> Path:
+        """``recipe.toml``: the resolved recipe."""
         return self.dir / "recipe.toml"
 
     @property
@@ -56,10 +57,12 @@ class Run:
 
     @property
     def checkpoints_dir(self) -> Path:
+        """One folder per checkpoint."""
         return self.dir / "checkpoints"
 
     @property
     def previews_dir(self) -> Path:
+        """Images of the recipe's preview prompts, one per checkpoint."""
         return self.dir / "previews"
 
     @property
@@ -74,10 +77,12 @@ class Run:
 
     @property
     def summary_file(self) -> Path:
+        """``scores/summary.json``: choice, intervals, gates, anchors."""
         return self.dir / "scores" / "summary.json"
 
     @property
     def report_file(self) -> Path:
+        """``report.html``: the scores for people, in one self-contained file."""
         return self.dir / "report.html"
 
     @property
@@ -86,12 +91,15 @@ class Run:
         return self.dir / "picture.png"
 
     def checkpoint_dir(self, step: int) -> Path:
+        """The folder of the checkpoint after ``step`` steps."""
         return self.checkpoints_dir / checkpoint_name(step)
 
     def adapter_file(self, step: int) -> Path:
+        """``adapter.safetensors`` of a checkpoint."""
         return self.checkpoint_dir(step) / "adapter.safetensors"
 
     def state_file(self, step: int) -> Path:
+        """``state.safetensors`` of a checkpoint: what resuming needs; old ones may be gone."""
         return self.checkpoint_dir(step) / "state.safetensors"
 
     def state_facts_file(self, step: int) -> Path:

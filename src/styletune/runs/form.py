@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 HexColor = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
-class Part(BaseModel):
+class DocumentPart(BaseModel):
     """A part of a document: frozen, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -26,7 +26,7 @@ class Part(BaseModel):
         return self.model_dump(mode="json")
 
 
-class Document(Part):
+class Document(DocumentPart):
     """A whole document. One without a version was written by 0.1.0, in the form of version 1."""
 
     schema_version: Literal[1] = 1

@@ -9,13 +9,13 @@ from pydantic import JsonValue
 
 from styletune.errors import IntegrityError
 from styletune.runs.folder import Run, column_label
-from styletune.runs.form import Document, HexColor, Part, read_document, write_document
+from styletune.runs.form import Document, DocumentPart, HexColor, read_document, write_document
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 FIX_SUMMARY = "delete it and run styletune score again"
 
 
-class MetricValue(Part):
+class MetricValue(DocumentPart):
     """A value, its 95 % interval and the number of images behind it; None where undefined."""
 
     value: float | None
@@ -27,7 +27,7 @@ class MetricValue(Part):
 Metrics = dict[str, MetricValue]
 
 
-class GateVerdict(Part):
+class GateVerdict(DocumentPart):
     """One release gate: what was measured against its threshold, and what follows."""
 
     name: str
@@ -44,7 +44,7 @@ def missed_gates(gates: Iterable[GateVerdict]) -> list[GateVerdict]:
     return [gate for gate in gates if gate.verdict != "pass"]
 
 
-class CheckpointScores(Part):
+class CheckpointScores(DocumentPart):
     """One checkpoint at one strength; ``clip_image_gain_p_holm`` is Holm-adjusted."""
 
     checkpoint: str
@@ -57,10 +57,11 @@ class CheckpointScores(Part):
 
     @property
     def label(self) -> str:
+        """For people: ``step 200``."""
         return column_label(self.checkpoint, self.step, self.strength)
 
 
-class ChosenCheckpoint(Part):
+class ChosenCheckpoint(DocumentPart):
     """The checkpoint to hand over, and why."""
 
     checkpoint: str
@@ -71,24 +72,25 @@ class ChosenCheckpoint(Part):
 
     @property
     def label(self) -> str:
+        """For people: ``step 200``."""
         return column_label(self.checkpoint, self.step, self.strength)
 
 
-class Anchors(Part):
+class Anchors(DocumentPart):
     """The two ends of every scale: the base model, and the references against themselves."""
 
     base: Metrics
     real: Metrics
 
 
-class BaseVerdict(Part):
+class BaseVerdict(DocumentPart):
     """The base judged as a candidate of strength 0: a gate that lets it pass is no gate."""
 
     gates: tuple[GateVerdict, ...]
     passed: bool
 
 
-class ScoreInputs(Part):
+class ScoreInputs(DocumentPart):
     """Everything that the scores depend on; another value makes a summary stale.
 
     ``suite`` is a whole suite as JSON (``scoring.suite.Suite``); ``base`` and ``data`` are

@@ -28,6 +28,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
+        """For people: ``step 200``."""
         return column_label(self.name, self.step, self.strength)
 
 

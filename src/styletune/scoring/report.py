@@ -81,13 +81,13 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
     """Everything that the template names."""
     summary, suite = scored.summary, scored.suite
     side_px = _side_px(sum(len(column.images) for column in scored.columns))
-    shown = [_Shown(c, [_data_uri(f, side_px) for f in c.images]) for c in scored.columns]
+    grid = [_GridColumn(c, [_data_uri(f, side_px) for f in c.images]) for c in scored.columns]
     return {
         "title": scored.facts.recipe,
         "suite": suite,
         "summary": summary,
         "verdict": _verdict(summary),
-        "shown": shown,
+        "grid": grid,
         "pick": scored.columns.index(scored.chosen),
         "strip": _strip(suite),
         "prompt_ids": [prompt_id(i) for i in range(len(suite.prompts))],
@@ -104,7 +104,7 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class _GridColumn:
     """One column of the grid, with its images as data URIs (prompts-major)."""
 
     column: ScoredColumn

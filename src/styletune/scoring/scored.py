@@ -32,6 +32,7 @@ class ScoredColumn:
 
     @property
     def base(self) -> bool:
+        """Whether this is the base model."""
         return self.name == BASE_COLUMN
 
 
@@ -48,10 +49,12 @@ class ScoredRun:
 
     @property
     def base(self) -> ScoredColumn:
+        """The base model's column."""
         return self.columns[0]
 
     @property
     def chosen(self) -> ScoredColumn:
+        """The chosen checkpoint's column."""
         return next(column for column in self.columns if column.chosen)
 
 

@@ -9,21 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from styletune.adapters.file import AdapterSpec
-from styletune.files import output_errors, write_text
 from styletune.progress import progress
 from styletune.runs import Run
+from styletune.runs.log import LogLine, open_log
 from styletune.training.batches import step_batch
 from styletune.training.cache import Cache
 from styletune.training.checkpoint import (
@@ -176,7 +174,7 @@ def train_adapter(
         restore_checkpoint(run, done, trained, identity)
         if main:
             _look(trained, set_training, lambda: on_checkpoint(done))
-    log = _open_log(run.log_file, done) if main else _silent
+    log = open_log(run, done) if main else _silent
     started, images = time.monotonic(), 0
     unchecked: list[StepResult] = []
     with progress("train", settings.steps, done, shown=main) as advance:
@@ -220,7 +218,7 @@ def train_adapter(
             if is_validation and held_out is not None and main:
                 line |= _validate(trained, denoiser, held_out, settings.batch_size, set_training)
             if line:
-                log({"step": now, **line})
+                log(LogLine.model_validate({"step": now, **line}))
                 accelerator.log({k: v for k, v in line.items() if isinstance(v, float)}, step=now)
             advance(1, note)
             if is_checkpoint and main:
@@ -400,25 +398,5 @@ def _look(
     set_training(True)
 
 
-def _silent(line: Mapping[str, object]) -> None:
+def _silent(line: LogLine) -> None:
     """Only the first process keeps the log."""
-
-
-def _open_log(file: Path, done: int) -> Callable[[Mapping[str, object]], None]:
-    """Keep the lines up to the step that is resumed from, then append."""
-    kept = []
-    if file.is_file():
-        for text in file.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue  # the line that a kill cut in half; its step is trained again
-            if line["step"] <= done:
-                kept.append(text + "\n")
-    write_text(file, "".join(kept))
-
-    def append(line: Mapping[str, object]) -> None:
-        with output_errors(file), file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-
-    return append
