@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from job_parts import Answer
 from styletune.adapters.tokens import add_tokens, load_token_rows
-from styletune.job.prepare import Job, prepare
+from styletune.job.job import Job
+from styletune.job.prepare import prepare
 from styletune.job.publish import Package, build_package
 from styletune.mini import BASE_DIR
 from styletune.models.load import find_base, load_pipeline

@@ -34,13 +34,13 @@ from PIL import Image
 from styletune.adapters.export import kohya_file
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
-    AdapterShape,
     adapter_parameters,
     inject_adapter,
     target_modules,
 )
 from styletune.models.sdxl import meta_unet
-from styletune.training.optimizer import FACTOR_B
+from styletune.recipe.training_sections import AdapterSection
+from styletune.training.groups import FACTOR_B
 from world import HORIZON, TIMES, View, caption, render
 
 HERE = Path(__file__).resolve().parent
@@ -139,7 +139,7 @@ def write_start(file: Path, rank: int) -> None:
     """An untrained attention adapter in kohya's layout; sd-scripts takes its targets from it."""
     unet = meta_unet()
     modules = {"unet": target_modules(unet, "attention")}
-    inject_adapter({"unet": unet}, AdapterShape("lora", rank, float(rank)), modules, seed=0)
+    inject_adapter({"unet": unet}, AdapterSection(rank=rank), modules, seed=0)
     tensors = {
         name: (torch.zeros if FACTOR_B in name else torch.randn)(parameter.shape) / rank
         for name, parameter in adapter_parameters({"unet": unet}).items()

@@ -34,7 +34,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from random_sdxl import with_random_weights
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
-    AdapterShape,
     adapter_parameters,
     inject_adapter,
     target_modules,
@@ -44,14 +43,16 @@ from styletune.models.checkpointing import set_checkpointing
 from styletune.models.load import base_configs, find_base, load_pipeline
 from styletune.models.sdxl import meta_unet
 from styletune.planning.gpus import find_gpu, floor_s
-from styletune.planning.memory import SDXL, BaseConfigs, Setup, estimate
-from styletune.planning.meter import StepShape
+from styletune.planning.memory import SDXL, BaseConfigs, estimate
+from styletune.planning.workload import Step, Workload
+from styletune.recipe.training_sections import AdapterSection, OptimizerSection, TrainSection
 from styletune.runs import Run
 from styletune.training.cache import Cache, Latents
-from styletune.training.checkpoint import Identity
-from styletune.training.denoise import Denoiser, NoiseSettings, Objective, cached_texts
-from styletune.training.loop import LoopSettings, Material, train_adapter
-from styletune.training.optimizer import Group, OptimizerSettings
+from styletune.training.denoise import Denoiser
+from styletune.training.groups import ParameterGroup
+from styletune.training.identity import Identity
+from styletune.training.images import TrainingData, TrainingImages
+from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
 from styletune.training.processes import make_accelerator
 
 NUM_IMAGES = 40
@@ -100,55 +101,25 @@ def step_times(run: Callable[[], None], device: str) -> list[float]:
 def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, batch: int) -> None:
     """``train_adapter`` with one checkpoint, after its last step."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
-    settings = LoopSettings(
-        steps=steps,
-        batch_size=batch,
-        gradient_accumulation_steps=1,
-        seed=0,
-        ema_decay=0.0,
-        checkpoint_every=steps,
-        keep_last=None,
-        validation_every=0,
-        log_every=10,
+    alphas_cumprod = (1 - betas).cumprod(0).to(cache.device)
+    model = AdaptedModel(
+        Denoiser(unet, unet.dtype, alphas_cumprod, 0.13025, "epsilon"),
+        modules={"unet": unet},
+        parameters=parameters,
+        groups=[ParameterGroup("unet", parameters, 1.0)],
+        spec=AdapterSpec(RANK, float(RANK)),
     )
-    optimizer = OptimizerSettings(
-        name="adamw",
-        learning_rate=1e-4,
-        weight_decay=0.01,
-        beta1=0.9,
-        beta2=0.999,
-        schedule="constant",
-        schedule_power=1.0,
-        warmup_steps=0,
-        steps=steps,
-        lora_plus_ratio=1.0,
-        max_grad_norm=1.0,
-    )
+    images = TrainingImages(cache, cache.texts, [""] * NUM_IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         train_adapter(
-            denoiser=Denoiser(
-                unet,
-                unet.dtype,
-                (1 - betas).cumprod(0).to(cache.device),
-                0.13025,
-                Objective("epsilon", "min-snr", 5.0, "mse", 0.1),
-            ),
-            parameters=parameters,
-            groups=[Group("unet", parameters, 1.0)],
-            optimizer_settings=optimizer,
-            noise=NoiseSettings(caption_dropout=0.1),
-            material=Material(cache, cached_texts(cache), [""] * NUM_IMAGES),
-            held_out=None,
-            prior=None,
-            settings=settings,
-            spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
-            identity=Identity("r", "d", "o", "b"),
-            run=run,
+            model,
+            TrainingData(images),
+            TrainSection(steps=steps, batch_size=batch, checkpoint_every=steps),
+            OptimizerSection(),
+            output=RunOutput(run, Identity("t", "d", "o", "b"), on_checkpoint=lambda _: None),
             accelerator=make_accelerator("no", "none", run),
             done=0,
-            on_checkpoint=lambda _: None,
-            set_training=unet.train,
         )
 
 
@@ -218,18 +189,15 @@ def main() -> None:
     batch = args.batch_size or (8 if mini else 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = find_base("mini", None, Path())
+    adapter = AdapterSection(rank=RANK)
+    train = TrainSection(
+        batch_size=batch,
+        gradient_checkpointing=policy,
+        mixed_precision="no" if mini else "bf16",
+    )
     predicted = estimate(
-        Setup(
-            StepShape(
-                side,
-                side,
-                batch_size=batch,
-                rank=RANK,
-                gradient_checkpointing=policy,
-                base_bytes=4 if mini else 2,
-            ),
-            images=NUM_IMAGES,
-            captions=NUM_IMAGES + 1,
+        Workload(
+            Step(side, side, adapter=adapter, train=train), images=NUM_IMAGES, captions=NUM_IMAGES
         ),
         BaseConfigs(**base_configs(base)) if mini else SDXL,
     )
@@ -239,8 +207,7 @@ def main() -> None:
         if mini
         else with_random_weights(meta_unet(), device)
     )
-    shape = AdapterShape("lora", RANK, float(RANK))
-    inject_adapter({"unet": unet}, shape, {"unet": target_modules(unet, "attention")}, seed=0)
+    inject_adapter({"unet": unet}, adapter, {"unet": target_modules(unet, "attention")}, seed=0)
     set_checkpointing(unet, policy)
     parameters = adapter_parameters({"unet": unet})
     cache = random_cache(unet, side, device)

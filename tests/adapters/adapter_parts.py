@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
-    AdapterShape,
     adapter_tensors,
     inject_adapter,
     load_into,
@@ -19,8 +19,17 @@ from styletune.adapters.inject import (
     text_encoder_modules,
 )
 from styletune.models.load import find_base, load_pipeline
+from styletune.recipe.training_sections import AdapterSection
 
-LORA = AdapterShape("lora", 4, 10.0)
+
+def section(kind: str, rank: int, alpha: float, **keys: Any) -> AdapterSection:
+    """[adapter] with these keys; a rank for text encoders means both of them."""
+    text = {"text_encoders": "both"} if "text_encoder_rank" in keys else {}
+    given = {"kind": kind, "rank": rank, "alpha": alpha, **text, **keys}
+    return AdapterSection.model_validate(given)
+
+
+LORA = section("lora", 4, 10.0)
 
 
 def mini_pipe(dtype: torch.dtype = torch.float32) -> StableDiffusionXLPipeline:
@@ -54,13 +63,13 @@ def models_of(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Module]:
     }
 
 
-def spec_of(shape: AdapterShape) -> AdapterSpec:
-    return AdapterSpec(shape.rank, shape.alpha, "b", "r", 7, shape.kind, shape.rslora)
+def spec_of(shape: AdapterSection) -> AdapterSpec:
+    return AdapterSpec(shape.rank, shape.base_alpha, "b", "r", 7, shape.kind, shape.rslora)
 
 
 def inject(
     pipe: StableDiffusionXLPipeline,
-    shape: AdapterShape,
+    shape: AdapterSection,
     target: str | tuple[str, ...] = "attention",
     text: bool = False,
 ) -> dict[str, nn.Module]:
@@ -90,7 +99,7 @@ def shake(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_adapter(
-    shape: AdapterShape = LORA, target: str | tuple[str, ...] = "attention", text: bool = False
+    shape: AdapterSection = LORA, target: str | tuple[str, ...] = "attention", text: bool = False
 ) -> tuple[dict[str, Tensor], AdapterSpec, StableDiffusionXLPipeline]:
     """A trained-looking adapter and a pipeline that holds it, injected as in training."""
     pipe = mini_pipe()

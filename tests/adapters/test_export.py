@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapter_parts import LORA, draw, mini_pipe, models_of, random_adapter, sdxl_unet
+from adapter_parts import LORA, draw, mini_pipe, models_of, random_adapter, sdxl_unet, section
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load
@@ -27,19 +27,20 @@ from styletune.adapters.export import (
     to_plain_lora,
 )
 from styletune.adapters.file import AdapterSpec
-from styletune.adapters.inject import AdapterShape, target_modules
+from styletune.adapters.inject import target_modules
 from styletune.adapters.updates import merged, weight_updates
 from styletune.errors import BadInput, IntegrityError
+from styletune.recipe.training_sections import AdapterSection
 
 RANKS = {"mid_block.*": 2, "*.attn1.*": 6}
 SHAPES = {
     "alpha is not rank": (LORA, False),
-    "rslora": (AdapterShape("lora", 4, 3.0, rslora=True, block_ranks=RANKS), False),
-    "block ranks": (AdapterShape("lora", 4, 10.0, block_ranks=RANKS), False),
-    "convolutions": (AdapterShape("lora", 4, 6.0, conv_rank=2), False),
-    "text encoders": (AdapterShape("lora", 4, 10.0, text_encoder_rank=3), True),
+    "rslora": (section("lora", 4, 3.0, rslora=True, block_ranks=RANKS), False),
+    "block ranks": (section("lora", 4, 10.0, block_ranks=RANKS), False),
+    "convolutions": (section("lora", 4, 6.0, conv_rank=2), False),
+    "text encoders": (section("lora", 4, 10.0, text_encoder_rank=3), True),
     "all": (
-        AdapterShape("lora", 4, 3.0, True, conv_rank=2, block_ranks=RANKS, text_encoder_rank=5),
+        section("lora", 4, 3.0, rslora=True, conv_rank=2, block_ranks=RANKS, text_encoder_rank=5),
         True,
     ),
 }
@@ -193,7 +194,7 @@ def test_diffusers_draws_what_training_drew(name: str, tmp_path: Path) -> None:
 def test_diffusers_draws_dora_as_trained(tmp_path: Path) -> None:
     """A DoRA in diffusers' file keeps its magnitudes; WebUIs get them over the outputs."""
     tensors, spec, adapted = random_adapter(
-        AdapterShape("dora", 4, 6.0, conv_rank=2), ("mid_block.*", "up_blocks.*")
+        section("dora", 4, 6.0, conv_rank=2), ("mid_block.*", "up_blocks.*")
     )
     diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {})
     check_exports(tensors, spec, diffusers, kohya)
@@ -213,12 +214,12 @@ def test_diffusers_draws_dora_as_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        AdapterShape("loha", 3, 4.5, conv_rank=2),
-        AdapterShape("lokr", 2, 3.0, conv_rank=1),
-        AdapterShape("lokr", 64, 32.0),
+        section("loha", 3, 4.5, conv_rank=2),
+        section("lokr", 2, 3.0, conv_rank=1),
+        section("lokr", 64, 32.0),
     ],
 )
-def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterShape) -> None:
+def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterSection) -> None:
     """LyCORIS' and ComfyUI's arithmetic on the kohya file gives the trained ΔW."""
     tensors, spec, _ = random_adapter(shape)
     content = load(kohya_file(tensors, spec, {}))
@@ -258,7 +259,7 @@ def test_check_finds_a_wrong_export() -> None:
     fewer = {k: v for k, v in tensors.items() if "mid_block" not in k}
     with pytest.raises(IntegrityError, match="other modules"):
         check_exports(tensors, spec, diffusers, kohya_file(fewer, spec, {}))
-    dora, dora_spec, _ = random_adapter(AdapterShape("dora", 4, 6.0), "style-block")
+    dora, dora_spec, _ = random_adapter(section("dora", 4, 6.0), "style-block")
     key = next(k for k in dora if "magnitude" in k)
     other = {**dora, key: dora[key] * 1.01}
     with pytest.raises(IntegrityError, match="kohya"):
@@ -270,13 +271,13 @@ def test_check_finds_a_wrong_export() -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        AdapterShape("dora", 2, 3.0),
-        AdapterShape("loha", 3, 4.5),
-        AdapterShape("lokr", 2, 3.0),
-        AdapterShape("oft", 8, 8.0),
+        section("dora", 2, 3.0),
+        section("loha", 3, 4.5),
+        section("lokr", 2, 3.0),
+        section("oft", 8, 8.0),
     ],
 )
-def test_any_kind_becomes_a_plain_lora(shape: AdapterShape) -> None:
+def test_any_kind_becomes_a_plain_lora(shape: AdapterSection) -> None:
     """At full rank nothing is lost; at a low one the loss is what the dropped part weighs."""
     tensors, spec, adapted = random_adapter(shape, "style-block")
     pipe = mini_pipe()
@@ -308,7 +309,7 @@ def test_a_plain_lora_survives_its_own_rank() -> None:
     """A rank-4 LoRA, rsLoRA or not, is a rank-4 LoRA: the error is zero but for rounding."""
     for shape, target in (
         (LORA, "style-block"),
-        (AdapterShape("lora", 4, 3.0, rslora=True, conv_rank=3), ("mid_block.*",)),
+        (section("lora", 4, 3.0, rslora=True, conv_rank=3), ("mid_block.*",)),
     ):
         tensors, spec, _ = random_adapter(shape, target)
         tensors["clip_l"] = torch.ones(1, 64)
@@ -322,7 +323,7 @@ def test_a_plain_lora_survives_its_own_rank() -> None:
 
 def test_oft_is_refused_by_both_layouts() -> None:
     """OFT goes into neither file, and the message says what to do."""
-    tensors, spec, _ = random_adapter(AdapterShape("oft", 8, 8.0))
+    tensors, spec, _ = random_adapter(section("oft", 8, 8.0))
     with pytest.raises(BadInput, match="plain LoRA"):
         diffusers_file(tensors, spec)
     with pytest.raises(BadInput, match="plain LoRA"):

@@ -8,19 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_parts import LORA, inject, mini_pipe, random_adapter, sdxl_unet, spec_of
+from adapter_parts import LORA, inject, mini_pipe, random_adapter, sdxl_unet, section, spec_of
 from safetensors.torch import load, save_file
 from torch import Tensor
 
 from styletune.adapters.export import diffusers_file, kohya_file, kohya_header
 from styletune.adapters.file import AdapterSpec, save_adapter
-from styletune.adapters.inject import AdapterShape, adapter_tensors, load_into, target_modules
+from styletune.adapters.inject import adapter_tensors, load_into, target_modules
 from styletune.adapters.layouts import read_adapter_file, rescaled
 from styletune.adapters.updates import weight_updates
 from styletune.errors import BadInput, IntegrityError, NotFound
+from styletune.recipe.training_sections import AdapterSection
 
-WIDE = AdapterShape(
-    "lora", 4, 3.0, True, conv_rank=2, block_ranks={"mid_block.*": 6}, text_encoder_rank=5
+WIDE = section(
+    "lora", 4, 3.0, rslora=True, conv_rank=2, block_ranks={"mid_block.*": 6}, text_encoder_rank=5
 )
 HEADER = kohya_header(
     title="t",
@@ -58,7 +59,7 @@ def test_our_own_files_are_read(
     tmp_path: Path, wide: tuple[dict[str, Tensor], AdapterSpec]
 ) -> None:
     """A checkpoint comes back bit for bit, of whatever kind."""
-    for tensors, spec in (wide, random_adapter(AdapterShape("oft", 8, 8.0))[:2]):
+    for tensors, spec in (wide, random_adapter(section("oft", 8, 8.0))[:2]):
         save_adapter(tmp_path / "own", tensors, spec)
         back, read = read_adapter_file(tmp_path / "own")
         assert read == spec
@@ -78,7 +79,7 @@ def test_both_exports_are_read_back(
     assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in tensors.items()}
     (tmp_path / "k").write_bytes(kohya_file(tensors, spec, HEADER))
     read = assert_same_updates(tmp_path / "k", tensors, spec)
-    assert (read.base_hash, read.recipe_hash, read.step) == ("base", "recipe", 9)
+    assert (read.base_hash, read.training_hash, read.step) == ("base", "recipe", 9)
     assert read.tokens == ("<acme>",)
 
 
@@ -110,7 +111,7 @@ def test_kohya_with_diffusers_names_is_read(
 
 def test_peft_dialects_and_their_alphas_are_read(tmp_path: Path) -> None:
     """.lora.down/.up, .alpha beside the weights, and lora_adapter_metadata with patterns."""
-    tensors, spec, _ = random_adapter(AdapterShape("lora", 4, 10.0, block_ranks={"mid_block.*": 2}))
+    tensors, spec, _ = random_adapter(section("lora", 4, 10.0, block_ranks={"mid_block.*": 2}))
     old = {
         k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in tensors.items()
     }
@@ -167,13 +168,13 @@ def test_what_diffusers_saves_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        AdapterShape("dora", 4, 6.0, conv_rank=2),
-        AdapterShape("loha", 3, 4.5, conv_rank=2),
-        AdapterShape("lokr", 2, 3.0, conv_rank=1),
-        AdapterShape("lokr", 64, 32.0),
+        section("dora", 4, 6.0, conv_rank=2),
+        section("loha", 3, 4.5, conv_rank=2),
+        section("lokr", 2, 3.0, conv_rank=1),
+        section("lokr", 64, 32.0),
     ],
 )
-def test_other_kinds_are_read_back(shape: AdapterShape, tmp_path: Path) -> None:
+def test_other_kinds_are_read_back(shape: AdapterSection, tmp_path: Path) -> None:
     """DoRA, LoHa and LoKr files of the kohya layout give their updates back."""
     tensors, spec, _ = random_adapter(shape)
     pipe = mini_pipe()
@@ -196,17 +197,17 @@ def test_other_kinds_are_read_back(shape: AdapterShape, tmp_path: Path) -> None:
     "shape",
     [
         LORA,
-        AdapterShape("dora", 4, 6.0),
-        AdapterShape("loha", 3, 4.5),
-        AdapterShape("lokr", 2, 3.0),
+        section("dora", 4, 6.0),
+        section("loha", 3, 4.5),
+        section("lokr", 2, 3.0),
     ],
 )
-def test_training_goes_on_from_a_foreign_file(shape: AdapterShape, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_foreign_file(shape: AdapterSection, tmp_path: Path) -> None:
     """Rescaled to the recipe's alpha and loaded, the injected layers have the file's updates."""
     tensors, spec, _ = random_adapter(shape, "style-block")
     (tmp_path / "k").write_bytes(kohya_file(tensors, spec, {}))
     found, read = read_adapter_file(tmp_path / "k")
-    wanted = replace(shape, alpha=1.0)
+    wanted = shape.model_copy(update={"alpha": 1.0})
     pipe, plain = mini_pipe(), mini_pipe()
     models = inject(pipe, wanted, "style-block")
     load_into(models, rescaled(found, read, spec_of(wanted)))

@@ -158,7 +158,8 @@ def test_it_holds_what_the_encoders_give(pipe: StableDiffusionXLPipeline, images
         sizes = make_time_ids(crop.original_size, crop.crops_coords_top_left, crop.target_size)
         assert torch.equal(cache.time_ids[i], sizes)
     encoded = encode_prompts(pipe, list(cache.captions))
-    embeds, pooled = cache.texts(torch.arange(6))
+    texts = cache.texts(torch.arange(6))
+    embeds, pooled = texts.embeds, texts.pooled
     assert torch.allclose(embeds, encoded.embeds, atol=1e-5)
     assert torch.allclose(pooled, encoded.pooled, atol=1e-5)
     assert not cache.embeds[-1].any()  # this base's empty caption is zeros
@@ -452,4 +453,4 @@ def test_the_cache_is_resident_where_it_fits(images: Path, monkeypatch: pytest.M
     assert all(b.mean.is_pinned() for b in pinned.buckets)
     assert pinned.latents([1, 4])[0].is_cuda
     assert torch.allclose(pinned.latents([1, 4])[0], resident.latents([1, 4])[0])
-    assert pinned.texts(torch.tensor([0]))[0].is_cuda
+    assert pinned.texts(torch.tensor([0])).embeds.is_cuda

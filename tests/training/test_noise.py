@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from styletune.errors import BadInput
+from styletune.recipe.training_sections import TrainSection
 from styletune.training.noise import (
+    NoiseSample,
+    Shape,
     _enlarge,
     add_noise,
-    draw_batch,
     multi_resolution_noise,
+    sample_noise,
     velocity,
     zero_terminal_snr,
 )
@@ -23,6 +28,19 @@ OPTIONS = [
     {"timestep_sampling": "logit-normal", "min_timestep": 100, "max_timestep": 800},
     {"noise_offset": 0.1, "pyramid_noise": 0.5, "input_perturbation": 0.1},
 ]
+
+
+def sample(
+    seed: int,
+    step: int,
+    positions: Sequence[int],
+    shape: Shape = SHAPE,
+    caption_dropout: float = 0.0,
+    **keys: Any,
+) -> NoiseSample:
+    """By a [train] section with these keys, on a schedule of 1000 timesteps."""
+    train = TrainSection(seed=seed, caption_dropout=caption_dropout, **keys)
+    return sample_noise(train, step, positions, shape, 1000)
 
 
 def scheduler(prediction_type: str = "epsilon"):  # type: ignore[no-untyped-def]
@@ -39,8 +57,8 @@ def scheduler(prediction_type: str = "epsilon"):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("options", OPTIONS)
 def test_two_halves_draw_what_one_whole_draws(options: dict[str, float]) -> None:
     """A position draws the same whatever else is in the batch, with every option."""
-    whole = draw_batch(3, 11, range(4), SHAPE, 1000, 0.5, **options)
-    odd = draw_batch(3, 11, [3, 1], SHAPE, 1000, 0.5, **options)
+    whole = sample(3, 11, range(4), caption_dropout=0.5, **options)
+    odd = sample(3, 11, [3, 1], caption_dropout=0.5, **options)
     for field in dataclasses.fields(whole):
         expected = getattr(whole, field.name)[[3, 1]]
         assert torch.equal(getattr(odd, field.name), expected), field.name
@@ -49,17 +67,14 @@ def test_two_halves_draw_what_one_whole_draws(options: dict[str, float]) -> None
 def test_draws_differ_by_seed_step_and_position() -> None:
     """No two of them share their noise."""
     draws = [
-        draw_batch(seed, step, range(2), SHAPE, 1000, 0.1).noise[i]
-        for seed in (0, 1)
-        for step in (0, 1)
-        for i in (0, 1)
+        sample(seed, step, range(2)).noise[i] for seed in (0, 1) for step in (0, 1) for i in (0, 1)
     ]
     assert len({d.sum().item() for d in draws}) == len(draws)
 
 
 def test_default_draws_are_pinned() -> None:
     """The default draw of seed 0 never changes, so an old run can be repeated."""
-    draw = draw_batch(0, 0, [0], SHAPE, 1000, 0.1)
+    draw = sample(0, 0, [0], caption_dropout=0.1)
     assert draw.timesteps.tolist() == [856]
     assert draw.noise.flatten()[:3].tolist() == pytest.approx([-1.4017470, -1.4554843, -0.3202319])
     assert draw.posterior_noise.flatten()[:2].tolist() == pytest.approx([-0.4513156, 0.4847006])
@@ -67,7 +82,7 @@ def test_default_draws_are_pinned() -> None:
 
 def test_draws_have_the_right_distribution() -> None:
     """Noise is standard normal, timesteps and choices uniform, dropout of the asked share."""
-    draws = [draw_batch(0, s, range(8), SHAPE, 1000, 0.25) for s in range(100)]
+    draws = [sample(0, s, range(8), caption_dropout=0.25) for s in range(100)]
     noise = torch.cat([d.noise for d in draws])
     timesteps = torch.cat([d.timesteps for d in draws]).float()
     dropped = torch.cat([d.drop_caption for d in draws]).float()
@@ -86,14 +101,12 @@ def test_draws_have_the_right_distribution() -> None:
 
 def test_options_do_not_disturb_each_other() -> None:
     """Switching options on changes what they are about and no other draw."""
-    plain = draw_batch(1, 2, range(3), SHAPE, 1000, 0.5)
-    other = draw_batch(
+    plain = sample(1, 2, range(3), caption_dropout=0.5)
+    other = sample(
         1,
         2,
         range(3),
-        SHAPE,
-        1000,
-        0.5,
+        caption_dropout=0.5,
         timestep_sampling="logit-normal",
         input_perturbation=0.2,
     )
@@ -108,13 +121,11 @@ def test_timesteps_stay_in_their_range() -> None:
     for sampling in ("uniform", "logit-normal"):
         drawn = torch.cat(
             [
-                draw_batch(
+                sample(
                     0,
                     s,
                     range(16),
                     (1, 1, 1),
-                    1000,
-                    0,
                     timestep_sampling=sampling,
                     min_timestep=498,
                     max_timestep=503,
@@ -132,9 +143,7 @@ def test_logit_normal_matches_the_library() -> None:
 
     ours = torch.cat(
         [
-            draw_batch(
-                0, s, range(16), (1, 1, 1), 1000, 0, timestep_sampling="logit-normal"
-            ).timesteps
+            sample(0, s, range(16), (1, 1, 1), timestep_sampling="logit-normal").timesteps
             for s in range(150)
         ]
     )
@@ -148,15 +157,15 @@ def test_logit_normal_matches_the_library() -> None:
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1000), (600, 500), (-1, 10)])
 def test_timesteps_beyond_the_schedule_are_refused(first: int, last: int) -> None:
-    """A range that the base model does not have is an error, not clamped."""
-    with pytest.raises(BadInput, match="timesteps"):
-        draw_batch(0, 0, [0], SHAPE, 1000, 0, min_timestep=first, max_timestep=last)
+    """A range that no schedule has is an error of the recipe, not clamped."""
+    with pytest.raises(ValidationError, match="timestep"):
+        TrainSection(min_timestep=first, max_timestep=last)
 
 
 def test_noise_offset_moves_whole_channels() -> None:
     """The offset is one number a channel, of the asked scale, in target and input alike."""
-    plain = draw_batch(0, 0, range(400), SHAPE, 1000, 0)
-    moved = draw_batch(0, 0, range(400), SHAPE, 1000, 0, noise_offset=0.3)
+    plain = sample(0, 0, range(400))
+    moved = sample(0, 0, range(400), noise_offset=0.3)
     offset = moved.noise - plain.noise
     assert torch.allclose(offset, offset[..., :1, :1].expand_as(offset), atol=1e-5)
     assert offset[..., 0, 0].std().item() == pytest.approx(0.3, rel=0.06)
@@ -165,8 +174,8 @@ def test_noise_offset_moves_whole_channels() -> None:
 
 def test_input_perturbation_leaves_the_target() -> None:
     """Only the input gets the extra noise, of standard deviation gamma."""
-    draw = draw_batch(0, 0, range(50), SHAPE, 1000, 0, input_perturbation=0.2)
-    plain = draw_batch(0, 0, range(50), SHAPE, 1000, 0)
+    draw = sample(0, 0, range(50), input_perturbation=0.2)
+    plain = sample(0, 0, range(50))
     assert torch.equal(draw.noise, plain.noise)
     extra = draw.input_noise - draw.noise
     assert extra.std().item() == pytest.approx(0.2, rel=0.03)
@@ -176,9 +185,7 @@ def test_input_perturbation_leaves_the_target() -> None:
 @pytest.mark.parametrize("shape", [(4, 16, 16), (4, 9, 20), (4, 1, 7)])
 def test_pyramid_noise_has_unit_variance_everywhere(shape: tuple[int, int, int]) -> None:
     """Each pixel, corners included, keeps variance 1, and latents need not be square."""
-    draws = torch.stack(
-        [draw_batch(0, s, [0], shape, 1000, 0, pyramid_noise=0.7).noise[0] for s in range(800)]
-    )
+    draws = torch.stack([sample(0, s, [0], shape, pyramid_noise=0.7).noise[0] for s in range(800)])
     assert draws.shape[1:] == shape
     variance = draws.var(dim=0).mean(dim=0)
     # The mean of 4 sample variances of 800 draws has a standard deviation of 0.025.

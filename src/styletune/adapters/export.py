@@ -228,7 +228,7 @@ def kohya_header(
     algo = {"dora": "locon"}.get(spec.kind, spec.kind)
     own = {
         "base_hash": spec.base_hash,
-        "recipe_hash": spec.recipe_hash,
+        "recipe_hash": spec.training_hash,
         "step": spec.step,
         "tokens": list(spec.tokens),
     }

@@ -48,14 +48,16 @@ PART = re.compile(
 class AdapterSpec:
     """What the numbers in an adapter mean, and where it came from.
 
-    ``alphas`` names only the modules whose scale is not that of ``alpha`` and ``rank`` (files
-    of other tools); ``tokens`` are the new words, in the order of the rows in ``clip_l``.
+    ``training_hash`` is that of the recipe's keys that decide the adapter; files have it as
+    ``recipe_hash``. ``alphas`` names only the modules whose scale is not that of ``alpha`` and
+    ``rank`` (files of other tools); ``tokens`` are the new words, in the order of the rows in
+    ``clip_l``.
     """
 
     rank: int
     alpha: float
     base_hash: str = ""
-    recipe_hash: str = ""
+    training_hash: str = ""
     step: int = 0
     kind: Kind = "lora"
     rslora: bool = False
@@ -86,7 +88,9 @@ def module_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def save_adapter(file: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec) -> None:
     """Write an adapter; equal tensors and spec give equal bytes."""
-    header = {"format": "pt", "styletune.adapter": json.dumps(asdict(spec), sort_keys=True)}
+    facts = asdict(spec)
+    facts["recipe_hash"] = facts.pop("training_hash")
+    header = {"format": "pt", "styletune.adapter": json.dumps(facts, sort_keys=True)}
     write_bytes(file, pack_tensors(tensors, header))
 
 
@@ -110,6 +114,7 @@ def load_adapter(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
             header = reader.metadata() or {}
             tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
         facts = json.loads(header["styletune.adapter"])
+        facts["training_hash"] = facts.pop("recipe_hash", "")
         facts["alphas"] = tuple((str(m), float(a)) for m, a in facts.get("alphas", ()))
         facts["tokens"] = tuple(facts.get("tokens", ()))
         return tensors, AdapterSpec(**facts)

@@ -21,7 +21,7 @@ from styletune.cli.shared import (
 from styletune.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from styletune.job.prepare import Job
+    from styletune.job.job import Job
 
 
 @click.command("plan")

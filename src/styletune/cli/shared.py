@@ -16,7 +16,7 @@ import click
 from styletune.errors import BadInput
 
 if TYPE_CHECKING:
-    from styletune.job.prepare import Job
+    from styletune.job.job import Job
 
 Command = Callable[..., None]
 

@@ -18,7 +18,7 @@ from styletune.recipe import Recipe, recipe_hash
 if TYPE_CHECKING:
     import torch
 
-    from styletune.job.prepare import Job
+    from styletune.job.job import Job
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "numpy")
 
@@ -32,7 +32,7 @@ def begin_run(job: Job) -> None:
     facts = {
         "recipe": job.loaded.name,
         "recipe_hash": recipe_hash(job.recipe),
-        "training_hash": job.identity.recipe_hash,
+        "training_hash": job.identity.training_hash,
         "seed": job.recipe.train.seed,
         "base": {"model": job.base.model, "hash": job.base.hash, "resolution": job.resolution},
         "data": data_facts(job),
@@ -79,7 +79,7 @@ def origin_facts(job: Job) -> dict[str, object]:
     return {
         "base_model": public_base(job.base.model),
         "base_hash": job.base.hash,
-        "training_hash": job.identity.recipe_hash,
+        "training_hash": job.identity.training_hash,
         "styletune": __version__,
     }
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from styletune import __version__
 from styletune.errors import Conflict, NotFound
 from styletune.job.facts import device_name, torch_dtype
-from styletune.job.prepare import prompt_with_trigger, short_hash
+from styletune.job.prepare import short_hash
+from styletune.sampling.prompts import prompt_with_trigger
 
 
 def generate(

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from styletune.data.entries import bucket_report, entries
 from styletune.data.load import holdout_rows, train_rows
-from styletune.job.prepare import Job, job_setup
+from styletune.job.job import Job
 from styletune.planning.preflight import configs_of, preflight
-from styletune.recipe import Recipe, recipe_hash
+from styletune.recipe import recipe_hash
 from styletune.scoring.suite import suite_hash
+from styletune.training.batches import batches_per_epoch
 
 if TYPE_CHECKING:
     from styletune.planning.gpus import Gpu
-    from styletune.planning.memory import BaseConfigs, Setup
 
 
 def _reaches_pure_noise(job: Job) -> bool:
@@ -25,25 +25,21 @@ def _reaches_pure_noise(job: Job) -> bool:
     return bool(scheduler_config(job.base).get("rescale_betas_zero_snr"))
 
 
-def _check_patterns(recipe: Recipe, setup: Setup, configs: BaseConfigs) -> None:
-    from styletune.job.adapt import block_factors
-    from styletune.planning.memory import trained_names
-
-    block_factors(recipe, trained_names(setup, configs))
-
-
 def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
     """What would happen, on this card if one is given, as the ``plan --json`` document.
 
     A problem of severity "error" means that training would be refused.
     """
+    from styletune.planning.memory import trained_names
+    from styletune.training.groups import block_factors
+
     recipe, data = job.recipe, job.data
     train, holdout = len(train_rows(data)), len(holdout_rows(data))
     steps, batch = recipe.train.steps, recipe.train.batch_size
     accumulation = recipe.train.gradient_accumulation_steps
     seen = entries(data)
     sizes = [entry.bucket for entry in seen for _ in range(entry.row.repeats)]
-    per_epoch = sum(-(-sizes.count(size) // batch) for size in set(sizes))
+    per_epoch = batches_per_epoch(sizes, batch)
     problems = [
         {
             "severity": "warning",
@@ -72,13 +68,11 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
                 "fix": 'weighting = "none"',
             }
         )
-    setup, configs = job_setup(job), configs_of(None if job.missing_base else job.base)
-    needs, misfits = preflight(setup, configs, steps, batch * accumulation, gpu)
-    _check_patterns(recipe, setup, configs)
+    configs = configs_of(None if job.missing_base else job.base)
+    needs, misfits = preflight(job.workload, configs, gpu)
+    block_factors(recipe.adapter.block_learning_rates, trained_names(job.workload.step, configs))
     problems += misfits
-    checkpoints = sorted(
-        {*range(recipe.train.checkpoint_every, steps, recipe.train.checkpoint_every), steps}
-    )
+    checkpoints = list(recipe.train.checkpoint_steps)
     run = job.run
     outputs = [run.recipe_file, run.facts_file, run.log_file]
     outputs += [run.checkpoint_dir(s) for s in checkpoints]
@@ -87,7 +81,6 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
     if job.suite:
         outputs += [run.samples_dir(suite_hash(job.suite), ""), run.scores_file, run.summary_file]
         outputs += [run.report_file, run.picture_file]
-    alpha = recipe.adapter.alpha or float(recipe.adapter.rank)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "recipe_hash": recipe_hash(recipe),
@@ -109,7 +102,7 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
             "images_per_epoch": len(sizes),
             "images_per_step": batch * accumulation,
             "checkpoints": checkpoints,
-            "adapter_scale": alpha / recipe.adapter.rank,
+            "adapter_scale": recipe.adapter.base_alpha / recipe.adapter.rank,
             "done_steps": max(run.checkpoint_steps(), default=0),
         },
         "score": {"images": (len(checkpoints) + 1) * len(job.suite.prompts) * len(job.suite.seeds)}

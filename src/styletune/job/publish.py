@@ -16,7 +16,7 @@ from styletune.data.rights import LICENSE_FIX, holder_names, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
 from styletune.files import read_json
 from styletune.job.facts import data_facts, recipe_text
-from styletune.job.prepare import Job
+from styletune.job.job import Job
 from styletune.job.score import refuse_unless_passed, score_inputs
 from styletune.recipe import PublishSection, Recipe, recipe_hash
 from styletune.scoring.suite import prompt_id, suite_hash
@@ -175,7 +175,7 @@ def build_package(
     tensors, spec = load_adapter(run.adapter_file(step))
     if section.plain_lora_rank is not None:
         tensors, spec = _plain(job, tensors, spec, section.plain_lora_rank)
-    prediction = _prediction_type(job)
+    prediction = job.prediction_type
     folder = run.samples_dir(suite_hash(suite), summary["chosen"]["checkpoint"])
     shown = [
         folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
@@ -267,17 +267,6 @@ def _plain(
             fix="raise it",
         )
     return plain, plain_spec
-
-
-def _prediction_type(job: Job) -> Literal["epsilon", "v_prediction"]:
-    """What the adapted UNet predicts, from the recipe or the base's scheduler."""
-    from styletune.models.load import scheduler_config
-    from styletune.models.schedule import resolve_prediction_type
-
-    train = job.recipe.train
-    base = str(scheduler_config(job.base).get("prediction_type", "epsilon"))
-    found = resolve_prediction_type(train.prediction_type, base, train.zero_terminal_snr)
-    return "v_prediction" if found == "v_prediction" else "epsilon"
 
 
 def _public_recipe(recipe: Recipe) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from styletune.job.prepare import Job, job_setup
+from styletune.job.job import Job
 from styletune.job.publish import publish
 from styletune.job.score import gate_passed, score
 from styletune.job.train import train
@@ -24,7 +24,7 @@ def run_job(job: Job, *, registry: str | None, who: str) -> dict[str, Any]:
         seconds[stage] = round(time.monotonic() - started, 1)
 
     # All stages at once: nobody wants to hear after hours of training that scoring does not fit.
-    require_room(job_setup(job), configs_of(job.base))
+    require_room(job.workload, configs_of(job.base))
     started = time.monotonic()
     train(job)
     timed("train", started)

@@ -12,8 +12,9 @@ from styletune.data.load import holdout_rows, read_square
 from styletune.errors import BadInput, CheckFailed, NotFound
 from styletune.files import file_sha256, read_json
 from styletune.job.facts import data_facts, device_name, origin_facts, torch_dtype
-from styletune.job.prepare import Job, job_setup, prompt_with_trigger, suite_folder
+from styletune.job.job import Job
 from styletune.planning.preflight import configs_of, require_room
+from styletune.sampling.prompts import prompt_with_trigger
 from styletune.scoring.suite import Suite, prompt_id, suite_hash
 
 
@@ -40,7 +41,7 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
         summary: dict[str, Any] = read_json(run.summary_file)
         if summary.get("inputs") == inputs:
             return summary, False
-    require_room(replace(job_setup(job), trains=False), configs_of(job.base))
+    require_room(replace(job.workload, trains=False), configs_of(job.base))
     from styletune.encoders.clip import encode_images, encode_texts, load_clip
     from styletune.scoring.report import write_report
     from styletune.scoring.score import Column, score_columns, write_scores
@@ -48,7 +49,7 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
     references = _write_references(job, run.samples_dir(suite_hash(suite), "references"))
     # All images first: the base model and the encoder are never in memory together.
     drawn = list(_sample_columns(job, suite, steps, section.batch_size))
-    encoder = load_clip(suite.encoder.name, suite_folder(job), device_name())
+    encoder = load_clip(suite.encoder.name, job.loaded.path(section.suite).parent, device_name())
     columns = []
     for name, step, files in drawn:
         features = encode_images(encoder, files, title=f"encode {name}")
@@ -144,7 +145,7 @@ def _sample_columns(
     from styletune.adapters.tokens import add_tokens, load_token_rows
     from styletune.adapters.updates import merged
     from styletune.models.load import load_pipeline
-    from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
+    from styletune.models.schedule import set_sampling_schedule
     from styletune.sampling.sample import Sampler, Shot, draw_shots
 
     pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
@@ -166,13 +167,10 @@ def _sample_columns(
     base_origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
     draw_shots(pipe, shots("base"), sampler, base_origin, batch_size=batch_size, title="base")
     yield "base", None, [s.file for s in shots("base")]
-    train, tokens = job.recipe.train, job.recipe.adapter.new_tokens
+    tokens = job.recipe.adapter.new_tokens
     if tokens:
         add_tokens(pipe, tokens, job.recipe.adapter.new_tokens_init)
-    prediction = resolve_prediction_type(
-        train.prediction_type, pipe.scheduler.config.prediction_type, train.zero_terminal_snr
-    )
-    set_sampling_schedule(pipe, prediction, train.zero_terminal_snr)
+    set_sampling_schedule(pipe, job.prediction_type, job.recipe.train.zero_terminal_snr)
     models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
     for step in steps:
         name = f"step-{step:06d}"

@@ -6,7 +6,7 @@ highest sum is the peak that an allocator without waste would have, recomputatio
 What it cannot see are the workspaces inside a kernel and fragmentation.
 
 Attention is counted as a fused kernel runs it on a GPU: it keeps query, key, value, output
-and one number a row, never the matrix of weights (FlashAttention, arXiv 2205.14135, section 3),
+and one number per row, never the matrix of weights (FlashAttention, arXiv 2205.14135, section 3),
 and its backward pass is 2.5 times the forward. Left alone, PyTorch would split attention on
 meta tensors into matrix products and keep the matrix: 1.3 GB more for each block of 4096 tokens.
 """
@@ -27,35 +27,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from styletune.adapters.file import Kind
-from styletune.adapters.inject import (
-    AdapterShape,
-    adapter_parameters,
-    inject_adapter,
-    target_modules,
-    text_encoder_modules,
-)
-from styletune.models.checkpointing import Policy, set_checkpointing
+from styletune.adapters.inject import adapted_modules, adapter_parameters, inject_adapter
+from styletune.models.checkpointing import set_checkpointing
 from styletune.models.conditioning import encode_ids
-from styletune.models.quantize import Quantization, eligible_linears
+from styletune.models.quantize import eligible_linears
 from styletune.models.sdxl import MAX_TOKENS, VAE_FACTOR, meta_text_encoders, meta_unet, meta_vae
+from styletune.planning.workload import Step
+from styletune.recipe.training_sections import AdapterSection, Quantization
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
+Parameters = dict[str, nn.Parameter]
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes alive that were born inside, their peak, and FLOPs, of everything run inside.
 
     ``live`` and ``peak`` count each storage once; storages that were there before (weights,
-    inputs) are not counted. ``gradients`` is what the caller said has become a gradient;
-    ``peak_other`` the peak without them. ``by_op`` sums what is alive by the op that made it.
+    inputs) are not counted. ``gradients`` are the bytes passed to ``became_gradient``;
+    ``peak_other`` is the peak without them.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = self.gradients = 0
         self.gradients_at_peak = self.peak_other = self.flops = 0
-        self.by_op: dict[str, int] = {}
         self._known: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -66,11 +61,11 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.flops += flop_registry[op](*args, **kwargs, out_val=out)
         tensors = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if tensors:
-            given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            old = {x.untyped_storage()._cdata for x in given}
+            inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+            old = {x.untyped_storage()._cdata for x in inputs}
             for tensor in tensors:
                 if tensor.untyped_storage()._cdata not in old:
-                    self._born(tensor, str(op))
+                    self._born(tensor)
         return out
 
     def became_gradient(self, parameter: Tensor) -> None:
@@ -78,7 +73,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         assert parameter.grad is not None
         self.gradients += parameter.grad.untyped_storage().nbytes()
 
-    def _born(self, tensor: Tensor, op: str) -> None:
+    def _born(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._known:
@@ -87,11 +82,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def gone(_: object) -> None:
             del self._known[key]
             self.live -= size
-            self.by_op[op] -= size
 
         self._known[key] = weakref.ref(storage, gone)
         self.live += size
-        self.by_op[op] = self.by_op.get(op, 0) + size
         if self.live > self.peak:
             self.peak, self.gradients_at_peak = self.live, self.gradients
         self.peak_other = max(self.peak_other, self.live - self.gradients)
@@ -121,49 +114,20 @@ def fuse_attention_on_meta() -> torch.library.Library:
 
 
 @dataclass(frozen=True, slots=True)
-class StepShape:
-    """What decides a step's bytes and FLOPs; the recipe's keys of the same names explain them.
-
-    ``height`` and ``width`` in pixels, of the largest bucket; ``base_bytes`` a number of the base
-    takes (4 or 2); ``adapter_bytes`` one of the adapter (4 in training).
-    """
-
-    height: int
-    width: int
-    batch_size: int = 1
-    base_bytes: int = 2
-    adapter_bytes: int = 4
-    quantization: Quantization = "none"
-    kind: Kind = "lora"
-    rank: int = 16
-    conv_rank: int | None = None
-    block_ranks: tuple[tuple[str, int], ...] = ()
-    target: str | tuple[str, ...] = "attention"
-    text_encoders: Literal["none", "first", "second", "both"] = "none"
-    text_encoder_target: Literal["attention", "all"] = "attention"
-    text_encoder_rank: int | None = None
-    new_tokens: int = 0
-    gradient_checkpointing: Policy = "none"
-    prior: Literal["none", "images", "prediction"] = "none"
-
-
-@dataclass(frozen=True, slots=True)
 class StepCost:
     """What one forward and backward pass takes, in bytes and FLOPs.
 
     ``saved_bytes`` is alive when the loss is there; ``peak_bytes`` the highest sum in the two
     passes, of which ``gradients_at_peak`` are finished gradients; ``peak_other_bytes`` the
-    highest sum without gradients; ``saved_by_op`` what saved bytes come from, largest first;
-    ``unet_bytes`` and ``text_bytes`` the frozen weights, ``unet_plain_bytes`` the UNet's without
-    quantisation; ``trained`` the trained tensors' names and
-    shapes.
+    highest sum without gradients; ``unet_bytes`` and ``text_bytes`` the frozen weights,
+    ``unet_plain_bytes`` the UNet's without quantization; ``trained`` the trained tensors' names
+    and shapes.
     """
 
     saved_bytes: int
     peak_bytes: int
     gradients_at_peak: int
     peak_other_bytes: int
-    saved_by_op: tuple[tuple[str, int], ...]
     forward_flops: int
     step_flops: int
     unet_bytes: int
@@ -173,11 +137,11 @@ class StepCost:
 
 
 @functools.lru_cache(maxsize=64)
-def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) -> StepCost:
+def measure_step(step: Step, unet_json: str, text_jsons: tuple[str, str]) -> StepCost:
     """Run one step of the true modules without data (seconds on one core for SDXL at 1024²).
 
     Args:
-        shape: sizes and settings.
+        step: sizes and settings.
         unet_json: the UNet's configuration as JSON.
         text_jsons: those of the two text encoders; used when one of them is trained.
 
@@ -185,43 +149,39 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
         RecipeError: a target or rank pattern matches no module, or a kind that cannot do it.
     """
     fuse_attention_on_meta()
-    dtype = DTYPES[shape.base_bytes]
-    unet = meta_unet(json.loads(unet_json))
-    unet_bytes = weight_bytes(unet, shape.base_bytes, shape.quantization)
-    unet_plain_bytes = weight_bytes(unet, shape.base_bytes)
-    models: dict[str, nn.Module] = {"unet": unet}
-    if shape.text_encoders != "none" or shape.new_tokens:
-        # Both are in use then: captions are encoded anew at every step.
-        first, second = (json.loads(text) for text in text_jsons)
-        models["text_encoder"], models["text_encoder_2"] = meta_text_encoders(first, second)
+    quantization, number_bytes = step.base.quantization, step.number_bytes
+    models = _meta_models(step.adapter, unet_json, text_jsons)
+    unet = models["unet"]
+    unet_bytes = weight_bytes(unet, number_bytes, quantization)
+    unet_plain_bytes = weight_bytes(unet, number_bytes)
     for model in models.values():
-        _cast(model, dtype)
-    text_bytes = sum(weight_bytes(m, shape.base_bytes) for n, m in models.items() if n != "unet")
-    if shape.quantization != "none":
-        _quantise(unet)
-    trained = _with_adapter(models, shape)
-    set_checkpointing(unet, shape.gradient_checkpointing)
+        _cast(model, DTYPES[number_bytes])
+    text_bytes = sum(weight_bytes(m, number_bytes) for n, m in models.items() if n != "unet")
+    if quantization != "none":
+        _quantize(unet)
+    trained = _with_adapter(models, step.adapter)
+    set_checkpointing(unet, step.train.gradient_checkpointing)
     for model in models.values():
         model.train()
     meter = Meter()
     for parameter in trained.values():
         parameter.register_post_accumulate_grad_hook(meter.became_gradient)  # type: ignore[no-untyped-call]
+    prior = step.dreambooth.prior
     with meter:
-        loss = _pass(models, shape)
+        loss = _pass(models, step)
         forward_flops = meter.flops
-        if shape.prior == "prediction":
+        if prior == "prediction":
             with torch.no_grad():
-                _pass(models, shape)
-        if shape.prior != "none":
-            loss = loss + _pass(models, shape)
-        saved, by_op = meter.live, sorted(meter.by_op.items(), key=lambda item: -item[1])
+                _pass(models, step)
+        if prior != "none":
+            loss = loss + _pass(models, step)
+        saved = meter.live
         torch.autograd.backward(loss)
     return StepCost(
         saved_bytes=saved,
         peak_bytes=meter.peak,
         gradients_at_peak=meter.gradients_at_peak,
         peak_other_bytes=meter.peak_other,
-        saved_by_op=tuple((op, size) for op, size in by_op if size),
         forward_flops=forward_flops,
         step_flops=meter.flops,
         unet_bytes=unet_bytes,
@@ -231,14 +191,25 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
     )
 
 
-def _pass(models: Mapping[str, nn.Module], shape: StepShape) -> Tensor:
-    """From inputs to loss, as the trainer goes."""
+def _meta_models(
+    adapter: AdapterSection, unet_json: str, text_jsons: tuple[str, str]
+) -> dict[str, nn.Module]:
+    models: dict[str, nn.Module] = {"unet": meta_unet(json.loads(unet_json))}
+    if adapter.trains_text:
+        # Both are in use then: captions are encoded at every step.
+        first, second = (json.loads(text) for text in text_jsons)
+        models["text_encoder"], models["text_encoder_2"] = meta_text_encoders(first, second)
+    return models
+
+
+def _pass(models: Mapping[str, nn.Module], step: Step) -> Tensor:
+    """From inputs to loss, as in training."""
     unet: Any = models["unet"]
-    dtype = DTYPES[shape.base_bytes]
-    inputs = unet_inputs(unet.config, shape.height, shape.width, shape.batch_size, dtype)
+    dtype, samples = DTYPES[step.number_bytes], step.train.batch_size
+    inputs = unet_inputs(unet.config, step.height, step.width, samples, dtype)
     if "text_encoder" in models:
         with torch.device("meta"):
-            ids = torch.zeros(shape.batch_size, MAX_TOKENS, dtype=torch.int64)
+            ids = torch.zeros(samples, MAX_TOKENS, dtype=torch.int64)
         text = encode_ids(models["text_encoder"], models["text_encoder_2"], (ids, ids))
         inputs["encoder_hidden_states"] = text.embeds.to(dtype)
         inputs["added_cond_kwargs"]["text_embeds"] = text.pooled.to(dtype)
@@ -250,7 +221,7 @@ def _pass(models: Mapping[str, nn.Module], shape: StepShape) -> Tensor:
 def unet_inputs(
     config: Mapping[str, Any], height: int, width: int, samples: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What a UNet of this configuration takes, on the meta device; sizes in pixels."""
+    """The inputs of a UNet of this configuration, on the meta device; sizes in pixels."""
     sizes = 6 * config["addition_time_embed_dim"]
     pooled = config["projection_class_embeddings_input_dim"] - sizes
     latent_size = (height // VAE_FACTOR, width // VAE_FACTOR)
@@ -286,7 +257,12 @@ def measure_drawing(
 
 @functools.lru_cache(maxsize=64)
 def measure_vae(
-    vae_json: str, way: str, height: int, width: int, samples: int, number_bytes: int
+    vae_json: str,
+    way: Literal["encode", "decode"],
+    height: int,
+    width: int,
+    samples: int,
+    number_bytes: int,
 ) -> tuple[int, int, int]:
     """(weight bytes, peak bytes, FLOPs) of "encode" or "decode" of whole images, untiled."""
     fuse_attention_on_meta()
@@ -295,11 +271,11 @@ def measure_vae(
     side = 1 if way == "encode" else VAE_FACTOR
     channels = vae.config.in_channels if way == "encode" else vae.config.latent_channels
     with torch.device("meta"):
-        given = torch.empty(
+        images = torch.empty(
             samples, channels, height // side, width // side, dtype=DTYPES[number_bytes]
         )
     with torch.no_grad(), Meter() as meter:
-        vae.encode(given) if way == "encode" else vae.decode(given)
+        vae.encode(images) if way == "encode" else vae.decode(images)
     return weight_bytes(vae, number_bytes), meter.peak, meter.flops
 
 
@@ -310,10 +286,10 @@ def measure_text_encoders(text_jsons: tuple[str, str], number_bytes: int) -> int
     return sum(weight_bytes(encoder, number_bytes) for encoder in encoders)
 
 
-def weight_bytes(model: nn.Module, number_bytes: int, quantization: str = "none") -> int:
-    """What a frozen model's weights take.
+def weight_bytes(model: nn.Module, number_bytes: int, quantization: Quantization = "none") -> int:
+    """Bytes of a frozen model's weights.
 
-    int8: a byte a weight and a float32 a row; nf4: half a byte and a float32 for each block of
+    int8: one byte per weight and a float32 per row; nf4: half a byte and a float32 per block of
     64 (32 where rows are no multiples of 64); both for the layers that
     ``styletune.models.quantize`` replaces.
     """
@@ -334,31 +310,19 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _with_adapter(models: Mapping[str, nn.Module], shape: StepShape) -> dict[str, nn.Parameter]:
-    """Inject the untrained adapter, on meta too, and give what is trained by name."""
-    modules = {"unet": target_modules(models["unet"], shape.target, shape.conv_rank is not None)}
-    for name, choice in (("text_encoder", "first"), ("text_encoder_2", "second")):
-        if shape.text_encoders in (choice, "both"):
-            modules[name] = text_encoder_modules(models[name], shape.text_encoder_target)
-    adapter = AdapterShape(
-        kind=shape.kind,
-        rank=shape.rank,
-        alpha=float(shape.rank),
-        conv_rank=shape.conv_rank,
-        block_ranks=dict(shape.block_ranks),
-        text_encoder_rank=shape.text_encoder_rank,
-    )
-    inject_adapter(models, adapter, modules, seed=0)
+def _with_adapter(models: Mapping[str, nn.Module], adapter: AdapterSection) -> Parameters:
+    """Inject the untrained adapter, on meta too, and return what is trained by name."""
+    inject_adapter(models, adapter, adapted_modules(models, adapter), seed=0)
     trained = adapter_parameters(models)
     for parameter in trained.values():
-        parameter.data = parameter.data.to("meta", DTYPES[shape.adapter_bytes])
-    if shape.new_tokens:
+        parameter.data = parameter.data.to("meta", torch.float32)
+    if adapter.new_tokens:
         for name, key in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
             encoder: Any = models[name]
             table: nn.Embedding = encoder.get_input_embeddings()
             width = table.weight.shape[1]
             with torch.device("meta"):
-                trained[key] = nn.Parameter(torch.zeros(shape.new_tokens, width))
+                trained[key] = nn.Parameter(torch.zeros(len(adapter.new_tokens), width))
             table.register_forward_hook(partial(_add_row, trained[key]))
     return trained
 
@@ -368,7 +332,7 @@ def _add_row(rows: nn.Parameter, _table: nn.Module, _args: object, embedded: Ten
     return embedded + rows[0].to(embedded.dtype)
 
 
-class _QuantisedProduct(torch.autograd.Function):
+class _QuantizedProduct(torch.autograd.Function):
     """What a product with packed weights allocates, without its numbers.
 
     Both ways the weight is unpacked for the moment and nothing is kept.
@@ -389,12 +353,12 @@ def _unpacked(weight: Tensor) -> Tensor:
     return weight.clone() * torch.empty_like(weight[:, :1])
 
 
-class _QuantisedLinear(nn.Linear):
+class _QuantizedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = _QuantisedProduct.apply(x, self.weight, self.bias)
+        product: Tensor = _QuantizedProduct.apply(x, self.weight, self.bias)
         return product
 
 
-def _quantise(unet: nn.Module) -> None:
+def _quantize(unet: nn.Module) -> None:
     for linear in eligible_linears(unet).values():
-        linear.__class__ = _QuantisedLinear
+        linear.__class__ = _QuantizedLinear

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from styletune.recipe import Section, load_toml
+from styletune.recipe.section import Section
+from styletune.recipe.toml import load_toml
 
 MIN_REFERENCES = 4
 

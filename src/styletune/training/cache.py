@@ -16,7 +16,12 @@ from torch import Tensor
 
 from styletune.data.pixels.crop import Crop
 from styletune.data.rows import Entry
-from styletune.models.conditioning import empty_prompt, encode_prompts, make_time_ids
+from styletune.models.conditioning import (
+    PromptEmbeds,
+    empty_prompt,
+    encode_prompts,
+    make_time_ids,
+)
 from styletune.models.latents import encode_pixels, latent_mask
 from styletune.models.placement import RESIDENT_BYTES, placed
 from styletune.progress import progress
@@ -80,14 +85,14 @@ class Cache:
         """``mean``, ``logvar`` and ``mask`` of b entries of one bucket, on ``device``."""
         (bucket,) = {self.bucket_of[i] for i in entries}
         rows = torch.tensor([self.places[i] for i in entries])
-        found = self.buckets[bucket]
-        mask = None if found.mask is None else found.mask[rows].to(self.device)
-        return found.mean[rows].to(self.device), found.logvar[rows].to(self.device), mask
+        latents, device = self.buckets[bucket], self.device
+        mask = None if latents.mask is None else latents.mask[rows].to(device)
+        return latents.mean[rows].to(device), latents.logvar[rows].to(device), mask
 
-    def texts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``embeds`` (b, 77, d) and ``pooled`` (b, p) of caption rows (b,), on ``device``."""
+    def texts(self, rows: Tensor) -> PromptEmbeds:
+        """The embeddings of caption rows (b,), on ``device``."""
         rows = rows.to(self.embeds.device)
-        return self.embeds[rows].to(self.device), self.pooled[rows].to(self.device)
+        return PromptEmbeds(self.embeds[rows].to(self.device), self.pooled[rows].to(self.device))
 
 
 def build_cache(
@@ -163,17 +168,17 @@ def _encoded_images(
     """``mean``, ``logvar`` (4, h, w) and, with a mask, ``mask`` (h, w), on the CPU."""
     vae_hash = weights_hash(pipe.vae)
     keys = [latent_key(entry, vae_hash) for entry in entries]
-    wanted = dict(zip(keys, entries, strict=True))
-    with progress(title, len(wanted)) as advance:
-        found: dict[str, Tensors] = {}
-        for key in wanted:
+    entry_of = dict(zip(keys, entries, strict=True))
+    with progress(title, len(entry_of)) as advance:
+        encoded: dict[str, Tensors] = {}
+        for key in entry_of:
             stored = read_stored(cache_dir, "latents", key)
             if stored is not None:
-                found[key] = stored
+                encoded[key] = stored
                 advance(1, "")
-        missing = {key: entry for key, entry in wanted.items() if key not in found}
+        missing = {key: entry for key, entry in entry_of.items() if key not in encoded}
         if missing:
-            # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
+            # SDXL's VAE overflows in float16 and loses a bit of color in bfloat16.
             with (
                 placed(pipe.vae, device, torch.float32),
                 contextlib.closing(_read_ahead(read, list(missing.values()))) as crops,
@@ -184,9 +189,9 @@ def _encoded_images(
                     if tensors is None:
                         tensors = _encode_image(pipe.vae, entry, crop)
                         write_stored(cache_dir, "latents", key, tensors)
-                    found[key] = tensors
+                    encoded[key] = tensors
                     advance(1, "")
-    return [found[key] for key in keys]
+    return [encoded[key] for key in keys]
 
 
 def _encode_image(vae: Any, entry: Entry, crop: Crop) -> Tensors:
@@ -233,33 +238,30 @@ def _encoded_texts(
     ]
     keys = {content_key("caption", text, *model): text for text in texts}
     empty_key = content_key("empty caption", bool(pipe.config.force_zeros_for_empty_prompt), *model)
-    found: dict[str, Tensors] = {}
+    encoded: dict[str, Tensors] = {}
     for key in (*keys, empty_key):
         stored = read_stored(cache_dir, "texts", key)
         if stored is not None:
-            found[key] = stored
-    missing = [key for key in keys if key not in found]
+            encoded[key] = stored
+    missing = [key for key in keys if key not in encoded]
     size = 1 if device == "cpu" else 32
-    if missing or empty_key not in found:
+    if missing or empty_key not in encoded:
         with placed(encoders[0], device), placed(encoders[1], device):
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
-                encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
+                prompts = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
                 for i, key in enumerate(chunk):
-                    found[key] = {
-                        "embeds": encoded.embeds[i].cpu(),
-                        "pooled": encoded.pooled[i].cpu(),
-                    }
-                    write_stored(cache_dir, "texts", key, found[key])
-            if empty_key not in found:
-                empty = empty_prompt(pipe)
-                found[empty_key] = {
-                    "embeds": empty.embeds[0].cpu(),
-                    "pooled": empty.pooled[0].cpu(),
-                }
-                write_stored(cache_dir, "texts", empty_key, found[empty_key])
-    rows = [found[key] for key in (*keys, empty_key)]
+                    encoded[key] = _row(prompts, i)
+                    write_stored(cache_dir, "texts", key, encoded[key])
+            if empty_key not in encoded:
+                encoded[empty_key] = _row(empty_prompt(pipe), 0)
+                write_stored(cache_dir, "texts", empty_key, encoded[empty_key])
+    rows = [encoded[key] for key in (*keys, empty_key)]
     return torch.stack([r["embeds"] for r in rows]), torch.stack([r["pooled"] for r in rows])
+
+
+def _row(prompts: PromptEmbeds, i: int) -> Tensors:
+    return {"embeds": prompts.embeds[i].cpu(), "pooled": prompts.pooled[i].cpu()}
 
 
 def _stack(rows: Sequence[Tensors], mask_floor: float) -> Latents:

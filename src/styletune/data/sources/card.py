@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from styletune.errors import RecipeError
-from styletune.recipe import Section, load_toml, validate
+from styletune.recipe.section import Section
+from styletune.recipe.toml import load_toml, validate
 
 CARD_NAME = "dataset.toml"
 
