@@ -6,7 +6,7 @@
 
 Bare is forward, backward, clipping and fused AdamW on fixed inputs. Both run in this process on
 the same UNet, alternating; a step lasts from one optimizer step to the next, and the medians'
-ratio is what the loop adds (draws, cache look-up, weights of the loss, schedule, log). SDXL has
+ratio is what the loop adds (noise, cache look-up, weights of the loss, schedule, log). SDXL has
 random weights: speed and memory do not depend on what they are. On the CPU the prediction,
 without its overhead, is compared with how much the process has grown at its peak since before
 the UNet was built, on a GPU with torch.cuda.max_memory_allocated.

@@ -105,7 +105,7 @@ def test_injected_adapter_starts_as_nothing() -> None:
     for one, draws in zip(pipes, (0, 9), strict=True):
         torch.rand(draws)
         before = torch.random.get_rng_state()
-        inject(one, dataclasses.replace(LORA, alpha=4.0))
+        inject(one, LORA.model_copy(update={"alpha": 4.0}))
         assert torch.equal(torch.random.get_rng_state(), before)
     one, two = (adapter_tensors({"unet": p.unet}) for p in pipes)
     assert all(torch.equal(one[k], two[k]) for k in one)

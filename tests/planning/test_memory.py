@@ -299,7 +299,8 @@ def test_scoring_counts_as_a_phase_of_its_own() -> None:
     # Tried twice, named once.
     four = replace(workload, score=ScoreSection(suite="suite.toml", batch_size=4))
     changes = fits(workload, estimate(four, MINI).phases["score"], MINI)
-    assert [c.setting for c in changes] == ["[score] batch_size = 4"]
+    of_score = [c.setting for c in changes if "score" in c.setting]
+    assert of_score == ["[score] batch_size = 4"]
     elsewhere = fits(workload, fewer - 10**6, MINI)
     assert any("larger card" in change.setting for change in elsewhere)
     assert elsewhere[-1].peak_bytes <= fewer - 10**6

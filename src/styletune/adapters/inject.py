@@ -298,7 +298,7 @@ def _start_value(
 
 def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """The trainable tensors by their name in a file, in the models' order."""
-    found: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for component, model in models.items():
         for name, parameter in model.named_parameters():
             if f".{_NAME}" not in name:
@@ -308,8 +308,8 @@ def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Paramete
             # transformers has flattened CLIPTextModel; files keep the name all readers know.
             if component != "unet" and not path.startswith("text_model."):
                 path = f"text_model.{path}"
-            found[f"{component}.{path}"] = parameter
-    return found
+            parameters[f"{component}.{path}"] = parameter
+    return parameters
 
 
 def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:

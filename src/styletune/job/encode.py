@@ -41,10 +41,10 @@ def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) 
     data, prompt = job.recipe.data, job.recipe.dreambooth.class_prompt
     one_caption = data.model_copy(update={"caption_variants": 1})
 
-    def encoded(shown: Sequence[Entry], section: DataSection, title: str) -> TrainingImages:
+    def encoded(inputs: Sequence[Entry], section: DataSection, title: str) -> TrainingImages:
         return _encode_images(
             pipe,
-            shown,
+            inputs,
             section,
             seed=job.recipe.train.seed,
             with_text=not job.recipe.adapter.trains_text,
@@ -58,8 +58,8 @@ def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) 
         square = (job.resolution, job.resolution)
         plan = plan_crop(*square, square)
         rows = _class_rows(job, pipe, device, draws)
-        shown = [Entry(row, job.resolution, plan, flip=False) for row in rows]
-        class_images = encoded(shown, one_caption, "cache class")
+        squares = [Entry(row, job.resolution, plan, flip=False) for row in rows]
+        class_images = encoded(squares, one_caption, "cache class")
     images = encoded(entries(job.data), data, "cache")
     held = entries(job.data, "holdout") if job.recipe.train.validation_every else []
     return EncodedData(
@@ -72,7 +72,7 @@ def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) 
 
 def _encode_images(
     pipe: StableDiffusionXLPipeline,
-    shown: Sequence[Entry],
+    inputs: Sequence[Entry],
     data: DataSection,
     *,
     seed: int,
@@ -95,11 +95,11 @@ def _encode_images(
             tag_dropout=data.caption_tag_dropout,
             seed=seed,
         )
-        for entry in shown
+        for entry in inputs
     ]
     cache = build_cache(
         pipe,
-        shown,
+        inputs,
         captions,
         read_entry,
         device=device,
@@ -112,9 +112,9 @@ def _encode_images(
     return TrainingImages(
         cache,
         cache.texts,
-        [entry.row.file_name for entry in shown],
-        tuple(entry.row.repeats for entry in shown),
-        tuple(entry.row.weight for entry in shown),
+        [entry.row.file_name for entry in inputs],
+        tuple(entry.row.repeats for entry in inputs),
+        tuple(entry.row.weight for entry in inputs),
     )
 
 

@@ -63,7 +63,7 @@ def prepare(
     tokens = None if missing else token_counter(base)
     data = _load(loaded, resolution, tokens, show_progress)
     identity = _identity(recipe, start_from, data, base)
-    # The folder is named by what decides the result, so a changed recipe or image starts anew.
+    # The folder is named by what decides the result, so a changed recipe or image starts a new run.
     run_id = short_hash(
         identity.training_hash, identity.data_fingerprint, identity.data_order, identity.base_hash
     )
@@ -162,15 +162,15 @@ def _prediction_type(train: TrainSection, base: BaseFiles | None) -> PredictionT
 
 def _workload(recipe: Recipe, data: LoadedData) -> Workload:
     """What the plan of memory is made from."""
-    seen = entries(data)
-    largest = max((entry.bucket for entry in seen), key=lambda size: size[0] * size[1])
-    captions = len({entry.row.text for entry in seen}) * recipe.data.caption_variants
+    train_entries = entries(data)
+    largest = max((entry.bucket for entry in train_entries), key=lambda size: size[0] * size[1])
+    captions = len({entry.row.text for entry in train_entries}) * recipe.data.caption_variants
     return Workload(
         Step(*largest, recipe.base, recipe.adapter, recipe.dreambooth, recipe.train),
         recipe.optimizer,
         recipe.preview,
         recipe.score,
-        images=len(seen),
+        images=len(train_entries),
         captions=captions,
         side_key=side_key(recipe.data, largest),
     )

@@ -44,15 +44,16 @@ def _sources(value: object) -> object:
     """Sources from TOML; a fault in one is reported with its number and key."""
     if not isinstance(value, list):
         return value
-    faults, found = list[str](), []
+    faults: list[str] = []
+    sources = []
     for number, table in enumerate(value, start=1):
         try:
-            found.append(SourceSection.model_validate(table))
+            sources.append(SourceSection.model_validate(table))
         except ValidationError as error:
             faults += [f"source {number}: {_fault(item)}" for item in error.errors()]
     if faults:
         raise ValueError("; ".join(faults))
-    return tuple(found)
+    return tuple(sources)
 
 
 def _fault(item: Any) -> str:

@@ -64,12 +64,12 @@ def validate(model: type[M], tree: dict[str, Any], file: Path) -> M:
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The sections of a settings model by name."""
-    found: dict[str, type[BaseModel]] = {}
+    sections: dict[str, type[BaseModel]] = {}
     for name, info in model.model_fields.items():
         for candidate in (info.annotation, *get_args(info.annotation)):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                found[name] = candidate
-    return found
+                sections[name] = candidate
+    return sections
 
 
 def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
@@ -86,9 +86,9 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
             return where, *_unknown_key(sections, where, key, known)
         case "missing":
             kind = "section" if not in_section and key in sections else "key"
-            shown = f"[{key}]" if kind == "section" else f'"{key}"'
+            name = f"[{key}]" if kind == "section" else f'"{key}"'
             info = owner.model_fields.get(key)
-            return where, f"missing {kind} {shown}", (info.description or "") if info else ""
+            return where, f"missing {kind} {name}", (info.description or "") if info else ""
     message = item["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not loc or (loc == [key] and key in sections):
@@ -101,8 +101,8 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
         fix = f'did you mean "{near[0]}"? ' if near else ""
         return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
     info = owner.model_fields.get(key)
-    shown = ".".join(loc[1:] if in_section else loc)
-    return where, f"{shown} = {value}: {message}", (info.description or "") if info else ""
+    path = ".".join(loc[1:] if in_section else loc)
+    return where, f"{path} = {value}: {message}", (info.description or "") if info else ""
 
 
 def _choices(owner: type[BaseModel], key: str) -> list[str]:
@@ -110,9 +110,9 @@ def _choices(owner: type[BaseModel], key: str) -> list[str]:
     if info is None:
         return []
     annotations = [info.annotation, *get_args(info.annotation)]
-    found = [a for an in annotations for a in get_args(an) if isinstance(a, str)]
-    found += [a for a in annotations if isinstance(a, str)]
-    return list(dict.fromkeys(found))
+    choices = [a for an in annotations for a in get_args(an) if isinstance(a, str)]
+    choices += [a for a in annotations if isinstance(a, str)]
+    return list(dict.fromkeys(choices))
 
 
 def _unknown_key(

@@ -87,7 +87,7 @@ class AdapterSection(Section):
         None,
         ge=1,
         le=1024,
-        description="Also adapt the convolutions, which see fine texture and colour, at this "
+        description="Also adapt the convolutions, which see fine texture and color, at this "
         "rank (LoCon).",
     )
     block_ranks: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
@@ -161,8 +161,8 @@ class DreamboothSection(Section):
     prior: Literal["none", "images", "prediction"] = Field(
         "none",
         description="Keep the model from forgetting the class (a mascot must not become every "
-        'animal): by images that the base draws of it ("images"), or by what the '
-        'base itself would predict ("prediction"; draws nothing).',
+        'animal): by images of it that the base generates ("images"), or by what '
+        'the base itself would predict ("prediction"; generates nothing).',
     )
     class_prompt: str | None = Field(
         None,
@@ -173,7 +173,7 @@ class DreamboothSection(Section):
         50,
         ge=1,
         le=10000,
-        description="How many images of the class are drawn, once, before training.",
+        description="How many images of the class are generated, once, before training.",
     )
     prior_loss_weight: float = Field(
         1.0,

@@ -178,7 +178,7 @@ def train_adapter(
 
 @contextlib.contextmanager
 def evaluation(model: AdaptedModel, state: TrainingState) -> Iterator[None]:
-    """The weights as they would be used inside the block; afterwards training goes on exactly."""
+    """Put the weights that would be used in place inside the block, in evaluation mode."""
     model.set_training(False)
     with averaged_weights(state):
         yield

@@ -2,7 +2,7 @@
 
 Nothing here keeps a state, so a resumed run sees what the uninterrupted one would have seen,
 and N processes see what one would. Every option has its own stream: switching it on leaves the
-other random numbers as they were.
+other random numbers unchanged.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _generator(*key: object) -> torch.Generator:
 def sample_noise(
     train: TrainSection, step: int, positions: Sequence[int], shape: Shape, num_timesteps: int
 ) -> NoiseSample:
-    """Sample for the given positions of the global batch at one step.
+    """Sample for these positions of the global batch at one step.
 
     What a position gets does not depend on which other positions are asked for.
 

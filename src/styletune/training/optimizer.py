@@ -23,7 +23,7 @@ def make_optimizer(
 
     "adamw" is torch's fused AdamW (arXiv 1711.05101); "adamw8bit", "paged-adamw8bit" and "lion"
     (arXiv 2302.06675) are bitsandbytes'; the 8-bit ones keep tensors under 4096 elements in 32
-    bits. "adafactor" (arXiv 1804.04235) is transformers', with the given rate rather than a
+    bits. "adafactor" (arXiv 1804.04235) is transformers', with the section's rate rather than a
     relative one, and no moments to set betas of. "prodigy" (arXiv 2306.06101) corrects the bias
     and guards its estimate against the warm-up. "schedule-free-adamw" (arXiv 2405.15682) comes
     in training mode, see ``to_eval``.

@@ -1,7 +1,7 @@
 """An optimizer's state as named tensors and JSON, exact to the bit, without pickle.
 
 Tensors go to safetensors; Python numbers and what lives in the parameter groups (prodigy's
-estimate, schedule-free's sums and mode) go to JSON, whose floats come back as they were.
+estimate, schedule-free's sums and mode) go to JSON, whose floats come back unchanged.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _check_started(accelerator: Accelerator) -> None:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if processes == 1 and launched and "WORLD_SIZE" not in os.environ:
         raise BadInput(
-            "was asked for several processes and has started one",
+            "should have started several processes and has started one",
             where="accelerate launch",
             fix=f"{FIX_SEVERAL}; for a single process styletune train RECIPE",
         )

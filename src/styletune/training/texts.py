@@ -1,4 +1,4 @@
-"""Captions of a micro-batch while the text encoders are trained: encoded anew, with gradients."""
+"""Captions while the text encoders are trained: encoded at every step, with gradients."""
 
 from __future__ import annotations
 
