@@ -33,15 +33,15 @@ from styletune.models.sdxl import (
     meta_vae,
 )
 from styletune.planning.gpus import GPUS, Gpu, find_gpu, floor_s
-from styletune.planning.memory import BaseConfigs, estimate, state_bytes
-from styletune.planning.meter import (
-    Meter,
+from styletune.planning.measure import (
     StepCost,
     measure_step,
     measure_vae,
     unet_inputs,
     weight_bytes,
 )
+from styletune.planning.memory import BaseConfigs, estimate, state_bytes
+from styletune.planning.meter import Meter
 from styletune.planning.preflight import preflight
 from styletune.planning.suggestions import fits
 from styletune.planning.workload import Step, Workload

@@ -23,9 +23,10 @@ from styletune.job.adapt import AdaptedPipeline, adapt
 from styletune.models.conditioning import token_ids
 from styletune.models.load import find_base, load_pipeline
 from styletune.recipe import Recipe
+from styletune.recipe.data_sections import DataSection
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.runs import Run
-from styletune.training.cache import Cache, build_cache
+from styletune.training.cache import Cache, CachePlace, build_cache
 from styletune.training.denoise import Denoiser
 from styletune.training.groups import ParameterGroup, parameter_groups
 from styletune.training.identity import Identity
@@ -36,6 +37,7 @@ from styletune.training.texts import Texts, live_texts
 from styletune.training.validation import validation_losses
 
 Size = tuple[int, int]
+IMAGES = DataSection(path="images")
 PLAIN = TrainSection(weighting="none", caption_dropout=0.0)
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 
@@ -73,7 +75,7 @@ def small_cache(
     )
     found = entries(data)
     assert [entry.row.file_name for entry in found] == [f"{i}.png" for i in range(len(sizes))]
-    return build_cache(pipe, found, captions, read_entry, device="cpu")
+    return build_cache(pipe, found, captions, read_entry, IMAGES, CachePlace("cpu"))
 
 
 def squares(folder: Path) -> Cache:

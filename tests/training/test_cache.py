@@ -26,7 +26,8 @@ from styletune.errors import DataError
 from styletune.models.conditioning import encode_prompts, make_time_ids
 from styletune.models.latents import latent_mask
 from styletune.models.load import find_base, load_pipeline
-from styletune.training.cache import Cache, build_cache
+from styletune.recipe.data_sections import DataSection
+from styletune.training.cache import Cache, CachePlace, build_cache
 from styletune.training.cache_files import latent_key, tokenizer_hash, weights_hash
 
 SIZES = [(128, 128), (200, 130), (140, 140), (130, 200), (210, 130)]
@@ -75,6 +76,10 @@ def read(entry: Entry) -> Crop:
     return read_entry(entry)
 
 
+def section(mask_floor: float = 0.0) -> DataSection:
+    return DataSection(path="images", mask="alpha", mask_floor=mask_floor)
+
+
 def build(
     pipe: StableDiffusionXLPipeline,
     found: list[Entry],
@@ -83,9 +88,7 @@ def build(
     mask_floor: float = 0.0,
 ) -> Cache:
     texts = captions or [[f"scene {e.row.file_name}"] for e in found]
-    return build_cache(
-        pipe, found, texts, read, device="cpu", cache_dir=cache_dir, mask_floor=mask_floor
-    )
+    return build_cache(pipe, found, texts, read, section(mask_floor), CachePlace("cpu", cache_dir))
 
 
 def tensors_of(cache: Cache) -> list[Tensor]:
@@ -272,7 +275,7 @@ def test_a_killed_build_goes_on_where_it_was(
 
     texts = [["x"]] * 5
     with pytest.raises(Killed):
-        build_cache(pipe, found, texts, dying, device="cpu", cache_dir=tmp_path / "cache")
+        build_cache(pipe, found, texts, dying, section(), CachePlace("cpu", tmp_path / "cache"))
     done = calls.vae
     assert done == len(files_in(tmp_path / "cache")) == 3
     cache = build(pipe, found, tmp_path / "cache", texts)
@@ -366,7 +369,9 @@ def test_models_are_put_back(pipe: StableDiffusionXLPipeline, images: Path) -> N
 def test_text_encoders_can_be_left_out(pipe: StableDiffusionXLPipeline, images: Path) -> None:
     """For trained text encoders the cache keeps the captions, not their embeddings."""
     found = found_in(images)[:2]
-    cache = build_cache(pipe, found, [["a"], ["b"]], read, device="cpu", with_text=False)
+    cache = build_cache(
+        pipe, found, [["a"], ["b"]], read, section(), CachePlace("cpu"), with_text=False
+    )
     assert cache.captions == ("a", "b")
     assert cache.embeds.numel() == cache.pooled.numel() == 0
 
@@ -446,10 +451,10 @@ def test_the_cache_is_resident_where_it_fits(images: Path, monkeypatch: pytest.M
     pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cuda")
     found = found_in(images)
     texts = [["x"]] * len(found)
-    resident = build_cache(pipe, found, texts, read, device="cuda")
+    resident = build_cache(pipe, found, texts, read, section(), CachePlace("cuda"))
     assert all(b.mean.is_cuda for b in resident.buckets)
     monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
-    pinned = build_cache(pipe, found, texts, read, device="cuda")
+    pinned = build_cache(pipe, found, texts, read, section(), CachePlace("cuda"))
     assert all(b.mean.is_pinned() for b in pinned.buckets)
     assert pinned.latents([1, 4])[0].is_cuda
     assert torch.allclose(pinned.latents([1, 4])[0], resident.latents([1, 4])[0])

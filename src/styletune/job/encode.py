@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from styletune.data.entries import entries, read_entry
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
     from styletune.models.conditioning import PromptEmbeds
+    from styletune.training.cache import CachePlace
     from styletune.training.images import TrainingImages
 
 CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
@@ -37,6 +37,7 @@ class EncodedData:
 def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> EncodedData:
     """Fill the caches while the models are as the base has them."""
     from styletune.models.conditioning import encode_prompts
+    from styletune.training.cache import CachePlace
 
     data, prompt = job.recipe.data, job.recipe.dreambooth.class_prompt
     one_caption = data.model_copy(update={"caption_variants": 1})
@@ -46,10 +47,9 @@ def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) 
             pipe,
             inputs,
             section,
+            CachePlace(device, job.cache_dir),
             seed=job.recipe.train.seed,
             with_text=not job.recipe.adapter.trains_text,
-            device=device,
-            cache_dir=job.cache_dir,
             title=title,
         )
 
@@ -74,11 +74,10 @@ def _encode_images(
     pipe: StableDiffusionXLPipeline,
     inputs: Sequence[Entry],
     data: DataSection,
+    place: CachePlace,
     *,
     seed: int,
     with_text: bool,
-    device: str,
-    cache_dir: Path,
     title: str,
 ) -> TrainingImages:
     """Encode entries and the variants of their captions, of which ``seed`` decides."""
@@ -102,11 +101,9 @@ def _encode_images(
         inputs,
         captions,
         read_entry,
-        device=device,
-        cache_dir=cache_dir,
-        mask_floor=data.mask_floor,
+        data,
+        place,
         with_text=with_text,
-        cut_long="too-long-caption" in data.allow,
         title=title,
     )
     return TrainingImages(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from styletune.errors import BadInput
 from styletune.job.adapt import AdaptedPipeline, adapt
@@ -17,7 +17,8 @@ from styletune.job.job import Job
 from styletune.models.schedule import set_sampling_schedule
 from styletune.planning.preflight import configs_of, require_room
 from styletune.planning.workload import DRAWN_AT_ONCE
-from styletune.recipe import Recipe, recipe_hash
+from styletune.recipe import recipe_hash
+from styletune.recipe.training_sections import DreamboothSection, TrainSection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from styletune.models.conditioning import PromptEmbeds
-    from styletune.recipe.training_sections import DreamboothSection
     from styletune.training.images import TrainingData, TrainingImages
     from styletune.training.texts import Texts
 
@@ -81,7 +81,8 @@ def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
             begin_run(job)
         encoded = encode(job, pipe, device, draws=accelerator.is_main_process)
     if section.tracker != "none":
-        _start_tracker(recipe, job.loaded.name, str(job.run.dir), accelerator)
+        own = {"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}}
+        _start_tracker(section, recipe.model_dump(mode="json"), own, accelerator)
     _place(job, pipe, device)
     if recipe.adapter.new_tokens:
         from styletune.adapters.tokens import add_tokens
@@ -119,16 +120,17 @@ def _first_process_first(accelerator: Accelerator) -> Iterator[None]:
         accelerator.wait_for_everyone()
 
 
-def _start_tracker(recipe: Recipe, name: str, folder: str, accelerator: Accelerator) -> None:
+def _start_tracker(
+    train: TrainSection,
+    config: dict[str, Any],
+    own_keys: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
     try:
-        accelerator.init_trackers(
-            recipe.train.tracker_project,
-            config=recipe.model_dump(mode="json"),
-            init_kwargs={"wandb": {"name": name, "dir": folder}},
-        )
+        accelerator.init_trackers(train.tracker_project, config=config, init_kwargs=own_keys)
     except Exception as error:
         raise BadInput(
-            f"{recipe.train.tracker} does not start: {error}",
+            f"{train.tracker} does not start: {error}",
             where="[train] tracker",
             fix="wandb login, or WANDB_MODE=offline",
         ) from error

@@ -1,6 +1,6 @@
 """How much memory a run will need on its device, before anything is loaded.
 
-The step itself is measured by ``styletune.planning.meter``. Everything else is counted from
+The step itself is measured by ``styletune.planning.measure``. Everything else is counted from
 shapes. On SDXL at 1024², one image, bf16 base, rank-16 attention LoRA (bytes / 1e9):
 
     weights 5.14 · activations 4.87 (no recomputation), 3.40 (ff), 0.55 (full)
@@ -29,7 +29,7 @@ from styletune.models.sdxl import (
     VAE_FACTOR,
 )
 from styletune.planning.gpus import GIB
-from styletune.planning.meter import (
+from styletune.planning.measure import (
     StepCost,
     measure_drawing,
     measure_step,

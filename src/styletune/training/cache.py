@@ -25,6 +25,7 @@ from styletune.models.conditioning import (
 from styletune.models.latents import encode_pixels, latent_mask
 from styletune.models.placement import RESIDENT_BYTES, placed
 from styletune.progress import progress
+from styletune.recipe.data_sections import DataSection
 from styletune.training.cache_files import (
     Tensors,
     content_key,
@@ -37,6 +38,17 @@ from styletune.training.cache_files import (
 
 # Images decoded in advance; a 100-megapixel original takes a gigabyte while it is decoded.
 READ_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where a cache goes: its device, and the folder of encoded files that runs share.
+
+    Without a folder everything is encoded again.
+    """
+
+    device: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +112,10 @@ def build_cache(
     entries: Sequence[Entry],
     captions: Sequence[Sequence[str]],
     read: Callable[[Entry], Crop],
+    data: DataSection,
+    place: CachePlace,
     *,
-    device: str,
-    cache_dir: Path | None = None,
-    mask_floor: float = 0.0,
     with_text: bool = True,
-    cut_long: bool = False,
     title: str = "cache",
 ) -> Cache:
     """Encode what is not on disk yet; VAE and text encoders run only if something is missing.
@@ -118,11 +128,9 @@ def build_cache(
         entries: (n), at least one.
         captions: (n) lists of K variants each.
         read: an entry's pixels; called from threads, for missing entries only.
-        device: where the cache goes and the VAE runs.
-        cache_dir: folder of encoded files, shared by runs; None encodes everything.
-        mask_floor: weight of the loss outside masks, in [0, 1).
+        data: its ``mask_floor`` is used, and whether it allows captions that CLIP cuts off.
+        place: where the cache goes and the models run.
         with_text: False leaves ``embeds`` and ``pooled`` empty, for trained text encoders.
-        cut_long: captions may lose what comes after the 77th token.
         title: of the progress bar.
 
     Raises:
@@ -131,28 +139,29 @@ def build_cache(
     """
     assert len(entries) == len(captions) > 0
     assert len({len(variants) for variants in captions}) == 1, "variants differ in number"
-    encoded = _encoded_images(pipe, entries, read, device, cache_dir, title)
+    encoded = _encoded_images(pipe, entries, read, place, title)
     sizes = sorted({entry.bucket for entry in entries})
     bucket_of = tuple(sizes.index(entry.bucket) for entry in entries)
     members = [[i for i, b in enumerate(bucket_of) if b == number] for number in range(len(sizes))]
     place_of = {entry: place for bucket in members for place, entry in enumerate(bucket)}
     distinct = tuple(dict.fromkeys(text for variants in captions for text in variants))
     row_of = {text: row for row, text in enumerate(distinct)}
-    buckets = tuple(_stack([encoded[i] for i in bucket], mask_floor) for bucket in members)
+    buckets = tuple(_stack([encoded[i] for i in bucket], data.mask_floor) for bucket in members)
     embeds, pooled = torch.empty(0, 0, 0), torch.empty(0, 0)
     if with_text:
-        embeds, pooled = _encoded_texts(pipe, distinct, device, cache_dir, cut_long)
+        cut_long = "too-long-caption" in data.allow
+        embeds, pooled = _encoded_texts(pipe, distinct, place, cut_long)
     time_ids = [make_time_ids(e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries]
     cache = Cache(
         buckets=buckets,
         bucket_of=bucket_of,
         places=tuple(place_of[i] for i in range(len(entries))),
-        time_ids=torch.stack(time_ids).to(device),
+        time_ids=torch.stack(time_ids).to(place.device),
         embeds=embeds,
         pooled=pooled,
         captions=distinct,
         caption_rows=torch.tensor([[row_of[text] for text in texts] for texts in captions]),
-        device=device,
+        device=place.device,
     )
     return _resident(cache)
 
@@ -161,8 +170,7 @@ def _encoded_images(
     pipe: StableDiffusionXLPipeline,
     entries: Sequence[Entry],
     read: Callable[[Entry], Crop],
-    device: str,
-    cache_dir: Path | None,
+    place: CachePlace,
     title: str,
 ) -> list[Tensors]:
     """``mean``, ``logvar`` (4, h, w) and, with a mask, ``mask`` (h, w), on the CPU."""
@@ -172,7 +180,7 @@ def _encoded_images(
     with progress(title, len(entry_of)) as advance:
         encoded: dict[str, Tensors] = {}
         for key in entry_of:
-            stored = read_stored(cache_dir, "latents", key)
+            stored = read_stored(place.folder, "latents", key)
             if stored is not None:
                 encoded[key] = stored
                 advance(1, "")
@@ -180,15 +188,15 @@ def _encoded_images(
         if missing:
             # SDXL's VAE overflows in float16 and loses a bit of color in bfloat16.
             with (
-                placed(pipe.vae, device, torch.float32),
+                placed(pipe.vae, place.device, torch.float32),
                 contextlib.closing(_read_ahead(read, list(missing.values()))) as crops,
             ):
                 for (key, entry), crop in zip(missing.items(), crops, strict=True):
                     # Another process may have been here since.
-                    tensors = read_stored(cache_dir, "latents", key)
+                    tensors = read_stored(place.folder, "latents", key)
                     if tensors is None:
                         tensors = _encode_image(pipe.vae, entry, crop)
-                        write_stored(cache_dir, "latents", key, tensors)
+                        write_stored(place.folder, "latents", key, tensors)
                     encoded[key] = tensors
                     advance(1, "")
     return [encoded[key] for key in keys]
@@ -226,8 +234,7 @@ def _read_ahead(
 def _encoded_texts(
     pipe: StableDiffusionXLPipeline,
     texts: Sequence[str],
-    device: str,
-    cache_dir: Path | None,
+    place: CachePlace,
     cut_long: bool,
 ) -> tuple[Tensor, Tensor]:
     """``embeds`` and ``pooled`` of the texts and, last, of the empty caption."""
@@ -240,22 +247,22 @@ def _encoded_texts(
     empty_key = content_key("empty caption", bool(pipe.config.force_zeros_for_empty_prompt), *model)
     encoded: dict[str, Tensors] = {}
     for key in (*keys, empty_key):
-        stored = read_stored(cache_dir, "texts", key)
+        stored = read_stored(place.folder, "texts", key)
         if stored is not None:
             encoded[key] = stored
     missing = [key for key in keys if key not in encoded]
-    size = 1 if device == "cpu" else 32
+    size = 1 if place.device == "cpu" else 32
     if missing or empty_key not in encoded:
-        with placed(encoders[0], device), placed(encoders[1], device):
+        with placed(encoders[0], place.device), placed(encoders[1], place.device):
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
                 prompts = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
                 for i, key in enumerate(chunk):
                     encoded[key] = _row(prompts, i)
-                    write_stored(cache_dir, "texts", key, encoded[key])
+                    write_stored(place.folder, "texts", key, encoded[key])
             if empty_key not in encoded:
                 encoded[empty_key] = _row(empty_prompt(pipe), 0)
-                write_stored(cache_dir, "texts", empty_key, encoded[empty_key])
+                write_stored(place.folder, "texts", empty_key, encoded[empty_key])
     rows = [encoded[key] for key in (*keys, empty_key)]
     return torch.stack([r["embeds"] for r in rows]), torch.stack([r["pooled"] for r in rows])
 
