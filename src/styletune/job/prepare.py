@@ -105,7 +105,7 @@ def prepare(
 def _start_from(loaded: LoadedRecipe) -> Path | None:
     """The adapter file that training starts from. Raises NotFound."""
     start_from = loaded.recipe.adapter.start_from
-    if start_from is None:
+    if not start_from:
         return None
     file = loaded.path(start_from)
     if not file.is_file():
