@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +30,22 @@ def recaption(images: Path, name: str, text: str) -> None:
         if row["file_name"] == name:
             row["text"] = text
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_plan_does_not_import_the_datasets_library(brand: Path) -> None:
+    """It takes seconds, and a folder of images needs nothing of it."""
+    code = (
+        "import sys\nfrom styletune.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert 'datasets' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "plan", brand, "--runs-dir", brand.parent / "runs"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_clean_set_is_ready(images: Path, styletune: Command) -> None:
@@ -64,7 +82,7 @@ def test_training_refuses_with_the_same_words(
 ) -> None:
     """Whatever check calls an error stops ``run``, in the words of check."""
     recaption(images, "05.png", "horizon style, [trigger] at noon")
-    (images / "06.png").write_bytes(b"not an image")
+    (images / "06.png").write_bytes(b"not a readable image")
     checked = styletune("data", "check", brand, "--json")
     assert checked.code == 1
     ran = styletune("run", brand, "--runs-dir", tmp_path / "runs")
@@ -79,7 +97,7 @@ def test_an_error_can_be_lowered_and_that_is_recorded(
     brand: Path, images: Path, styletune: Command, tmp_path: Path
 ) -> None:
     """A named error becomes a warning; the unreadable image is left out, and the run says so."""
-    (images / "06.png").write_bytes(b"not an image")
+    (images / "06.png").write_bytes(b"not a readable image")
     settings = ("--set", 'data.allow=["unreadable-image"]', "--set", "train.steps=1")
     runs = tmp_path / "runs"
     done = styletune("train", brand, "--json", "--runs-dir", runs, *settings)
@@ -129,7 +147,7 @@ def test_held_out_images_may_be_small_for_a_square(
 def test_nothing_usable_is_an_error(images: Path, brand: Path, styletune: Command) -> None:
     """Leaving out what cannot be read must leave something."""
     for file in images.glob("*.png"):
-        file.write_bytes(b"not an image")
+        file.write_bytes(b"not a readable image")
     brand.write_text(
         brand.read_text().replace("[adapter]", 'allow = ["unreadable-image"]\n[adapter]')
     )
@@ -201,8 +219,8 @@ def test_the_page_is_written(images: Path, styletune: Command, tmp_path: Path) -
     assert 'src="http' not in text
 
 
-def test_captions_are_mended_on_request(images: Path, styletune: Command) -> None:
-    """A diff first, exit 1; the same diff is then written, and nothing is left to mend."""
+def test_captions_are_fixed_on_request(images: Path, styletune: Command) -> None:
+    """A diff first, exit 1; the same diff is then written, and nothing is left to fix."""
     recaption(images, "05.png", "  the sea at noon,, with birds ")
     shown = styletune("data", "captions", images)
     assert shown.code == 1
@@ -213,7 +231,7 @@ def test_captions_are_mended_on_request(images: Path, styletune: Command) -> Non
     assert styletune("data", "captions", images, "--apply").code == 0
     assert "horizon style, the sea at noon, with birds" in (images / "metadata.jsonl").read_text()
     again = styletune("data", "captions", images)
-    assert (again.code, again.out) == (0, "nothing to mend\n")
+    assert (again.code, again.out) == (0, "nothing to fix\n")
 
 
 BROKEN_METADATA = {
@@ -225,10 +243,10 @@ BROKEN_METADATA = {
 
 
 @pytest.mark.parametrize("what", BROKEN_METADATA)
-def test_captions_that_cannot_be_read_are_not_mended(
+def test_captions_that_cannot_be_read_are_not_fixed(
     images: Path, styletune: Command, what: str
 ) -> None:
-    """Never "nothing to mend" nor a traceback: what is wrong, where, and no file is changed."""
+    """Never "nothing to fix" nor a traceback: what is wrong, where, and no file is changed."""
     (images / "metadata.jsonl").unlink()
     name, content = BROKEN_METADATA[what]
     (images / name).write_text(content)
@@ -240,7 +258,7 @@ def test_captions_that_cannot_be_read_are_not_mended(
     assert (images / name).read_text() == content
 
 
-def test_windows_captions_are_mended(images: Path, styletune: Command) -> None:
+def test_windows_captions_are_fixed(images: Path, styletune: Command) -> None:
     """A caption of two lines with CRLF is no conflict."""
     rows = (images / "metadata.jsonl").read_text().splitlines(keepends=True)
     (images / "metadata.jsonl").write_text("".join(r for r in rows if '"05.png"' not in r))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from styletune.data.findings import CODES, finding, named, size_findings, too_small_findings
+from styletune.data.findings import CODES, finding, first_few
+from styletune.data.inspection.sizes import size_findings, too_small_findings
 from styletune.data.pixels.buckets import CropPlan, plan_crop
 
 
@@ -21,8 +22,8 @@ def test_a_finding_is_as_severe_as_its_code() -> None:
 
 def test_long_lists_are_cut_with_their_number() -> None:
     """The first names are shown with their numbers; how many more there are is said."""
-    assert named({"a": "1", "b": "2"}) == "a (1), b (2)"
-    assert named({str(n): "x" for n in range(9)}, most=2) == "0 (x), 1 (x) and 7 more"
+    assert first_few({"a": "1", "b": "2"}) == "a (1), b (2)"
+    assert first_few({str(n): "x" for n in range(9)}, most=2) == "0 (x), 1 (x) and 7 more"
 
 
 def test_too_small_images_are_one_error_smallest_first() -> None:

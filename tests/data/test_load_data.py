@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -11,9 +12,8 @@ from PIL import Image
 
 import world
 from data_parts import load_folder, told
-from styletune.data.load import all_rows, holdout_rows, read_square, train_rows
+from styletune.data.load import as_dataset, holdout_rows, read_square, train_rows
 from styletune.data.pixels.fingerprint import pixel_hash
-from styletune.data.rows import Row
 from styletune.errors import DataError
 
 
@@ -37,13 +37,11 @@ def fill(root: Path, count: int = 10) -> Path:
 def test_a_good_folder_is_loaded(tmp_path: Path) -> None:
     """Every image is there once, with its facts, on one side, and no finding is made up."""
     data = load_folder(fill(tmp_path))
-    assert data.dataset.column_names == list(Row.__slots__)
-    rows = all_rows(data)
+    rows = data.rows
     assert [row.file_name for row in rows] == [f"{i:02}.png" for i in range(10)]
     assert (rows[3].width, rows[3].height, rows[3].text) == (128, 128, "brandlook scene 3")
     assert rows[3].pixel_hash == pixel_hash(scene(3))
     assert (len(train_rows(data)), len(holdout_rows(data))) == (8, 2)
-    assert len({row.group for row in rows}) == 10
     assert (dict(data.checked.cards), data.groups, told(data)) == ({}, [], [])
 
 
@@ -106,10 +104,11 @@ def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:
     save(tmp_path, "variant.jpg", scene(1), "brandlook")
     for holdout in (0.1, 0.2, 0.3, 0.4, 0.5):
         data = load_folder(tmp_path, holdout=holdout)
-        rows = {row.file_name: row for row in all_rows(data)}
+        rows = {row.file_name: row for row in data.rows}
         for pair in (("00.png", "copy.png"), ("01.png", "variant.jpg")):
             a, b = (rows[name] for name in pair)
-            assert (a.group, a.split) == (b.group, b.split)
+            assert a.split == b.split
+            assert pair in {group.files for group in data.groups}
         found = told(data, "exact-duplicates", "near-duplicates")
         assert [(f.code, f.files) for f in found] == [
             ("exact-duplicates", ("00.png", "copy.png")),
@@ -151,7 +150,7 @@ def test_squares_are_read_from_rows(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     scene(5).resize((200, 128)).save(tmp_path / "turned.png", exif=exif)
     (tmp_path / "turned.txt").write_text("x")
-    rows = all_rows(load_folder(tmp_path))
+    rows = load_folder(tmp_path).rows
     turned = rows[-1]
     assert (turned.width, turned.height) == (128, 200)
     crop = read_square(turned, 128)
@@ -162,7 +161,7 @@ def test_squares_are_read_from_rows(tmp_path: Path) -> None:
 
 def test_an_image_changed_after_loading_is_noticed(tmp_path: Path) -> None:
     """A row never gives the pixels of another picture."""
-    row = all_rows(load_folder(fill(tmp_path, 3)))[0]
+    row = load_folder(fill(tmp_path, 3)).rows[0]
     scene(50).save(row.path)
     with pytest.raises(DataError, match="changed after"):
         read_square(row, 128)
@@ -195,3 +194,26 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "01.png").chmod(0)
     with pytest.raises(DataError, match=r"01\.png"):
         load_folder(tmp_path)
+
+
+def test_a_set_is_a_hugging_face_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come back in order with upright sRGB pixels, captions, split and rights."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = fill(tmp_path / "set", 4)
+    (images / "dataset.toml").write_text('license = "CC0-1.0"\nholder = "Ada Ltd"')
+    scene(5).resize((200, 128)).save(images / "turned.png", exif=exif)
+    (images / "turned.txt").write_text("x")
+    data = load_folder(images)
+    dataset = as_dataset(data)
+    assert dataset["file_name"][:] == [row.file_name for row in data.rows]
+    assert dataset["split"][:] == [row.split for row in data.rows]
+    turned = dataset[4]
+    assert (turned["image"].mode, turned["image"].size) == ("RGB", (128, 200))
+    assert pixel_hash(turned["image"]) == data.rows[4].pixel_hash == turned["pixel_hash"]
+    assert (turned["text"], turned["width"], turned["height"]) == ("x", 128, 200)
+    assert (turned["license"], turned["holder"], turned["consent"]) == ("CC0-1.0", "Ada Ltd", "")
+    scene(50).save(images / "00.png")
+    with pytest.raises(DataError, match="changed after"):
+        as_dataset(dataclasses.replace(data, rows=data.rows[:2]))

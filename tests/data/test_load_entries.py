@@ -11,7 +11,7 @@ from PIL import Image
 import world
 from data_parts import load_folder, told
 from styletune.data.entries import bucket_report, entries, read_entry
-from styletune.data.load import LoadedData, all_rows, read_square
+from styletune.data.load import LoadedData, read_square
 from styletune.errors import DataError
 
 SIZES = [(128, 128), (300, 200), (200, 300), (140, 130), (320, 180)]
@@ -79,7 +79,7 @@ def test_held_out_images_are_seen_once(tmp_path: Path) -> None:
 def test_without_buckets_entries_are_squares(tmp_path: Path) -> None:
     """The table of one square gives the very pixels of ``read_square``."""
     data = load(fill(tmp_path), buckets=False)
-    for entry, row in zip(entries(data), all_rows(data), strict=True):
+    for entry, row in zip(entries(data), data.rows, strict=True):
         crop, square = read_entry(entry), read_square(row, 128)
         assert (crop.pixels == square.pixels).all()
         assert crop.crops_coords_top_left == square.crops_coords_top_left

@@ -12,9 +12,9 @@ import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from data_parts import check_folder, load_folder
-from styletune.data.load import LoadedData, all_rows
+from styletune.colors import color_bytes
+from styletune.data.load import LoadedData
 from styletune.data.pixels.decode import decode_image
-from styletune.data.sources.card import color_bytes
 from styletune.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -52,11 +52,11 @@ def check_families(data: LoadedData) -> None:
     """Groups are the motifs exactly, and none is on both sides."""
     found: dict[int, set[str]] = {}
     sides: dict[int, set[str]] = {}
-    for row in all_rows(data):
+    for row in data.rows:
         found.setdefault(row.group, set()).add(family(row.file_name))
         sides.setdefault(row.group, set()).add(row.split)
     assert all(len(motifs) == 1 for motifs in found.values())
-    assert len(found) == len({family(row.file_name) for row in all_rows(data)})
+    assert len(found) == len({family(row.file_name) for row in data.rows})
     assert all(len(both) == 1 for both in sides.values())
 
 
@@ -75,9 +75,9 @@ def test_colour_variants_are_families(tmp_path: Path) -> None:
 def test_photographs_have_no_false_pair() -> None:
     """Fifteen photographs load untouched, each its own family."""
     data = load(PHOTOS, 0.2)
-    assert len({row.group for row in all_rows(data)}) == len(all_rows(data)) == 15
+    assert len({row.group for row in data.rows}) == len(data.rows) == 15
     assert data.groups == []
-    assert sum(row.split == "holdout" for row in all_rows(data)) == 3
+    assert sum(row.split == "holdout" for row in data.rows) == 3
 
 
 @pytest.mark.slow
@@ -86,7 +86,7 @@ def test_the_whole_brand_set(tmp_path: Path) -> None:
     files = sorted(WALLPAPERS.rglob("*.png"))
     data = load(link(tmp_path, files), 0.2)
     check_families(data)
-    assert len(all_rows(data)) == len(files)
+    assert len(data.rows) == len(files)
     (tmp_path / "dataset.toml").unlink()
     with pytest.raises(DataError, match="transparent and no background"):
         load(tmp_path, 0.2)

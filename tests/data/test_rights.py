@@ -14,12 +14,10 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from styletune.data.findings import Finding
+from styletune.data.inspection.opt_out import UNREADABLE, opt_out_term, prohibits_training
 from styletune.data.licenses import license_problem, restrictions
 from styletune.data.rights import (
-    UNREADABLE,
     holder_names,
-    opt_out_term,
-    prohibits_training,
     publishable_problem,
     rights_findings,
     rights_summary,
@@ -250,7 +248,7 @@ def test_other_licences_are_refused(text: str, near: str | None) -> None:
     """What is not SPDX is said to be so, with the nearest id if there is one."""
     problem = license_problem(text)
     assert problem is not None
-    assert "not an SPDX licence" in problem
+    assert "not an SPDX license" in problem
     if near:
         assert f"did you mean {near}?" in problem
     else:
@@ -303,7 +301,7 @@ def test_missing_rights_are_counted_by_kind() -> None:
     assert (finding.code, finding.severity) == ("missing-rights", "warning")
     assert finding.files == ("b.png", "c.png")
     assert "2 of 3 images" in finding.message
-    assert "licence of 1, consent of 2 and source of 1" in finding.message
+    assert "license of 1, consent of 2 and source of 1" in finding.message
     assert "dataset.toml" in finding.fix
     assert found(*items, require=True)[0].severity == "error"
 
@@ -332,7 +330,7 @@ def test_restricted_licences_say_what_they_mean_for_an_adapter() -> None:
     commercial, derived = found(item("a.png", rights), require=True)
     assert {commercial.code, derived.code} == {"restricted-license"}
     assert {commercial.severity, derived.severity} == {"warning"}
-    assert "no commercial use" in commercial.message
+    assert "prohibits commercial use" in commercial.message
     assert "can be trained but not published" in derived.message
     problem = publishable_problem([item("a.png", rights), item("b.png")])
     assert problem is not None

@@ -252,6 +252,16 @@ def test_absent_hub_model_names_the_download(hub: Path) -> None:
     assert caught.value.fix.startswith("hf download acme/sdxl --revision abc1234 --include ")
 
 
+@pytest.mark.parametrize("revision", ["../../models--acme--other/refs/main", "{hub}/secret"])
+def test_a_revision_cannot_point_outside_its_repository(hub: Path, revision: str) -> None:
+    """Neither a relative nor an absolute path is read as a branch."""
+    put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
+    put_in_hub(hub, "acme/other", BASE_DIR, COMMITS[0])
+    (hub / "secret").write_text(COMMITS[0])
+    with pytest.raises(NotFound, match="is not on this machine"):
+        find_base("acme/sdxl", revision.format(hub=hub), Path())
+
+
 def test_other_revision_on_this_machine_is_said(hub: Path) -> None:
     """A pinned commit that is not here is told apart from a model that is not here."""
     put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
@@ -259,7 +269,7 @@ def test_other_revision_on_this_machine_is_said(hub: Path) -> None:
         find_base("acme/sdxl", COMMITS[1], Path())
 
 
-def test_broken_off_download_is_said(hub: Path) -> None:
+def test_interrupted_download_is_named(hub: Path) -> None:
     """Unfinished blobs and missing parts of a snapshot mean that the download must go on."""
     snapshot = put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
     (snapshot.parent.parent / "blobs" / "abc.incomplete").write_bytes(b"x")
@@ -271,17 +281,17 @@ def test_broken_off_download_is_said(hub: Path) -> None:
     assert caught.value.fix.startswith("hf download acme/sdxl --include")
     assert "1 unfinished" in caught.value.fix
     shutil.rmtree(snapshot)
-    with pytest.raises(NotFound, match="broken off"):
+    with pytest.raises(NotFound, match="interrupted"):
         find_base("acme/sdxl", None, Path())
 
 
-def test_download_without_any_file_points_to_the_licence(hub: Path) -> None:
+def test_download_without_any_file_points_to_the_license(hub: Path) -> None:
     """A cache entry without files is what a refused, gated download leaves."""
     (hub / "models--acme--sdxl" / "refs").mkdir(parents=True)
     (hub / "models--acme--sdxl" / "refs" / "main").write_text(COMMITS[0])
-    with pytest.raises(NotFound, match="no file arrived") as caught:
+    with pytest.raises(NotFound, match="nothing was downloaded") as caught:
         find_base("acme/sdxl", None, Path())
-    assert "licence" in caught.value.fix
+    assert "license" in caught.value.fix
     assert "hf auth login" in caught.value.fix
 
 

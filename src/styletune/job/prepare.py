@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from styletune.data.check import CheckSettings
 from styletune.data.entries import entries
 from styletune.data.inspection.store import close_store, default_store_path, open_store
 from styletune.data.load import LoadedData, holdout_rows, load_data, order_hash
-from styletune.data.sources.open import resolve_sources
 from styletune.errors import BadInput, Conflict, NotFound
 from styletune.files import file_sha256, read_json
 from styletune.planning.preflight import setup_of
@@ -109,16 +107,16 @@ def prepare(
     if missing is not None and not planning:
         raise missing
     resolution = recipe.data.resolution or base.resolution
-    settings = check_settings(loaded, resolution)
     store = open_store(default_store_path())
     try:
         data = load_data(
-            resolve_sources(recipe.data.path, recipe.data.sources, loaded.file.parent),
-            settings,
+            recipe.data,
+            loaded.file.parent,
+            resolution=resolution,
             store=store,
-            flip=recipe.data.flip,
-            tokens=None if missing else token_counter(base),
-            relative_to=loaded.file.parent,
+            count_tokens=None if missing else token_counter(base),
+            new_tokens=recipe.adapter.new_tokens,
+            min_holdout=MIN_REFERENCES if recipe.score else 0,
             show_progress=show_progress,
         )
     finally:
@@ -169,31 +167,6 @@ def _check_objective(job: Job) -> None:
                 where=f"[train] {key}_timestep",
                 fix="leave it out, or choose a lower one",
             )
-
-
-def check_settings(loaded: LoadedRecipe, resolution: int) -> CheckSettings:
-    """How the recipe's data are judged."""
-    recipe, data = loaded.recipe, loaded.recipe.data
-    return CheckSettings(
-        resolution=resolution,
-        extra_resolutions=data.extra_resolutions,
-        buckets=data.buckets,
-        bucket_step=data.bucket_step,
-        max_aspect=data.max_aspect,
-        default_caption=data.default_caption,
-        background=data.background,
-        holdout=data.holdout,
-        folds=data.folds,
-        fold=data.fold,
-        allow=data.allow,
-        require_rights=data.require_rights,
-        opt_out_override=data.opt_out_override,
-        encoder=data.encoder,
-        known_tokens=recipe.adapter.new_tokens,
-        mask=data.mask,
-        mask_path=loaded.path(data.mask_path) if data.mask_path else None,
-        min_holdout=MIN_REFERENCES if recipe.score else 0,
-    )
 
 
 def token_counter(base: BaseFiles) -> Callable[[str], int]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from styletune.data.findings import said
+from styletune.data.findings import finding_line
 from styletune.data.licenses import license_problem
 from styletune.data.load import train_rows
 from styletune.data.rights import LICENSE_FIX, holder_names, publishable_problem
@@ -71,7 +71,9 @@ def _require_rights(job: Job) -> None:
         raise RecipeError(wrong, where="[publish] license", fix=LICENSE_FIX)
     fault = publishable_problem([i for i in checked.items if i.file_name in checked.facts])
     if fault is not None:
-        raise CheckFailed(f"cannot be published: {said(fault)}", where="rights", fix=fault.fix)
+        raise CheckFailed(
+            f"cannot be published: {finding_line(fault)}", where="rights", fix=fault.fix
+        )
 
 
 def publish(job: Job, registry: str, who: str) -> dict[str, str]:

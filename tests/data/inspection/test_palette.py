@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import world
-from styletune.data.inspection.duplicates import Group
+from styletune.data.inspection.duplicates import ImageGroup
 from styletune.data.inspection.facts import SMALL_PX, ImageFacts
 from styletune.data.inspection.palette import (
     coverage,
@@ -127,7 +127,7 @@ def test_variants_neither_hide_nor_make_strangers() -> None:
     brand = scenes(20, 1, world.HORIZON)
     green = facts_of(Image.new("RGB", (8, 8), "#00ff00"))
     facts = {**brand, **dict.fromkeys(("g1", "g2", "g3", "g4"), green)}
-    family = Group("exact", ("g1", "g2", "g3", "g4"))
+    family = ImageGroup("exact", ("g1", "g2", "g3", "g4"))
     found = [name for name, _ in palette_outliers(facts, [family])]
     assert found[:4] == ["g1", "g2", "g3", "g4"]
 

@@ -226,7 +226,7 @@ def test_cmyk_without_profile_is_refused() -> None:
     """Inks without a profile have no colour."""
     stream = io.BytesIO()
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(stream, "JPEG")
-    with pytest.raises(DataError, match="CMYK without a colour profile"):
+    with pytest.raises(DataError, match="CMYK without a color profile"):
         decode_image(stream.getvalue(), name="p", background=None)
 
 
@@ -245,6 +245,6 @@ def test_cmyk_without_profile_is_refused() -> None:
 )
 def test_a_broken_or_foreign_profile_is_refused(profile: bytes) -> None:
     """A profile that cannot be read, or is for other pixels, is an error that names the file."""
-    with pytest.raises(DataError, match="colour profile") as caught:
+    with pytest.raises(DataError, match="color profile") as caught:
         decoded(Image.new("RGB", (4, 4), (200, 100, 50)), "PNG", profile)
     assert caught.value.where == "p"

@@ -227,8 +227,8 @@ DECODED: dict[str, tuple[Callable[[], bytes], tuple[int, int], Quarters]] = {
     ),
 }
 
-DAMAGED, TOO_LARGE, FRAMES = "damaged or cut short", "too large", "3 frames or pages"
-NO_IMAGE, COLORS = "not an image", "colours are not sRGB"
+DAMAGED, TOO_LARGE, FRAMES = "damaged or truncated", "too large", "3 frames or pages"
+NO_IMAGE, COLORS = "not a readable image", "colors are not sRGB"
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "empty"),
     "text.jpg": (lambda: b"a cat on a wall\n" * 20, NO_IMAGE),
@@ -293,7 +293,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "key in 16 bit.png": (
         lambda: png(4, 2, depth=16, extra=chunk(b"tRNS", struct.pack(">HHH", 0, 0, 0))),
-        "transparent colour",
+        "transparent color",
     ),
     "float.tif": (
         lambda: encoded("TIFF", Image.fromarray(np.zeros((8, 8), np.float32))),
