@@ -14,7 +14,7 @@ from styletune.recipe.data_sections import DataSection
 OPTIONS = ("resolution", "count_tokens", "new_tokens", "min_holdout", "show_progress")
 
 
-def told(data: LoadedData, *codes: str) -> list[Finding]:
+def warnings_of(data: LoadedData, *codes: str) -> list[Finding]:
     """The warnings of these codes; of all but missing rights if none is given."""
     return [
         warning

@@ -55,7 +55,7 @@ def test_a_clean_set_is_ready(images: Path, styletune: Command) -> None:
     found = answer.json
     assert (found["images"], found["readable"], found["errors"]) == (20, 20, [])
     assert {"warnings", "groups", "palette", "split", "buckets"} <= found.keys()
-    assert sum(colour["weight"] for colour in found["palette"]) == pytest.approx(1, abs=0.01)
+    assert sum(color["weight"] for color in found["palette"]) == pytest.approx(1, abs=0.01)
     assert sorted(found["split"]) == [f"{i:02d}.png" for i in range(20)]
 
 

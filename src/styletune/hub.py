@@ -24,8 +24,8 @@ class Snapshot:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name has the form owner/name, and so is not plainly a path."""
-    return re.fullmatch(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", name, re.ASCII) is not None
+    """Whether a name has the form ``owner/name``."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII) is not None
 
 
 def download_command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from styletune.data.findings import CODES, finding, first_few
+from styletune.data.findings import CODES, agree, finding, first_few
 from styletune.data.inspection.sizes import size_findings, too_small_findings
 from styletune.data.pixels.buckets import CropPlan, plan_crop
 
@@ -18,6 +18,13 @@ def test_a_finding_is_as_severe_as_its_code() -> None:
     for code, (severity, _) in CODES.items():
         assert finding(code, ["a.png"], "", "").severity == severity
     assert finding("dark", ["a.png"], "", "", "fact").severity == "fact"
+
+
+def test_verbs_agree_with_their_number() -> None:
+    """Of one image things are said in the singular."""
+    assert agree(1, "are under CC0-1.0") == "is under CC0-1.0"
+    assert agree(1, "lack rights") == "lacks rights"
+    assert agree(2, "have no caption") == "have no caption"
 
 
 def test_long_lists_are_cut_with_their_number() -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import world
-from data_parts import load_folder, told
+from data_parts import load_folder, warnings_of
 from styletune.data.load import as_dataset, holdout_rows, read_square, train_rows
 from styletune.data.pixels.fingerprint import pixel_hash
 from styletune.errors import DataError
@@ -42,7 +42,7 @@ def test_a_good_folder_is_loaded(tmp_path: Path) -> None:
     assert (rows[3].width, rows[3].height, rows[3].text) == (128, 128, "brandlook scene 3")
     assert rows[3].pixel_hash == pixel_hash(scene(3))
     assert (len(train_rows(data)), len(holdout_rows(data))) == (8, 2)
-    assert (dict(data.checked.cards), data.groups, told(data)) == ({}, [], [])
+    assert (dict(data.checked.cards), data.groups, warnings_of(data)) == ({}, [], [])
 
 
 def test_loading_twice_gives_the_same(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:
             a, b = (rows[name] for name in pair)
             assert a.split == b.split
             assert pair in {group.files for group in data.groups}
-        found = told(data, "exact-duplicates", "near-duplicates")
+        found = warnings_of(data, "exact-duplicates", "near-duplicates")
         assert [(f.code, f.files) for f in found] == [
             ("exact-duplicates", ("00.png", "copy.png")),
             ("near-duplicates", ("01.png", "variant.jpg")),
@@ -123,10 +123,10 @@ def test_a_missing_trigger_is_reported(tmp_path: Path) -> None:
     (tmp_path / "01.txt").write_text("BrandLook, a scene")
     (tmp_path / "02.txt").write_text("brandlooks like this")
     (tmp_path / "03.txt").write_text("a scene")
-    (finding,) = told(load_folder(tmp_path), "missing-trigger")
+    (finding,) = warnings_of(load_folder(tmp_path), "missing-trigger")
     assert finding.files == ("03.png",)
     assert "1 of 4 captions" in finding.message
-    (finding,) = told(load_folder(tmp_path), "inconsistent-trigger")
+    (finding,) = warnings_of(load_folder(tmp_path), "inconsistent-trigger")
     assert finding.files == ("02.png",)
 
 
@@ -136,7 +136,7 @@ def test_large_crops_and_upscaling_are_reported(tmp_path: Path) -> None:
     save(tmp_path, "wide.png", scene(11).resize((512, 256)), "x")
     save(tmp_path, "mild.png", scene(12).resize((290, 256)), "x")
     save(tmp_path, "small.png", scene(13).resize((110, 110)), "x")
-    cropped, upscaled = told(load_folder(tmp_path), "cropped", "upscaled")
+    cropped, upscaled = warnings_of(load_folder(tmp_path), "cropped", "upscaled")
     assert (cropped.code, cropped.files) == ("cropped", ("wide.png",))
     assert "wide.png loses 65536 pixels (50%)" in cropped.message
     assert (upscaled.code, upscaled.files) == ("upscaled", ("small.png",))

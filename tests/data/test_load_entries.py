@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import world
-from data_parts import load_folder, told
+from data_parts import load_folder, warnings_of
 from styletune.data.entries import bucket_report, entries, read_entry
 from styletune.data.load import LoadedData, read_square
 from styletune.errors import DataError
@@ -101,15 +101,15 @@ def test_the_report_counts_buckets_and_losses(tmp_path: Path) -> None:
 def test_buckets_lose_less_than_squares(tmp_path: Path) -> None:
     """The wide image that the square crop is reported for is no finding with buckets."""
     fill(tmp_path)
-    (cropped,) = told(load(tmp_path, buckets=False), "cropped")
+    (cropped,) = warnings_of(load(tmp_path, buckets=False), "cropped")
     assert (cropped.code, cropped.files) == ("cropped", ("1.png", "2.png", "4.png"))
-    assert told(load(tmp_path), "cropped") == []
+    assert warnings_of(load(tmp_path), "cropped") == []
     Image.new("RGB", (800, 200), (9, 99, 9)).save(tmp_path / "5.png")
-    (cropped,) = told(load(tmp_path), "cropped")
+    (cropped,) = warnings_of(load(tmp_path), "cropped")
     assert cropped.files == ("5.png",)
     assert "nearest bucket" in cropped.message
     assert "max_aspect" in cropped.fix
-    assert told(load(tmp_path, max_aspect=4.0), "cropped") == []
+    assert warnings_of(load(tmp_path, max_aspect=4.0), "cropped") == []
 
 
 def test_an_image_too_small_for_one_resolution_is_named(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_unusable_masks_are_named(tmp_path: Path, mask: Image.Image, says: str) 
     """A mask of another size, all black, colored or transparent stops the run by name."""
     images, masks = project(tmp_path)
     mask.save(masks / "1.png")
-    with pytest.raises(DataError, match="1 of 3 images have no usable mask") as caught:
+    with pytest.raises(DataError, match="1 of 3 images has no usable mask") as caught:
         load(images, masks)
     assert says in caught.value.message
     assert "1.png (" in caught.value.message

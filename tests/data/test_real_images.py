@@ -60,8 +60,8 @@ def check_families(data: LoadedData) -> None:
     assert all(len(both) == 1 for both in sides.values())
 
 
-def test_colour_variants_are_families(tmp_path: Path) -> None:
-    """Four motifs in up to four colours, moons with other logos, and an identical pair."""
+def test_color_variants_are_families(tmp_path: Path) -> None:
+    """Four motifs in up to four colors, moons with other logos, and an identical pair."""
     moons = ["arch.png", "base.png", "slackware.png", "base-vertical.png"]
     files = [WALLPAPERS / "first-collection" / name for name in moons]
     files += sorted((WALLPAPERS / "second-collection").rglob("*.png"))
@@ -113,7 +113,7 @@ def to_lab(colors: tuple[str, ...]) -> np.ndarray:
 
 @pytest.mark.slow
 def test_the_palette_of_the_brand_set_is_the_published_one(tmp_path: Path) -> None:
-    """Every published colour on more than 0.5 % of the pixels comes out within ΔE00 5."""
+    """Every published color on more than 0.5 % of the pixels comes out within ΔE00 5."""
     files = sorted(WALLPAPERS.rglob("*.png"))
     checked = check_folder(
         link(tmp_path, files), default_caption="x", resolution=1024, buckets=True

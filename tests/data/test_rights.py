@@ -1,4 +1,4 @@
-"""Opt-outs in real files, licences, and what is told of the rights."""
+"""Opt-outs in real files, licenses, and what is told of the rights."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_spdx_expressions_are_accepted(text: str) -> None:
         ("x" * 100_000, None),
     ],
 )
-def test_other_licences_are_refused(text: str, near: str | None) -> None:
+def test_other_licenses_are_refused(text: str, near: str | None) -> None:
     """What is not SPDX is said to be so, with the nearest id if there is one."""
     problem = license_problem(text)
     assert problem is not None
@@ -285,7 +285,7 @@ def found(*items: Item, require: bool = False) -> list[Finding]:
 
 
 def test_whole_rights_have_no_findings() -> None:
-    """Licence, holder, consent and source of every image, and nothing more to say."""
+    """License, holder, consent and source of every image, and nothing more to say."""
     assert found(item("a.png"), item("b.png"), require=True) == []
     assert publishable_problem([item("a.png"), item("b.png")]) is None
 
@@ -306,8 +306,8 @@ def test_missing_rights_are_counted_by_kind() -> None:
     assert found(*items, require=True)[0].severity == "error"
 
 
-def test_bad_licence_is_an_error_once_for_all_its_images() -> None:
-    """Images of one wrong licence make one finding; a second wrong one makes a second."""
+def test_bad_license_is_an_error_once_for_all_its_images() -> None:
+    """Images of one wrong license make one finding; a second wrong one makes a second."""
     wrong = Rights("CC-BY 4.0", "Ada Ltd", "yes", "shoot")
     other = Rights("mine", "Ada Ltd", "yes", "shoot")
     first, second = found(item("a.png", wrong), item("b.png", other), item("c.png", wrong))
@@ -324,7 +324,7 @@ def test_deprecated_id_is_a_warning_with_the_new_one() -> None:
     assert "GPL-2.0-only" in finding.fix
 
 
-def test_restricted_licences_say_what_they_mean_for_an_adapter() -> None:
+def test_restricted_licenses_say_what_they_mean_for_an_adapter() -> None:
     """NC and ND each get a warning in training; ND stops publishing."""
     rights = Rights("CC-BY-NC-ND-4.0", "Ada Ltd", "yes", "shoot")
     commercial, derived = found(item("a.png", rights), require=True)
@@ -443,8 +443,8 @@ def test_holder_names_are_a_line() -> None:
     assert holder_names(nobody) == ""
 
 
-def test_licence_library_is_not_loaded_before_it_is_needed() -> None:
-    """Importing the room costs nobody the list of licences."""
+def test_license_library_is_not_loaded_before_it_is_needed() -> None:
+    """Importing the room costs nobody the list of licenses."""
     code = (
         "import sys, styletune.data.rights, styletune.project.init\n"
         "bad = {'license_expression', 'boolean', 'defusedxml'} & set(sys.modules)\n"

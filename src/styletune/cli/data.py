@@ -15,7 +15,7 @@ from styletune.errors import BadInput
 
 if TYPE_CHECKING:
     from styletune.data.captions.folder import FolderFixes
-    from styletune.job.check import CheckResult
+    from styletune.job.check import CheckRun
 
 
 @click.command("init")
@@ -126,7 +126,7 @@ def _refuse_recipe_keys(recipe: Path) -> None:
             )
 
 
-def _print_check(result: CheckResult, path: Path, report: Path | None) -> None:
+def _print_check(result: CheckRun, path: Path, report: Path | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape

@@ -86,7 +86,7 @@ def check_data(
         resolution: side of the training square in pixels, in place of the section's own.
         store: known facts; an unchanged image is not decoded again.
         count_tokens: CLIP tokens of a caption; None leaves lengths unchecked.
-        new_tokens: words such as ``<horizon>`` that are learned, and so are no placeholders.
+        new_tokens: words such as ``<horizon>`` to be learned, which are not placeholders.
         min_holdout: how many held-out images are needed, as for scoring.
         show_progress: draw progress bars on stderr.
 

@@ -24,8 +24,8 @@ class BucketFacts(TypedDict):
 def entries(data: LoadedData, split: Split = "train") -> list[Entry]:
     """All entries of one side of the split, in the order of the rows; resolutions within.
 
-    A mirrored image is an entry of its own, not a coin toss at every step: its latents are
-    cached, and it comes once per epoch like any other. Held-out images are used as they are, at
+    A mirrored image is a separate entry, not a coin toss at every step: its latents are cached,
+    and it comes once per epoch like any other. Held-out images are used as they are, at
     the main resolution only: more views of one picture would not measure more.
     """
     trains = split == "train"

@@ -78,6 +78,20 @@ def finding(
     return Finding(code, tuple(files), message, fix, severity or CODES[code][0])
 
 
+def count_images(count: int) -> str:
+    """``"1 image"`` or ``"3 images"``."""
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def agree(count: int, verb: str) -> str:
+    """``agree(1, "have no caption")`` is "has no caption"; other counts leave it as it is."""
+    if count != 1:
+        return verb
+    first, _, rest = verb.partition(" ")
+    singular = {"are": "is", "have": "has", "do": "does"}.get(first, f"{first}s")
+    return f"{singular} {rest}"
+
+
 def first_few(details: Mapping[str, str], most: int = 5) -> str:
     """``"a.png (0.21) and 3 more"``: the first names, each with its detail."""
     listed = ", ".join(f"{name} ({detail})" for name, detail in list(details.items())[:most])

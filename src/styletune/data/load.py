@@ -214,18 +214,18 @@ def as_dataset(data: LoadedData) -> datasets.Dataset:
     import datasets
     from datasets.exceptions import DatasetGenerationError
 
-    text, whole = datasets.Value("string"), datasets.Value("int64")
+    text, integer = datasets.Value("string"), datasets.Value("int64")
     features = datasets.Features(
         {
             "image": datasets.Image(),
             "text": text,
             "file_name": text,
             "split": text,
-            "width": whole,
-            "height": whole,
+            "width": integer,
+            "height": integer,
             **dict.fromkeys(RIGHTS_COLUMNS, text),
             "machine_caption": datasets.Value("bool"),
-            "repeats": whole,
+            "repeats": integer,
             "weight": datasets.Value("float64"),
             "pixel_hash": text,
         }

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from styletune.data.findings import Finding, finding, first_few
+from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.pixels.buckets import CropPlan
 from styletune.data.pixels.crop import crop_mask
 from styletune.data.pixels.decode import decode_image, decode_with_alpha
@@ -81,7 +81,8 @@ def set_masks(
     if errors:
         details = first_few({name: error.message for name, error in errors.items()})
         fixes = "; ".join(dict.fromkeys(error.fix for error in errors.values() if error.fix))
-        message = f"{len(errors)} of {len(readable)} images have no usable mask: {details}"
+        state = agree(len(errors), "have no usable mask")
+        message = f"{len(errors)} of {len(readable)} images {state}: {details}"
         findings.append(finding("bad-mask", tuple(errors), message, fixes))
     hashes = {item.file_name: h for item, h in results if isinstance(h, str) and h}
     return Masks(files, hashes), findings

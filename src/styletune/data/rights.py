@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from styletune.data.findings import Finding, Severity, finding
+from styletune.data.findings import Finding, Severity, agree, count_images, finding
 from styletune.data.inspection.opt_out import PERMITTING, prohibits_training
 from styletune.data.licenses import RESTRICTIONS, current_id, license_problem, restrictions
 from styletune.data.sources.items import RIGHTS_COLUMNS, Item
@@ -49,7 +49,8 @@ def _missing(items: Sequence[Item], severity: Severity) -> list[Finding]:
     if not counts:
         return []
     files = [item.file_name for item in items if _undeclared(item)]
-    message = f"{len(files)} of {len(items)} images lack rights; undeclared: {_and(counts)}"
+    state = agree(len(files), "lack rights")
+    message = f"{len(files)} of {len(items)} images {state}; undeclared: {_and(counts)}"
     return [finding("missing-rights", files, message, _DECLARE, severity)]
 
 
@@ -76,7 +77,7 @@ def _license_findings(text: str, files: tuple[str, ...]) -> list[Finding]:
         message = f"{text} is an outdated form of {current}"
         findings.append(finding("bad-license", files, message, f"write {current}", "warning"))
     for kind in sorted(restrictions(text)):
-        message = f"{len(files)} images are under {text}, which {RESTRICTIONS[kind]}"
+        message = f"{_under(files, text)}, which {RESTRICTIONS[kind]}"
         findings.append(finding("restricted-license", files, message, _ASK))
     return findings
 
@@ -91,7 +92,9 @@ def _opt_out_findings(opt_outs: Mapping[str, str], override: str | None) -> list
     if prohibiting:
         terms = _counted(prohibiting.values())
         reason = (override or "").strip()
-        message = f"{len(prohibiting)} images prohibit training in their XMP metadata: {terms}"
+        message = (
+            f"the XMP metadata of {count_images(len(prohibiting))} prohibits training: {terms}"
+        )
         fix = "remove them, or ask their holders and record the permission as an override"
         if reason:
             message += f'; used anyway because of the recorded override "{reason}"'
@@ -105,12 +108,16 @@ def _opt_out_findings(opt_outs: Mapping[str, str], override: str | None) -> list
     }
     if unclear:
         message = (
-            f"the XMP metadata of {len(unclear)} images does not say clearly whether training is "
-            f"prohibited: {_counted(unclear.values())}"
+            f"the XMP metadata of {count_images(len(unclear))} does not say clearly whether "
+            f"training is prohibited: {_counted(unclear.values())}"
         )
         fix = "ask their holders, and save them with readable XMP metadata"
         findings.append(finding("opt-out", sorted(unclear), message, fix, "warning"))
     return findings
+
+
+def _under(files: Sequence[str], license_id: str) -> str:
+    return f"{count_images(len(files))} {agree(len(files), f'are under {license_id}')}"
 
 
 def _counted(terms: Iterable[str]) -> str:
@@ -135,7 +142,7 @@ def publishable_problem(items: Sequence[Item]) -> Finding | None:
     prohibiting = {t: f for t, f in _by_license(items).items() if "ND" in restrictions(t)}
     if not prohibiting:
         return None
-    listed = "; ".join(f"{len(files)} images are under {t}" for t, files in prohibiting.items())
+    listed = "; ".join(_under(files, text) for text, files in prohibiting.items())
     names = [name for files in prohibiting.values() for name in files]
     message = f"{listed}, which {RESTRICTIONS['ND']}"
     return finding("restricted-license", names, message, _ASK, "error")

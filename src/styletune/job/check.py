@@ -15,8 +15,8 @@ from styletune.scoring.suite import MIN_REFERENCES
 
 
 @dataclass(frozen=True, slots=True)
-class CheckResult:
-    """``name`` for headings; ``hits``: images known from before; ``note`` for the user."""
+class CheckRun:
+    """A finished check: ``name`` for headings, ``hits`` known images, ``note`` for the user."""
 
     name: str
     checked: Checked
@@ -24,7 +24,7 @@ class CheckResult:
     note: str
 
 
-def check_section(section: DataSection, *, resolution: int, show_progress: bool) -> CheckResult:
+def check_section(section: DataSection, *, resolution: int, show_progress: bool) -> CheckRun:
     """Check the sources of a [data] section, relative to the working directory.
 
     Captions are measured with CLIP's own vocabulary, which SDXL's first encoder uses.
@@ -37,7 +37,7 @@ def check_section(section: DataSection, *, resolution: int, show_progress: bool)
     )
 
 
-def check_recipe(file: Path, *, show_progress: bool) -> CheckResult:
+def check_recipe(file: Path, *, show_progress: bool) -> CheckRun:
     """Check the data of a recipe as training would, even if its base model is not here.
 
     Raises:
@@ -68,7 +68,7 @@ def _check(
     new_tokens: Collection[str] = (),
     min_holdout: int = 0,
     show_progress: bool,
-) -> CheckResult:
+) -> CheckRun:
     store = open_store(default_store_path())
     try:
         checked = check_data(
@@ -84,4 +84,4 @@ def _check(
     finally:
         close_store(store)
     name = ", ".join(source.name for source in checked.sources)
-    return CheckResult(name, checked, store.hits, store.note)
+    return CheckRun(name, checked, store.hits, store.note)

@@ -180,7 +180,7 @@ def test_altered_copies_find_their_original() -> None:
 
 
 def badges(count: int) -> list[Image.Image]:
-    """Discs in the middle of white, in different colours, with different marks on them."""
+    """Discs in the middle of white, in different colors, with different marks on them."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""The palette of a set: colours that are there, accents kept, strangers seen."""
+"""The palette of a set: colors that are there, accents kept, strangers seen."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def scenes(count: int, seed: int, look: world.Look = world.NATURAL) -> dict[str,
     }
 
 
-def test_a_small_accent_keeps_its_exact_colour() -> None:
-    """A dot of 1 % on two greys comes out as it was drawn, edges and all."""
+def test_a_small_accent_keeps_its_exact_color() -> None:
+    """A dot of 1 % on two grays comes out as it was drawn, edges and all."""
     art = Image.new("RGB", (1000, 1000), "#282a36")
     draw = ImageDraw.Draw(art)
     draw.rectangle((0, 700, 1000, 1000), fill="#44475a")
@@ -51,7 +51,7 @@ def test_a_small_accent_keeps_its_exact_colour() -> None:
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
-def test_one_colour_is_one_colour() -> None:
+def test_one_color_is_one_color() -> None:
     """A flat image has a palette of one, and k bounds the palette of a rainbow."""
     assert extract_palette({"a": facts_of(Image.new("RGB", (9, 9), "#123456"))}) == [
         ("#123456", 1.0)
@@ -70,14 +70,14 @@ def test_images_count_the_same_and_order_does_not_matter() -> None:
     assert extract_palette(dict(reversed(facts.items()))) == expected
 
 
-def test_weights_without_mass_are_no_colour() -> None:
+def test_weights_without_mass_are_no_color() -> None:
     """Pixels of weight 0 do not come out."""
     rgb = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
     assert main_colors(rgb, np.array([1.0, 0.0]), 3) == [("#ff0000", 1.0)]
 
 
 def test_coverage_is_the_share_near_the_palette() -> None:
-    """A quarter in a nearly declared colour covers a quarter; its complement the rest."""
+    """A quarter in a nearly declared color covers a quarter; its complement the rest."""
     art = Image.new("RGB", (64, 64), "white")
     art.paste("#fe78c4", (0, 0, 32, 32))
     small = facts_of(art).small
@@ -111,7 +111,7 @@ def test_coverage_is_of_the_declared_palette_if_there_is_one() -> None:
     assert declared.extracted == (("#ff0000", 1.0),)
 
 
-def test_strange_colours_are_found() -> None:
+def test_strange_colors_are_found() -> None:
     """Of ten natural scenes among forty in one look most are off its palette; of its own, few."""
     brand = scenes(40, 1, world.HORIZON)
     flagged = [
@@ -133,7 +133,7 @@ def test_variants_neither_hide_nor_make_strangers() -> None:
 
 
 def test_few_images_say_nothing() -> None:
-    """Seven images have no usual colours."""
+    """Seven images have no usual colors."""
     facts = scenes(6, 1, world.HORIZON)
     facts["green"] = facts_of(Image.new("RGB", (8, 8), "#00ff00"))
     assert palette_outliers(facts, []) == []

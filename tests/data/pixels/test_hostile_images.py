@@ -322,7 +322,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", DECODED)
 def test_an_odd_file_is_decoded_right(said: dict[str, dict[str, Any]], name: str) -> None:
-    """Size and the colours of the four quarters are what was drawn, from a path and from bytes."""
+    """Size and the colors of the four quarters are what was drawn, from a path and from bytes."""
     _, size, quarters = DECODED[name]
     row = said[name]
     assert "message" not in row, row

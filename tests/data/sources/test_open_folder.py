@@ -158,7 +158,7 @@ def test_a_link_to_a_parent_is_refused(tmp_path: Path) -> None:
     assert "a folder that contains this one: up" in refusal(tmp_path / "set")["broken-file"]
 
 
-def test_a_missing_folder_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_folder_names_its_neighbor(tmp_path: Path) -> None:
     """A typing error is answered with the folder that was meant."""
     (tmp_path / "horizon").mkdir()
     with pytest.raises(NotFound) as caught:

@@ -154,7 +154,7 @@ def test_metadata_may_hold_rights_alone(tmp_path: Path) -> None:
         ("machine_caption", "maybe", "machine_caption is neither"),
     ],
 )
-def test_a_misspelt_right_is_not_overlooked(
+def test_a_misspelled_right_is_not_overlooked(
     tmp_path: Path, header: str, cells: str, said: str
 ) -> None:
     """A column that is nearly one that is read, and a value that is no truth, are errors."""
@@ -285,7 +285,7 @@ def test_a_folder_without_permission_is_reported(tmp_path: Path) -> None:
         (tmp_path / "set/closed").chmod(0o755)
 
 
-def test_a_path_that_is_not_there_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_path_that_is_not_there_names_its_neighbor(tmp_path: Path) -> None:
     """Also for a zip, and also when the path looks like a Hub id."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/brand.zip").write_bytes(b"")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from styletune.data.captions.tokens import MAX_TOKENS
-from styletune.data.findings import Finding, finding, first_few
+from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
 
@@ -70,7 +70,7 @@ def caption_findings(
         trigger: overrides those of the cards.
         count_tokens: CLIP tokens of a caption, including start and end:
             ``lambda text: len(tokenizer(text).input_ids)``; None does not check.
-        new_tokens: words such as ``<horizon>``; they are no placeholders.
+        new_tokens: words such as ``<horizon>``, which are not placeholders.
         default_caption: many images may share it.
         variants: file names of copies and variants of one picture; these may share a caption.
     """
@@ -105,7 +105,8 @@ def _placeholder_findings(texts: Mapping[str, str], known: Collection[str]) -> l
     }
     if not details:
         return []
-    message = f"{len(details)} of {len(texts)} captions contain a placeholder: {first_few(details)}"
+    state = agree(len(details), "contain a placeholder")
+    message = f"{len(details)} of {len(texts)} captions {state}: {first_few(details)}"
     fix = "replace it with what it stands for; put new words to learn into adapter.new_tokens"
     return [finding("placeholder", tuple(details), message, fix)]
 
@@ -121,9 +122,10 @@ def _length_findings(
         return []
     long = dict(sorted(long.items(), key=lambda pair: -pair[1]))
     details = {name: f"{count} tokens" for name, count in long.items()}
+    state = agree(len(long), f"are longer than the {MAX_TOKENS} tokens that CLIP reads")
     message = (
-        f"{len(long)} of {len(texts)} captions are longer than the {MAX_TOKENS} tokens that CLIP "
-        f"reads, including start and end: {first_few(details)}"
+        f"{len(long)} of {len(texts)} captions {state}, including start and end: "
+        f"{first_few(details)}"
     )
     fix = "shorten them; put what matters first"
     return [finding("too-long-caption", tuple(long), message, fix)]
@@ -211,16 +213,19 @@ def _trigger_findings(texts: Mapping[str, str], triggers: Mapping[str, str]) -> 
     listed = " or ".join(f'"{each}"' for each in dict.fromkeys(triggers.values()))
     findings, total = [], len(triggers)
     if missing := of_kind["missing"]:
-        message = f"{len(missing)} of {total} captions do not contain the trigger {listed}"
+        state = agree(len(missing), f"do not contain the trigger {listed}")
+        message = f"{len(missing)} of {total} captions {state}"
         findings.append(finding("missing-trigger", missing, message, "add it to every caption"))
     if variant := of_kind["variant"]:
         details = first_few({name: spellings[name] for name in variant})
-        message = f"{len(variant)} of {total} captions misspell the trigger {listed}: {details}"
+        state = agree(len(variant), f"misspell the trigger {listed}")
+        message = f"{len(variant)} of {total} captions {state}: {details}"
         fix = "spell it the same everywhere: other spellings are other words to the model"
         findings.append(finding("inconsistent-trigger", variant, message, fix))
     if case := of_kind["case"]:
         details = first_few({name: spellings[name] for name in case})
-        message = f"{len(case)} of {total} captions write {listed} in another case: {details}"
+        state = agree(len(case), f"write {listed} in another case")
+        message = f"{len(case)} of {total} captions {state}: {details}"
         fix = "nothing to do: CLIP reads lowercase"
         findings.append(finding("inconsistent-trigger", case, message, fix, "fact"))
     return findings + _position_findings(texts, uses)

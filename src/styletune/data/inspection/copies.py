@@ -131,9 +131,9 @@ def _rough_displacements(parts: Floats, steep: Floats, whole: Floats, view: View
     """
     window, mirrored = view
     channels = np.moveaxis(whole[:, ::-1] if mirrored else whole, -1, 0)
-    seen = np.moveaxis(_block_means(_warp(channels, window), _ROUGH_PX), 0, -1)
-    luma = seen @ _LUMA
-    basis = np.concatenate([_cut_slopes(luma), _quadratic(seen)], 1)
+    colors = np.moveaxis(_block_means(_warp(channels, window), _ROUGH_PX), 0, -1)
+    luma = colors @ _LUMA
+    basis = np.concatenate([_cut_slopes(luma), _quadratic(colors)], 1)
     normal = basis.T @ basis
     normal += np.diag([*(1e-3 * np.diag(normal)[:4] + 1e-9), *[1e-4 * len(basis)] * 10])
     solver = np.linalg.solve(normal, basis.T).astype(np.float32)
@@ -205,8 +205,8 @@ def is_copy(part: Picture, whole: Picture, view: View) -> bool:
     cuts = np.array(window)
     for side, steps in ((32, 6), (64, 3)):
         cuts = _align(_block_means(part.luma, side), _block_means(luma, side), cuts, steps)
-    seen = np.moveaxis(_warp(np.moveaxis(colors, -1, 0), cuts.tolist()), 0, -1)
-    return bool(_displacements(part.luma, seen).max() <= COPY_DISPLACEMENT)
+    warped = np.moveaxis(_warp(np.moveaxis(colors, -1, 0), cuts.tolist()), 0, -1)
+    return bool(_displacements(part.luma, warped).max() <= COPY_DISPLACEMENT)
 
 
 def _align(
@@ -214,7 +214,8 @@ def _align(
 ) -> NDArray[np.float64]:
     """Improve the four cuts, with brightness and contrast free, by Gauss-Newton steps.
 
-    Lucas and Kanade 1981, with a window that stays inside the picture: a moved camera is no copy.
+    Lucas and Kanade 1981, with a window that stays inside the picture: a moved camera makes no
+    copy.
     """
     for _ in range(steps):
         warped = _warp(whole, cuts.tolist())

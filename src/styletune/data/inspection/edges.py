@@ -12,12 +12,12 @@ EDGES_PX = 2048
 # Of a channel's 255 steps, from a bar's color: what is still bar, and what is surely picture.
 BAR_TOLERANCE, PICTURE_TOLERANCE = 12, 24
 BAR_SAMPLES = 512
-# Of the pixels of a row: how many may stray in a bar, how many must in the picture beside it.
+# Of the pixels of a row: how many may stray in a bar, how many must in the picture next to it.
 BAR_STRAYS, PICTURE_STRAYS = 0.05, 0.5
 # JPEG smears the edge over its blocks, 16 pixels for color; enlarging does as well.
 SMEARED_ROWS = 16
 
-# Smaller steps between pixels (of 255) are no edge.
+# Smaller steps between pixels (of 255) are not edges.
 FAINTEST_EDGE = 4.0
 
 
@@ -61,7 +61,7 @@ def measure_bars(pixels: NDArray[np.uint8]) -> dict[str, float]:
     """Bars of one color along whole sides of (h, w, 3) sRGB, in pixels; 0 where there is none.
 
     Only bars with an abrupt edge to the picture along at least half of the side, in pairs of
-    opposite sides of one color: the flat background of a logo or a plain sky is no bar.
+    opposite sides of one color: the flat background of a logo or a plain sky is not a bar.
     """
     top, bottom = _pair(pixels)
     left, right = _pair(pixels[top : len(pixels) - bottom].transpose(1, 0, 2))

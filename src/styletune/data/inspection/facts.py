@@ -13,7 +13,7 @@ THUMBNAIL_PX = 256
 class ImageFacts:
     """Sizes in upright pixels. All facts follow from the file's bytes and the background.
 
-    ``stored_mode`` and ``format`` are Pillow's names for what the file holds; ``profile`` the
+    ``stored_mode`` and ``format`` are Pillow's names for the file's content; ``profile`` the
     description of its ICC profile, "" for none; ``turned`` whether its Exif tag rotated it;
     ``transparent_share`` the share of pixels that are not fully opaque, 0 to 1; ``opt_out`` the
     ``plus:DataMining`` term of its XMP, "" for none; ``structure`` the 768-bit

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from styletune.data.findings import Finding, finding, first_few
+from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.inspection.duplicates import perceptual_hash
 from styletune.data.inspection.facts import SMALL_PX, THUMBNAIL_PX, ImageFacts
 from styletune.data.inspection.opt_out import opt_out_term
@@ -261,7 +261,12 @@ def decoding_findings(facts: Mapping[str, ImageFacts]) -> list[Finding]:
         ),
     )
     return [
-        finding(code, files, f"{len(files)} of {len(facts)} images {change}", "nothing to do")
+        finding(
+            code,
+            files,
+            f"{len(files)} of {len(facts)} images {agree(len(files), change)}",
+            "nothing to do",
+        )
         for code, files, change in changes
         if files
     ]

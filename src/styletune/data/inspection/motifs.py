@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from styletune.data.findings import Finding, finding
+from styletune.data.findings import Finding, agree, count_images, finding
 from styletune.data.inspection.duplicates import ImageGroup, clusters
 from styletune.data.inspection.outliers import FEWEST, NEIGHBORS, find_outliers
 
@@ -126,7 +126,7 @@ def look_findings(
     ):
         if far:
             listed = ", ".join(f"{name} ({distance:.2g})" for name, distance in far)
-            message = f"{len(far)} images {others}: {listed}"
+            message = f"{count_images(len(far))} {agree(len(far), others)}: {listed}"
             fix = "check whether they belong to the brand, and remove those that do not"
             findings.append(finding(code, [name for name, _ in far], message, fix))
     return findings

@@ -19,8 +19,8 @@ _RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 def opt_out_term(image: Image.Image) -> str:
     """The ``plus:DataMining`` term in an image's XMP, as its id such as ``DMI-PROHIBITED``.
 
-    "" if there is none, ``UNREADABLE`` if the XMP is damaged and contains no prohibition: that
-    is no permission. If there are several, the strictest counts. PNG may store its XMP after the
+    "" if there is none, ``UNREADABLE`` if the XMP is damaged and contains no prohibition, which
+    is not permission. If there are several, the strictest counts. PNG may store its XMP after the
     pixels, so a PNG file is decoded here unless it already is.
 
     Source: PLUS License Data Format, XMP reference 2.0.1 (ns.useplus.org/LDF/ldf-XMPSpecification),

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from styletune.data.findings import Finding, finding, first_few
+from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.inspection.edges import measure_bars, measure_edges, reduced
 from styletune.data.inspection.facts import ImageFacts
 
@@ -106,7 +106,8 @@ def _as_finding(verdict: _Verdict, total: int) -> Finding:
         )
         fix = f"nothing if that is intended; otherwise {verdict.fix}"
         return finding(verdict.code, files, message, fix, "fact")
-    message = f"{count} of {total} images are {verdict.description}: {first_few(verdict.files)}"
+    state = agree(count, f"are {verdict.description}")
+    message = f"{count} of {total} images {state}: {first_few(verdict.files)}"
     return finding(verdict.code, files, message, verdict.fix)
 
 

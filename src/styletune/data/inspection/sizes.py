@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from styletune.data.findings import Finding, finding, first_few
+from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.pixels.buckets import MAX_UPSCALE, CropPlan
 
 CROP_WARNING_SHARE = 0.2
@@ -52,8 +52,8 @@ def _upscaled(plans: Mapping[str, Sequence[CropPlan]]) -> list[Finding]:
     sizes = [f"{n} is {p.original[1]}×{p.original[0]}" for n, p in small.items()]
     buckets_px = sorted({f"{p.bucket[1]}×{p.bucket[0]}" for p in small.values()})
     message = (
-        f"{len(small)} images are enlarged to fill {', '.join(buckets_px)} pixels and will teach "
-        f"softness: {'; '.join(sizes)}"
+        f"{len(small)} of {len(plans)} images {agree(len(small), 'are enlarged')} to fill "
+        f"{', '.join(buckets_px)} pixels and will teach softness: {'; '.join(sizes)}"
     )
     fix = "find larger originals, or choose a lower data.resolution"
     return [finding("upscaled", tuple(small), message, fix)]

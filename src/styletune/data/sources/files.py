@@ -55,8 +55,8 @@ FOREIGN_SHARDS = (".7z", ".gz", ".h5", ".lmdb", ".rar", ".tgz", ".xz", ".zst")
 class FilesByKind:
     """Relative posix names in a tree by kind, sorted, without hidden files and the card.
 
-    ``broken`` are no files, broken links, unreadable, or have a name that is not text; ``loops``
-    are links to a folder that contains the tree; ``shards`` contain many images.
+    ``broken`` are special files, broken links, unreadable, or have a name that is not text;
+    ``loops`` are links to a folder that contains the tree; ``shards`` contain many images.
     """
 
     images: tuple[str, ...] = ()

@@ -50,8 +50,8 @@ def find_dataset(name: str, revision: str | None, hint: str) -> Path:
 def split_folder(snapshot: Path, split: str) -> Path:
     """The folder named after a split, at the top or in ``data``.
 
-    Without such folders ``data`` if shards are in it, since pictures of the README may be beside
-    it; else the snapshot.
+    Without such folders ``data`` if shards are in it, since pictures of the README may be next
+    to it; else the snapshot.
 
     Raises:
         DataError: there are folders of other splits only.

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from styletune.data.findings import Finding, finding
+from styletune.data.findings import Finding, agree, finding
 from styletune.data.pixels.image_file import READ_EXTENSIONS
 from styletune.data.sources.archives import bad_archive, crowded_samples, list_tar, list_zip
 from styletune.data.sources.card import CARD_NAME, Card, load_card, parse_card
@@ -215,7 +215,7 @@ def _item_findings(items: Sequence[Item], source: Source, *, complete: bool) -> 
     findings = []
     bare = [item.file_name for item in items if item.text is None]
     if bare and complete:
-        message = f"{len(bare)} of {len(items)} images have no caption"
+        message = f"{len(bare)} of {len(items)} images {agree(len(bare), 'have no caption')}"
         fix = (
             "add captions (metadata.jsonl, metadata.csv or a .txt next to each image), or set "
             "data.default_caption in the recipe"
