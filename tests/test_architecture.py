@@ -16,7 +16,8 @@ FLOORS = {
     for floor, rooms in enumerate(
         (
             ("__init__", "errors"),
-            ("files", "progress"),
+            ("places", "progress"),
+            ("files",),
             ("recipe", "runs", "mini", "hub"),
             ("models", "encoders"),
             ("adapters", "data"),
@@ -29,7 +30,7 @@ FLOORS = {
     )
     for room in rooms
 }
-TORCH_FREE = ("registry", "dashboard", "cli", "recipe", "runs", "hub", "errors", "files")
+TORCH_FREE = ("registry", "dashboard", "cli", "recipe", "runs", "hub", "errors", "files", "places")
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "open_clip")
 
 

@@ -6,7 +6,6 @@ A reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from styletune.errors import IntegrityError, NotFound, OutputError
+from styletune.places import describe_write_error
 
 
 @contextlib.contextmanager
@@ -27,17 +27,7 @@ def output_errors(
         yield
     except OSError as error:
         # Some libraries wrap the number away and leave only the text.
-        text = str(error)
-        reasons = {
-            errno.ENOSPC: "no space left on the device",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "no permission to write",
-            errno.EPERM: "no permission to write",
-            errno.ENOTDIR: "a part of the path is a file",
-            errno.EEXIST: "a file is where a folder should be",
-        }
-        reason = reasons.get(error.errno or 0, text)
+        reason = describe_write_error(error.errno) or str(error)
         raise OutputError(
             f"cannot write: {reason}",
             where=str(path),

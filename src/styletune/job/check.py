@@ -15,6 +15,7 @@ from styletune.data.findings import data_error
 from styletune.data.inspection.store import close_store, default_store_path, open_store
 from styletune.data.sources.open import Opened, Source, open_sources, resolve_sources
 from styletune.errors import BadInput, DataError
+from styletune.places import device_name
 from styletune.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -111,7 +112,6 @@ def caption_folder(
         DataError, Conflict: as ``caption_images``; or captions there cannot be read.
     """
     from styletune.data.captions.model import caption_images, load_caption_model
-    from styletune.job.facts import device_name
 
     opened = _open_captions(folder)
     card = next(iter(opened.cards.values()), None)

@@ -14,6 +14,7 @@ from styletune.data.inspection.facts import ImageFacts
 from styletune.data.inspection.store import FactsStore, get_features, put_features
 from styletune.encoders.find import find_clip
 from styletune.errors import NotFound
+from styletune.places import device_name
 
 
 def check_encoder(name: str, relative_to: Path) -> None:
@@ -58,11 +59,9 @@ def set_features(
         NotFound: the encoder is not on this machine.
         BaseModelError: open_clip cannot load it.
     """
-    import torch
-
     from styletune.encoders.clip import encode_images, load_clip
 
-    model = load_clip(encoder, relative_to, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_clip(encoder, relative_to, device_name())
     key = f"{model.id} of thumbnails"
     wanted = {f.pixel_hash: f.thumbnail for f in facts.values()}
     known = get_features(store, key, list(wanted))

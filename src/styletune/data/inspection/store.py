@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from styletune.data.inspection.facts import SMALL_PX, THUMBNAIL_PX, ImageFacts
 from styletune.data.inspection.quality import MEASURE_VERSION
 from styletune.data.pixels.fingerprint import SPEC
+from styletune.places import user_cache_dir
 
 # Goes up when the same file would give other facts.
 FACTS_VERSION = 1
@@ -61,16 +62,9 @@ class FactsStore:
 
 
 def default_store_path() -> Path | None:
-    """``facts.sqlite`` in ``$STYLETUNE_CACHE``, else ``$XDG_CACHE_HOME/styletune``, else
-    ``~/.cache/styletune``; None for a user without a home.
-    """
-    if own := os.environ.get("STYLETUNE_CACHE"):
-        return Path(own).expanduser() / "facts.sqlite"
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(cache) / "styletune" / "facts.sqlite"
+    """``facts.sqlite`` in the user's cache folder; None for a user without a home."""
+    folder = user_cache_dir()
+    return None if folder is None else folder / "facts.sqlite"
 
 
 def open_store(path: Path | None) -> FactsStore:
