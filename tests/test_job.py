@@ -21,7 +21,7 @@ from safetensors import safe_open
 
 from job_parts import Answer, Finished
 from styletune.runs import Run
-from styletune.sampling.sample import read_settings
+from styletune.sampling.png import read_settings
 
 Command = Callable[..., Answer]
 SCORED = ("base", "step-000020", "step-000040")

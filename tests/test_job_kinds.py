@@ -24,7 +24,8 @@ from styletune.models.schedule import set_sampling_schedule
 from styletune.recipe import load_recipe
 from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
 from styletune.runs import Run
-from styletune.sampling.sample import Sampler, Shot, draw_shots
+from styletune.sampling.images import generate_images
+from styletune.sampling.shots import Sampler, square_shot
 from styletune.scoring.suite import prompt_id, suite_hash
 
 pytestmark = pytest.mark.slow
@@ -135,8 +136,10 @@ def test_new_tokens_travel(styletune: Command, brand: Path, tmp_path: Path) -> N
 
 def drawn_word(pipe: StableDiffusionXLPipeline, folder: Path) -> list[np.ndarray]:
     """What ``generate`` draws, with the rows that the pipeline has now."""
-    shots = [Shot(f"<horizon>, {PROMPT}", seed, folder / f"{seed}.png") for seed in (1, 2)]
-    draw_shots(pipe, shots, Sampler(8, 5.0, "", 128), {}, batch_size=2, title="word")
+    shots = [
+        square_shot(f"<horizon>, {PROMPT}", seed, folder / f"{seed}.png", 128) for seed in (1, 2)
+    ]
+    generate_images(pipe, shots, Sampler(8, 5.0), {}, batch_size=2, title="word")
     return [np.asarray(Image.open(shot.file), np.float32) for shot in shots]
 
 
@@ -170,9 +173,10 @@ def drawn_with(job: Job, package: Package, folder: Path, *, as_trained: bool) ->
         zero_snr = job.recipe.train.zero_terminal_snr
         set_sampling_schedule(pipe, package.prediction_type, zero_snr)
     pipe.load_lora_weights(str(folder), weight_name=weights.name)
-    sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale, "", 128)
-    shot = Shot(f"{job.trigger}, {job.suite.prompts[0]}", 1, folder / f"{as_trained}.png")
-    draw_shots(pipe, [shot], sampler, {}, batch_size=1, title="published")
+    sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale)
+    words = f"{job.trigger}, {job.suite.prompts[0]}"
+    shot = square_shot(words, 1, folder / f"{as_trained}.png", 128)
+    generate_images(pipe, [shot], sampler, {}, batch_size=1, title="published")
     return np.asarray(Image.open(shot.file), np.float32)
 
 

@@ -14,19 +14,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from styletune.mini import BASE_DIR
-from styletune.models.sdxl import (
-    SCHEDULER_CONFIG,
-    TEXT_ENCODER_2_CONFIG,
-    TEXT_ENCODER_CONFIG,
-    VAE_CONFIG,
-    meta_unet,
-)
+from styletune.models.meta import meta_text_encoders, meta_unet, meta_vae
+from styletune.models.sdxl import SDXL
 
 
 def with_random_weights(model: nn.Module, device: str = "cpu") -> nn.Module:
@@ -60,16 +54,13 @@ def main() -> None:
     shutil.copy(BASE_DIR / "model_index.json", folder)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(BASE_DIR / name, folder / name)
-    EulerDiscreteScheduler.from_config(dict(SCHEDULER_CONFIG)).save_pretrained(folder / "scheduler")
-    with torch.device("meta"):
-        first = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
-        second = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2_CONFIG))
-        vae = AutoencoderKL.from_config(dict(VAE_CONFIG))
+    EulerDiscreteScheduler.from_config(dict(SDXL.scheduler)).save_pretrained(folder / "scheduler")
+    first, second = meta_text_encoders(SDXL, SDXL.configs.text_encoders)
     for name, model in (
         ("text_encoder", first),
         ("text_encoder_2", second),
-        ("vae", vae),
-        ("unet", meta_unet()),
+        ("vae", meta_vae(SDXL.vae)),
+        ("unet", meta_unet(SDXL.unet)),
     ):
         with_random_weights(model).save_pretrained(folder / name)
         gc.collect()

@@ -41,10 +41,12 @@ from styletune.adapters.inject import (
 )
 from styletune.errors import BadInput
 from styletune.models.checkpointing import set_checkpointing
+from styletune.models.conditioning import Conditioning
 from styletune.models.load import base_configs, find_base, load_pipeline
-from styletune.models.sdxl import meta_unet
+from styletune.models.meta import meta_unet
+from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import find_gpu, floor_s
-from styletune.planning.memory import SDXL, BaseConfigs, Setup, estimate
+from styletune.planning.memory import Setup, estimate
 from styletune.planning.meter import StepShape
 from styletune.runs import Run
 from styletune.training.cache import Cache, Latents
@@ -61,7 +63,7 @@ RANK = 16
 def random_cache(unet: Any, side: int, device: str) -> Cache:
     """Forty images' worth of noise in the shapes of latents and text embeddings."""
     config, generator = unet.config, torch.Generator().manual_seed(0)
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    (pooled,) = SDXL.text_shapes(config)["text_embeds"]
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device)
@@ -71,9 +73,11 @@ def random_cache(unet: Any, side: int, device: str) -> Cache:
         buckets=(Latents(mean, torch.full_like(mean, -6.0), None),),
         bucket_of=(0,) * NUM_IMAGES,
         places=tuple(range(NUM_IMAGES)),
-        time_ids=torch.full((NUM_IMAGES, 6), float(side), device=device),
-        embeds=normal(NUM_IMAGES + 1, 77, config.cross_attention_dim),
-        pooled=normal(NUM_IMAGES + 1, pooled),
+        sizes={"time_ids": torch.full((NUM_IMAGES, 6), float(side), device=device)},
+        texts=Conditioning(
+            normal(NUM_IMAGES + 1, 77, config.cross_attention_dim),
+            {"text_embeds": normal(NUM_IMAGES + 1, pooled)},
+        ),
         captions=tuple(map(str, range(NUM_IMAGES))),
         caption_rows=torch.arange(NUM_IMAGES)[:, None],
         device=device,
@@ -158,8 +162,9 @@ def run_bare(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     rows = torch.arange(batch) % NUM_IMAGES
     dtype = unet.dtype
-    latents, embeds = cache.buckets[0].mean[rows].to(dtype), cache.embeds[rows].to(dtype)
-    added = {"text_embeds": cache.pooled[rows].to(dtype), "time_ids": cache.time_ids[rows]}
+    text = cache.text_rows(rows).map(lambda tensor: tensor.to(dtype))
+    latents, embeds = cache.buckets[0].mean[rows].to(dtype), text.embeds
+    added = {**text.added, "time_ids": cache.sizes["time_ids"][rows]}
     timesteps = torch.full((batch,), 500, device=cache.device)
     for _ in range(steps):
         output = unet(
@@ -231,13 +236,13 @@ def main() -> None:
             images=NUM_IMAGES,
             captions=NUM_IMAGES + 1,
         ),
-        BaseConfigs(**base_configs(base)) if mini else SDXL,
+        base_configs(base) if mini else SDXL.configs,
     )
     before = resident_bytes()
     unet = (
         load_pipeline(base, torch.float32, device).unet
         if mini
-        else with_random_weights(meta_unet(), device)
+        else with_random_weights(meta_unet(SDXL.unet), device)
     )
     shape = AdapterShape("lora", RANK, float(RANK))
     inject_adapter({"unet": unet}, shape, {"unet": target_modules(unet, "attention")}, seed=0)

@@ -21,8 +21,8 @@ class Snapshot:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name has the form owner/name (and is not plainly a path)."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", model) is not None and not model.startswith(".")
+    """Whether a name has the form ``owner/name``."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII) is not None
 
 
 def download_command(model: str, revision: str | None, patterns: tuple[str, ...] = _WANTED) -> str:

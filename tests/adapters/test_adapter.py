@@ -11,6 +11,7 @@ import pytest
 import torch
 from adapter_parts import (
     LORA,
+    adapter_tensors,
     draw,
     inject,
     mini_pipe,
@@ -26,7 +27,6 @@ from styletune.adapters.inject import (
     AdapterShape,
     adapter_off,
     adapter_parameters,
-    adapter_tensors,
     inject_adapter,
     load_into,
     target_modules,
@@ -224,7 +224,7 @@ def test_merging_names_what_is_missing(pipe: StableDiffusionXLPipeline) -> None:
         merged({"unet": pipe.unet}, tensors, spec, 1.0),
     ):
         pass
-    with pytest.raises(IntegrityError, match="no part of an adapter"):
+    with pytest.raises(IntegrityError, match="not a part of an adapter"):
         dict(weight_updates({"unet.x.lora_C.weight": torch.zeros(1)}, spec))
 
 

@@ -8,7 +8,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from adapter_parts import LORA, draw, inject, mini_pipe, models_of, random_adapter, shake, spec_of
+from adapter_parts import (
+    LORA,
+    adapter_tensors,
+    draw,
+    inject,
+    mini_pipe,
+    models_of,
+    random_adapter,
+    shake,
+    spec_of,
+)
 from diffusers import StableDiffusionXLPipeline
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -16,7 +26,6 @@ from torch import Tensor, nn
 from styletune.adapters.inject import (
     AdapterShape,
     adapter_parameters,
-    adapter_tensors,
     inject_adapter,
     load_into,
     target_modules,
@@ -206,7 +215,7 @@ def test_kinds_refuse_what_they_do_not_have() -> None:
     assert not adapter_parameters(models_of(fresh))
 
 
-def _quantise(unet: nn.Module, bits: int) -> None:
+def _quantize(unet: nn.Module, bits: int) -> None:
     """Put bitsandbytes' linears in the place of the attention's."""
     import bitsandbytes as bnb
 
@@ -226,17 +235,17 @@ def _quantise(unet: nn.Module, bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_lora_trains_on_a_quantised_base(bits: int) -> None:
+def test_lora_trains_on_a_quantized_base(bits: int) -> None:
     """On int8 and nf4 linears a LoRA adds s·B·A, learns, and refuses to be merged."""
     pytest.importorskip("bitsandbytes")
     fresh = mini_pipe()
-    _quantise(fresh.unet, bits)
+    _quantize(fresh.unet, bits)
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     x = torch.randn(2, 5, fresh.unet.get_submodule(name).in_features)
     with torch.no_grad():
         base = fresh.unet.get_submodule(name)(x)
     if not fresh.unet.get_submodule(name).weight.dtype.is_floating_point:
-        with pytest.raises(RecipeError, match="not quantised"):
+        with pytest.raises(RecipeError, match="not quantized"):
             inject(fresh, SHAPES["dora"])
     models = inject(fresh, LORA)
     tensors = shake(adapter_tensors(models))
@@ -249,9 +258,9 @@ def test_lora_trains_on_a_quantised_base(bits: int) -> None:
     assert len(grads) == 2
     assert all(g is not None and g.any() for g in grads)
     plain = mini_pipe()
-    _quantise(plain.unet, bits)
+    _quantize(plain.unet, bits)
     with (
-        pytest.raises(BaseModelError, match="quantised"),
+        pytest.raises(BaseModelError, match="quantized"),
         merged({"unet": plain.unet}, tensors, spec_of(dataclasses.replace(LORA)), 1.0),
     ):
         pass

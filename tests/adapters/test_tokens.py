@@ -13,6 +13,7 @@ from diffusers import StableDiffusionXLPipeline
 from styletune.adapters.export import embeddings_file
 from styletune.adapters.tokens import add_tokens, load_token_rows, token_parameters
 from styletune.errors import IntegrityError, RecipeError
+from styletune.models.sdxl import SDXL
 from styletune.registry.card import new_words_code
 
 WORDS = ("<acme>", "<acme2>")
@@ -166,7 +167,7 @@ def test_diffusers_draws_with_the_embeddings_file(tmp_path: Path) -> None:
         for parameter in rows.values():
             parameter += 0.5 * torch.randn(parameter.shape)
     (tmp_path / "diffusers").mkdir()
-    content = embeddings_file({k: p.detach() for k, p in rows.items()})
+    content = embeddings_file({k: p.detach() for k, p in rows.items()}, SDXL)
     (tmp_path / "diffusers" / "learned_embeds.safetensors").write_bytes(content)
     exec(new_words_code(str(tmp_path), WORDS), {"pipe": theirs})  # noqa: S102
     prompt = "the sea in <acme> and <acme2>"

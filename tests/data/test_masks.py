@@ -58,8 +58,8 @@ def test_cells_are_area_means() -> None:
     mask[:, :8] = 1
     mask[0:4, 8:16] = 1
     mask[15, 23] = 1
-    assert latent_mask(mask).tolist() == [[1, 0.5, 0], [1, 0, 1 / 64]]
-    assert latent_mask(mask).dtype == np.float32
+    assert latent_mask(mask, 8).tolist() == [[1, 0.5, 0], [1, 0, 1 / 64]]
+    assert latent_mask(mask, 8).dtype == np.float32
 
 
 def test_masks_are_cut_as_images_are() -> None:

@@ -152,7 +152,7 @@ def test_policy_can_be_changed_and_undone() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_checkpointing_works_on_a_quantised_base(quantization: Quantization) -> None:
+def test_checkpointing_works_on_a_quantized_base(quantization: Quantization) -> None:
     """Gradients through 8- and 4-bit layers are the same with and without."""
     found = {}
     for policy in POLICIES:

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sgm_names import vae_weights
 
+from sgm_names import vae_weights
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
-from styletune.models.base_files import find_vae
 from styletune.models.load import find_base, load_pipeline
+from styletune.models.sdxl import SDXL
+from styletune.models.vae_files import find_vae
 from styletune.models.weight_files import cached_sha256
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -313,10 +314,10 @@ def test_separate_vae_replaces_the_bases_own(other_vae: Path) -> None:
 
 def test_vae_of_a_pipeline_folder_and_of_the_hub(hub: Path, folder: Path, other_vae: Path) -> None:
     """A whole pipeline's folder serves as the VAE in it; so does a Hub id."""
-    alone = find_vae(str(BASE_DIR / "vae"), Path())
-    assert find_vae("model", folder.parent).hash == alone.hash
+    alone = find_vae(str(BASE_DIR / "vae"), Path(), SDXL)
+    assert find_vae("model", folder.parent, SDXL).hash == alone.hash
     put_in_hub(hub, "acme/vae", other_vae, COMMITS[0])
-    assert find_vae("acme/vae", Path()).hash == find_vae(str(other_vae), Path()).hash
+    assert find_vae("acme/vae", Path(), SDXL).hash == find_vae(str(other_vae), Path(), SDXL).hash
 
 
 def test_base_without_its_own_vae_needs_the_separate_one(folder: Path, other_vae: Path) -> None:
@@ -341,7 +342,7 @@ def test_vae_files_are_told_apart(tmp_path: Path) -> None:
     """A VAE in the original layout is taken; 16 channels and other files are refused."""
     weights = vae_weights(load_file(BASE_DIR / "vae" / "diffusion_pytorch_model.safetensors"))
     save_file(weights, tmp_path / "vae.safetensors")
-    found = find_vae("vae.safetensors", tmp_path)
+    found = find_vae("vae.safetensors", tmp_path, SDXL)
     assert (found.file, found.factor, found.scaling_factor) == (
         tmp_path / "vae.safetensors",
         8,
@@ -350,10 +351,10 @@ def test_vae_files_are_told_apart(tmp_path: Path) -> None:
     wide = {**weights, "decoder.conv_in.weight": torch.zeros(8, 16, 3, 3)}
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(BaseModelError, match="16 latent channels"):
-        find_vae("wide.safetensors", tmp_path)
+        find_vae("wide.safetensors", tmp_path, SDXL)
     save_file({"x": torch.zeros(1)}, tmp_path / "no.safetensors")
     with pytest.raises(BaseModelError, match="holds no VAE"):
-        find_vae("no.safetensors", tmp_path)
+        find_vae("no.safetensors", tmp_path, SDXL)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])

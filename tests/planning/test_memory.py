@@ -23,18 +23,12 @@ from styletune.adapters.inject import (
 from styletune.errors import BadInput, RecipeError
 from styletune.mini import BASE_DIR
 from styletune.models.checkpointing import set_checkpointing
+from styletune.models.family import BaseConfigs
+from styletune.models.meta import meta_text_encoders, meta_unet, meta_vae
 from styletune.models.quantize import quantize_unet
-from styletune.models.sdxl import (
-    TEXT_ENCODER_2_CONFIG,
-    TEXT_ENCODER_CONFIG,
-    UNET_CONFIG,
-    VAE_CONFIG,
-    meta_text_encoders,
-    meta_unet,
-    meta_vae,
-)
+from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import GPUS, Gpu, find_gpu, floor_s
-from styletune.planning.memory import BaseConfigs, Setup, estimate, fits, state_bytes
+from styletune.planning.memory import Setup, estimate, fits, state_bytes
 from styletune.planning.meter import (
     Meter,
     StepCost,
@@ -56,17 +50,22 @@ def mini_config(part: str) -> dict[str, Any]:
     return config
 
 
-MINI = BaseConfigs(*(mini_config(p) for p in ("unet", "vae", "text_encoder", "text_encoder_2")))
-MINI_TEXTS = (json.dumps(MINI.text_encoder), json.dumps(MINI.text_encoder_2))
+MINI = BaseConfigs(
+    SDXL,
+    mini_config("unet"),
+    mini_config("vae"),
+    (mini_config("text_encoder"), mini_config("text_encoder_2")),
+)
 
 
 def mini_cost(step: StepShape) -> StepCost:
-    return measure_step(step, json.dumps(MINI.unet), MINI_TEXTS)
+    texts = tuple(json.dumps(config) for config in MINI.text_encoders)
+    return measure_step(step, SDXL, json.dumps(MINI.unet), texts)
 
 
 def sdxl_cost(step: StepShape) -> StepCost:
-    texts = (json.dumps(TEXT_ENCODER_CONFIG), json.dumps(TEXT_ENCODER_2_CONFIG))
-    return measure_step(step, json.dumps(UNET_CONFIG), texts)
+    texts = tuple(json.dumps(config) for config in SDXL.configs.text_encoders)
+    return measure_step(step, SDXL, json.dumps(SDXL.unet), texts)
 
 
 def real_mini() -> tuple[UNet2DConditionModel, dict[str, torch.nn.Parameter], dict[str, Any]]:
@@ -76,7 +75,7 @@ def real_mini() -> tuple[UNet2DConditionModel, dict[str, torch.nn.Parameter], di
     modules = {"unet": target_modules(unet, "attention")}
     inject_adapter({"unet": unet}, AdapterShape("lora", 8, 8.0), modules, seed=0)
     set_checkpointing(unet, "none")
-    inputs = unet_inputs(MINI.unet, 128, 128, BATCH, torch.float32)
+    inputs = unet_inputs(SDXL, MINI.unet, (128, 128), BATCH, torch.float32)
     added = {k: torch.rand(v.shape) for k, v in inputs.pop("added_cond_kwargs").items()}
     real = {k: torch.rand(v.shape) for k, v in inputs.items()}
     return unet.train(), adapter_parameters({"unet": unet}), {**real, "added_cond_kwargs": added}
@@ -84,10 +83,9 @@ def real_mini() -> tuple[UNet2DConditionModel, dict[str, torch.nn.Parameter], di
 
 def test_sdxl_counts_are_the_published_ones() -> None:
     """The known configuration gives exactly SDXL base 1.0's numbers of parameters."""
-    first, second = meta_text_encoders()
-    counts = [
-        sum(p.numel() for p in m.parameters()) for m in (meta_unet(), meta_vae(), first, second)
-    ]
+    encoders = meta_text_encoders(SDXL, SDXL.configs.text_encoders)
+    models = (meta_unet(SDXL.unet), meta_vae(SDXL.vae), *encoders)
+    counts = [sum(p.numel() for p in model.parameters()) for model in models]
     assert counts == [2_567_463_684, 83_653_863, 123_060_480, 694_659_840]
 
 
@@ -226,7 +224,7 @@ def test_settings_cost_what_they_hold() -> None:
     # More than half a gibibyte stays in the host's memory.
     assert estimate(replace(plain, images=10**5), MINI).phases["step"] == peak
     captions = estimate(replace(plain, captions=3), MINI).phases["step"] - peak
-    assert captions == 3 * 4 * (77 * 160 + MINI.text_encoder_2["projection_dim"])
+    assert captions == 3 * 4 * (77 * 160 + MINI.text_encoders[1]["projection_dim"])
     twice = estimate(replace(plain, gradient_accumulation_steps=2), MINI)
     assert 0 <= twice.phases["step"] - peak <= adapter
     assert twice.step_flops == 2 * estimate(plain, MINI).step_flops
@@ -350,8 +348,8 @@ def test_floor_is_flops_over_the_cards_best() -> None:
 
 def test_vae_flops_are_the_known_ones() -> None:
     """SDXL's VAE takes 4.9 TFLOP to encode and 10.5 to decode a 1024² image."""
-    config = json.dumps(VAE_CONFIG)
-    flops = [measure_vae(config, way, 1024, 1024, 1, 2)[2] for way in ("encode", "decode")]
+    config = json.dumps(SDXL.vae)
+    flops = [measure_vae(SDXL, config, way, (1024, 1024), 1, 2)[2] for way in ("encode", "decode")]
     assert flops == [pytest.approx(4.9e12, rel=0.01), pytest.approx(10.5e12, rel=0.01)]
 
 

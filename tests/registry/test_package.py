@@ -195,7 +195,10 @@ def test_sidecar_has_the_keys_that_the_web_uis_read() -> None:
         "negative text",
     }
     assert sidecar["preferred weight"] == 0.8
-    assert (sidecar["sd version"], sidecar["activation text"]) == ("SDXL", "hrzn")
+    assert (sidecar["sd version"], sidecar["activation text"]) == ("Unknown", "hrzn")
+    facts = {**FACTS, "base": {"model": "acme/sdxl", "hash": "b" * 64}}
+    sidecar = json.loads(build(facts=facts)["webui/horizon_v1.2.0.json"])
+    assert sidecar["sd version"] == "SDXL"
     assert files["webui/horizon_v1.2.0.png"] == png()
 
 

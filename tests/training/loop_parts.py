@@ -22,6 +22,7 @@ from styletune.data.entries import entries, read_entry
 from styletune.job.adapt import Models, adapt, parameter_groups
 from styletune.models.conditioning import token_ids
 from styletune.models.load import find_base, load_pipeline
+from styletune.models.sdxl import SDXL
 from styletune.recipe import Recipe
 from styletune.runs import Run
 from styletune.training.cache import Cache, build_cache
@@ -86,7 +87,7 @@ def part_of(cache: Cache, chosen: Sequence[int]) -> Cache:
         cache,
         bucket_of=tuple(cache.bucket_of[i] for i in chosen),
         places=tuple(cache.places[i] for i in chosen),
-        time_ids=cache.time_ids[list(chosen)],
+        sizes={name: values[list(chosen)] for name, values in cache.sizes.items()},
         caption_rows=cache.caption_rows[list(chosen)],
     )
 
@@ -112,12 +113,9 @@ def denoiser_of(
 
 def live(pipe: StableDiffusionXLPipeline, captions: Sequence[str]) -> Texts:
     """Captions, and the empty one last, as the pipeline's own encoders see them now."""
-    return live_texts(
-        pipe.text_encoder,
-        pipe.text_encoder_2,
-        token_ids(pipe, [*captions, ""]),
-        empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
-    )
+    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    ids = token_ids(pipe, [*captions, ""])
+    return live_texts(SDXL, encoders, ids, bool(pipe.config.force_zeros_for_empty_prompt))
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,12 +133,12 @@ def prediction_alone(
     denoiser: Denoiser, cache: Cache, noisy: Tensor, drawn: Draw, i: int
 ) -> Tensor:
     """What the UNet says of one sample with its first caption, asked directly."""
-    embeds, pooled = cache.texts(cache.caption_rows[i, :1])
+    text = cache.text_rows(cache.caption_rows[i, :1])
     output: Tensor = denoiser.unet(
         noisy[i : i + 1],
         drawn.timesteps[i : i + 1],
-        encoder_hidden_states=embeds,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": cache.time_ids[i : i + 1]},
+        encoder_hidden_states=text.embeds,
+        added_cond_kwargs={**text.added, "time_ids": cache.sizes["time_ids"][i : i + 1]},
     ).sample[0]
     return output.double()
 
@@ -236,7 +236,7 @@ def test_entries_bring_their_own_latents_and_sizes(
         drop_caption=torch.zeros(4, dtype=torch.bool),
     )
     turned = noised_inputs(denoiser, cache, [3, 0, 1, 2], drawn)
-    assert torch.equal(turned.time_ids, cache.time_ids[[3, 0, 1, 2]])
+    assert torch.equal(turned.sizes["time_ids"], cache.sizes["time_ids"][[3, 0, 1, 2]])
     mean, _, _ = cache.latents([3, 0, 1, 2])
     scaled = mean * denoiser.scaling_factor
     # At timestep 0 there is nearly no noise.
@@ -244,7 +244,7 @@ def test_entries_bring_their_own_latents_and_sizes(
     wide = draw(PERTURBED, denoiser, 7, 2, [0], cache.latent_shape(cache.bucket_of[4]))
     inputs = noised_inputs(denoiser, cache, [4], wide)
     assert inputs.noisy_latents.shape[2:] != turned.noisy_latents.shape[2:]
-    assert torch.equal(inputs.time_ids, cache.time_ids[4:])
+    assert torch.equal(inputs.sizes["time_ids"], cache.sizes["time_ids"][4:])
 
 
 @pytest.mark.parametrize("force_zeros", [True, False])
@@ -267,9 +267,9 @@ def test_a_dropped_caption_is_the_pipelines_empty_prompt(
     for found in (cached_texts(own), live(pipe, own.captions)):
         empty, said = found(dropped.text_rows), found(kept.text_rows)
         assert torch.allclose(empty.embeds, wanted.embeds, atol=1e-5)
-        assert torch.allclose(empty.pooled, wanted.pooled, atol=1e-5)
+        assert torch.allclose(empty.added["text_embeds"], wanted.added["text_embeds"], atol=1e-5)
         assert not torch.allclose(said.embeds, wanted.embeds, atol=1e-2)
-        assert not torch.allclose(said.pooled, wanted.pooled, atol=1e-2)
+        assert not torch.allclose(said.added["text_embeds"], wanted.added["text_embeds"], atol=1e-2)
 
 
 def test_only_those_that_drew_it_lose_their_caption(
@@ -294,7 +294,7 @@ def test_sizes_reach_the_unet_unrounded(pipe: StableDiffusionXLPipeline, cache: 
     inputs = noised_inputs(denoiser, cache, SQUARE, drawn_for(denoiser, cache))
     losses(denoiser, inputs, cached_texts(cache)(inputs.text_rows))
     hook.remove()
-    assert torch.equal(seen[0].float(), cache.time_ids[SQUARE].flatten())
+    assert torch.equal(seen[0].float(), cache.sizes["time_ids"][SQUARE].flatten())
 
 
 def test_live_captions_equal_cached_ones_before_training(
@@ -305,7 +305,7 @@ def test_live_captions_equal_cached_ones_before_training(
     rows = torch.tensor([2, len(cache.captions), 0, 14])
     cached, now = cached_texts(cache)(rows), live(who.models.pipe, cache.captions)(rows)
     assert torch.allclose(now.embeds, cached.embeds, atol=1e-5)
-    assert torch.allclose(now.pooled, cached.pooled, atol=1e-5)
+    assert torch.allclose(now.added["text_embeds"], cached.added["text_embeds"], atol=1e-5)
     assert not now.embeds[1].any()
 
 
@@ -315,7 +315,7 @@ def test_gradients_reach_both_encoders() -> None:
     texts = live(who.models.pipe, ["the sea at noon"])
     for row, reached in ((0, True), (1, False)):
         found = texts(torch.tensor([row]))
-        (found.embeds.square().sum() + found.pooled.square().sum()).backward()
+        (found.embeds.square().sum() + found.added["text_embeds"].square().sum()).backward()
         for encoder in ("text_encoder", "text_encoder_2"):
             grads = [
                 p.grad
@@ -370,7 +370,7 @@ def test_the_prior_pulls_a_moved_adapter_back(cache: Cache) -> None:
                 inputs.noisy_latents,
                 inputs.timesteps,
                 encoder_hidden_states=text.embeds,
-                added_cond_kwargs={"text_embeds": text.pooled, "time_ids": inputs.time_ids},
+                added_cond_kwargs={**text.added, **inputs.sizes},
             ).sample
             for unet, text in ((pipe.unet, words), (bare.unet, base_text))
         ]

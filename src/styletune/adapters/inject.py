@@ -27,22 +27,24 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styletune.adapters.file import PART, TOKEN_KEYS, Kind
+from styletune.adapters.file import PART, Kind
+from styletune.adapters.names import (
+    ATTENTION,
+    FEED_FORWARD,
+    PROJECTIONS,
+    TEXT_ATTENTION,
+    TEXT_FEED_FORWARD,
+)
 from styletune.errors import IntegrityError, RecipeError
+from styletune.models.families import DEFAULT_FAMILY, EMBEDDING_KEYS
+from styletune.models.family import Family
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-PROJECTIONS = ("proj_in", "proj_out")
-# Which linear modules, and in which block: style and content as arXiv 2403.14572, section 4.
+# Which linear modules; the blocks' presets mean attention in one block of the family's UNet.
 PRESETS = {
-    "attention": (ATTENTION, ""),
-    "attention-ff": (ATTENTION + FEED_FORWARD, ""),
-    "all": (ATTENTION + FEED_FORWARD + PROJECTIONS, ""),
-    "style-block": (ATTENTION, "up_blocks.0.attentions.1."),
-    "content-block": (ATTENTION, "up_blocks.0.attentions.0."),
+    "attention": ATTENTION,
+    "attention-ff": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + PROJECTIONS,
 }
-TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-TEXT_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
 _NAME = "styletune"
 _START_AT_ZERO = ("lora_B.weight", "hada_w2_b", "lokr_w1", "oft_R.weight")
 
@@ -65,10 +67,15 @@ class AdapterShape:
     text_encoder_rank: int | None = None
 
 
-def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = False) -> list[str]:
+def target_modules(
+    unet: nn.Module,
+    target: str | tuple[str, ...],
+    conv: bool = False,
+    family: Family = DEFAULT_FAMILY,
+) -> list[str]:
     """Names of the UNet's modules that a target means, in the UNet's order.
 
-    On SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all", 80 for "style-block"
+    For SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all", 80 for "style-block"
     and "content-block". Patterns are shell style over full names:
     ``up_blocks.0.attentions.1.*to_q``. With ``conv`` the convolutions of resnets and samplers
     come too; patterns then choose among them as well.
@@ -87,9 +94,10 @@ def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = 
         _refuse_unmatched(target, names, "target pattern")
         chosen = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in target)]
     else:
-        suffixes, block = PRESETS[target]
-        wanted = tuple(f".{s}" for s in suffixes)
-        picked = {n for n in linear if n.endswith(wanted) and n.startswith(block)}
+        block = family.target_blocks.get(target, "")
+        leaves = ATTENTION if block else PRESETS[target]
+        suffixes = tuple(f".{leaf}" for leaf in leaves)
+        picked = {n for n in linear if n.endswith(suffixes) and n.startswith(block)}
         picked |= {n for n in convolutions if n.startswith(block)}
         chosen = [n for n in unet_order(unet) if n in picked]
     if conv and not any(n in convolutions for n in chosen):
@@ -142,7 +150,7 @@ def inject_adapter(
     dtype or device, nor on what else is adapted. Other parameters keep their ``requires_grad``.
 
     Args:
-        models: by component, "unet", "text_encoder", "text_encoder_2".
+        models: by component, "unet" or a text encoder's name.
         shape: kind and ranks.
         modules: names to adapt, by component.
         seed: of the starting values.
@@ -201,7 +209,7 @@ def _refuse_shape(
             assert isinstance(weight, Tensor)
             if not weight.is_floating_point() and kind != "lora":
                 raise RecipeError(
-                    f"{kind} needs base weights that are not quantised",
+                    f"{kind} needs base weights that are not quantized",
                     where="[adapter] kind",
                     fix='kind = "lora"',
                 )
@@ -219,7 +227,7 @@ def _refuse_shape(
                     f"oft's block size {rank} does not divide the {weight.shape[1]} inputs of "
                     f"{name}",
                     where="[adapter] rank",
-                    fix="8, 16 and 32 divide all of SDXL's",
+                    fix="8, 16 and 32 divide all of a full-size base's",
                 )
 
 
@@ -293,7 +301,7 @@ def _start_value(
 
 def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """The trainable tensors by their name in a file, in the models' order."""
-    found: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for component, model in models.items():
         for name, parameter in model.named_parameters():
             if f".{_NAME}" not in name:
@@ -303,13 +311,8 @@ def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Paramete
             # transformers has flattened CLIPTextModel; files keep the name all readers know.
             if component != "unet" and not path.startswith("text_model."):
                 path = f"text_model.{path}"
-            found[f"{component}.{path}"] = parameter
-    return found
-
-
-def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """A copy of the adapter on the CPU, float32, by file name."""
-    return {k: p.detach().float().cpu().clone() for k, p in adapter_parameters(models).items()}
+            parameters[f"{component}.{path}"] = parameter
+    return parameters
 
 
 def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -324,23 +327,23 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
 
 
 def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Copy an adapter's values into the injected one; new words' rows are not its business.
+    """Copy an adapter's values into the injected one; new tokens' rows are left alone.
 
     A whole component that the adapter does not have, such as a text encoder, stays as it is.
 
     Raises:
         IntegrityError: other names or shapes than were injected.
     """
-    given = tensors.keys() - set(TOKEN_KEYS)
-    components = {name.partition(".")[0] for name in given}
+    names = tensors.keys() - set(EMBEDDING_KEYS)
+    components = {name.partition(".")[0] for name in names}
     parameters = adapter_parameters({c: m for c, m in models.items() if c in components})
-    if parameters.keys() != given:
-        odd = sorted(parameters.keys() ^ given)
+    if parameters.keys() != names:
+        odd = sorted(parameters.keys() ^ names)
         raise IntegrityError(f"the adapter's modules differ, first: {odd[0]}")
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise IntegrityError(
-                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, wanted is "
+                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, expected "
                 f"{tuple(parameter.shape)}"
             )
     for name, parameter in parameters.items():
@@ -349,7 +352,7 @@ def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
 
 @contextlib.contextmanager
 def adapter_off(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The base models' own answers for a while, with the adapter left in place."""
+    """Temporarily switch the adapter off, so that the models answer as the base does."""
     layers = [
         m
         for model in models.values()

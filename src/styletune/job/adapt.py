@@ -10,33 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from styletune.errors import BadInput, StyletuneError
+from styletune.models.families import DEFAULT_FAMILY, family_of
+from styletune.models.family import Family, chosen_encoders
 from styletune.recipe import Recipe
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
     from torch import nn
 
     from styletune.adapters.file import AdapterSpec
     from styletune.adapters.inject import AdapterShape
     from styletune.training.optimizer import Group
 
-ENCODERS = {
-    "none": (),
-    "first": ("text_encoder",),
-    "second": ("text_encoder_2",),
-    "both": ("text_encoder", "text_encoder_2"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Models:
     """The pipeline with its adapter in place, and what of it is trained.
 
-    ``adapted`` maps "unet", "text_encoder", "text_encoder_2" to the modules that have an adapter;
-    ``parameters`` are all trained tensors by their name in an adapter file.
+    ``adapted`` are the modules that have an adapter, by component; ``parameters`` all trained
+    tensors by their name in an adapter file.
     """
 
-    pipe: StableDiffusionXLPipeline
+    pipe: DiffusionPipeline
     adapted: Mapping[str, nn.Module]
     parameters: Mapping[str, nn.Parameter]
     spec: AdapterSpec
@@ -47,7 +42,7 @@ class Models:
             module.train(on)
 
 
-def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | None) -> Models:
+def adapt(recipe: Recipe, pipe: DiffusionPipeline, start_from: Path | None) -> Models:
     """Put an untrained adapter, or the one to go on from, into the pipeline's models.
 
     Raises:
@@ -64,10 +59,13 @@ def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | No
 
     section, shape = recipe.adapter, adapter_shape(recipe)
     adapted: dict[str, nn.Module] = {"unet": pipe.unet}
-    modules = {"unet": target_modules(pipe.unet, section.target, section.conv_rank is not None)}
-    for name in ENCODERS[section.text_encoders]:
-        adapted[name] = getattr(pipe, name)
-        modules[name] = text_encoder_modules(adapted[name], section.text_encoder_target)
+    family, conv = family_of(pipe), section.conv_rank is not None
+    modules = {"unet": target_modules(pipe.unet, section.target, conv, family)}
+    for encoder in chosen_encoders(family, section.text_encoders):
+        adapted[encoder.name] = getattr(pipe, encoder.name)
+        modules[encoder.name] = text_encoder_modules(
+            adapted[encoder.name], section.text_encoder_target
+        )
     inject_adapter(adapted, shape, modules, recipe.train.seed)
     parameters = adapter_parameters(adapted)
     if section.new_tokens:
@@ -101,17 +99,17 @@ def adapter_shape(recipe: Recipe) -> AdapterShape:
 
 
 def _start_from(
-    file: Path, pipe: StableDiffusionXLPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
+    file: Path, pipe: DiffusionPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
 ) -> None:
     """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
-    from styletune.adapters.file import TOKEN_KEYS
     from styletune.adapters.inject import load_into
     from styletune.adapters.layouts import read_adapter_file, rescaled
     from styletune.adapters.tokens import load_token_rows
 
     where = f"[adapter] start_from = {str(file)!r}"
-    tensors, given = read_adapter_file(file)
-    has_words = TOKEN_KEYS[0] in tensors
+    family = family_of(pipe)
+    tensors, given = read_adapter_file(file, family)
+    has_words = family.text_encoders[0].embedding_key in tensors
     # A file of another tool may have rows and not say of which words; ours says it.
     if (given.tokens and given.tokens != spec.tokens) or (has_words and not spec.tokens):
         named = ", ".join(given.tokens) or "without their names"
@@ -166,7 +164,9 @@ def block_factors(recipe: Recipe, names: Iterable[str]) -> dict[str, float]:
     return found
 
 
-def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> list[Group]:
+def parameter_groups(
+    recipe: Recipe, parameters: Mapping[str, nn.Parameter], family: Family = DEFAULT_FAMILY
+) -> list[Group]:
     """Parameters by their rate: of their component, times their block's factor.
 
     Raises:
@@ -175,13 +175,10 @@ def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> 
     from styletune.training.optimizer import Group
 
     section, factors = recipe.optimizer, block_factors(recipe, parameters)
-    rates = {
-        "unet": None,
-        "text_encoder": section.text_encoder_learning_rate,
-        "text_encoder_2": section.text_encoder_2_learning_rate,
-        "clip_l": section.token_learning_rate,
-        "clip_g": section.token_learning_rate,
-    }
+    rates: dict[str, float | None] = {"unet": None}
+    for encoder in family.text_encoders:
+        rates[encoder.name] = getattr(section, f"{encoder.name}_learning_rate")
+        rates[encoder.embedding_key] = section.token_learning_rate
     found: dict[tuple[str, float], dict[str, nn.Parameter]] = {}
     for name, parameter in parameters.items():
         component = name.partition(".")[0]

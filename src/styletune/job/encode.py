@@ -15,9 +15,9 @@ from styletune.planning.preflight import DRAWN_AT_ONCE
 from styletune.recipe import Recipe
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
 
-    from styletune.models.conditioning import PromptEmbeds
+    from styletune.models.conditioning import Conditioning
     from styletune.training.cache import Cache
 
 CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
@@ -40,7 +40,7 @@ class Seen:
     images: Encoded
     held_out: Encoded | None
     class_images: Encoded | None
-    class_prompt: PromptEmbeds | None
+    class_prompt: Conditioning | None
 
 
 def trains_text(recipe: Recipe) -> bool:
@@ -48,7 +48,7 @@ def trains_text(recipe: Recipe) -> bool:
     return recipe.adapter.text_encoders != "none" or bool(recipe.adapter.new_tokens)
 
 
-def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> Seen:
+def encode(job: Job, pipe: DiffusionPipeline, device: str, draws: bool) -> Seen:
     """Fill the caches while the models are as the base has them."""
     from styletune.models.conditioning import encode_prompts
 
@@ -72,7 +72,7 @@ def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) 
 
 def _cached(
     job: Job,
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     shown: Sequence[Entry],
     device: str,
     title: str,
@@ -113,27 +113,27 @@ def _cached(
     )
 
 
-def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> list[Row]:
-    """Images the bare base model draws of the class; drawn once, by the first process."""
+def _class_rows(job: Job, pipe: DiffusionPipeline, device: str, draws: bool) -> list[Row]:
+    """Images of the class by the bare base model, generated once, by the first process."""
     from PIL import Image
 
     from styletune.data.pixels.fingerprint import pixel_hash
     from styletune.models.placement import placed
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.shots import Sampler, square_shot
 
     section, side = job.recipe.dreambooth, job.resolution
     prompt = section.class_prompt or ""
     shots = [
-        Shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png")
+        square_shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png", side)
         for seed in range(section.num_class_images)
     ]
     if draws:
-        sampler = Sampler(CLASS_STEPS, CLASS_GUIDANCE, "", side)
         with placed(pipe.unet, device):
-            draw_shots(
+            generate_images(
                 pipe,
                 shots,
-                sampler,
+                Sampler(CLASS_STEPS, CLASS_GUIDANCE),
                 origin_facts(job),
                 batch_size=DRAWN_AT_ONCE,
                 title="class images",

@@ -13,11 +13,11 @@ from styletune import __version__
 from styletune.data.load import holdout_rows, order_hash, train_rows
 from styletune.data.rights import rights_summary
 from styletune.files import make_dir, write_json, write_text
+from styletune.models.names import public_base
+from styletune.places import device_name
 from styletune.recipe import Recipe, recipe_hash
 
 if TYPE_CHECKING:
-    import torch
-
     from styletune.job.prepare import Job
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "numpy")
@@ -74,23 +74,9 @@ def _versions() -> dict[str, str]:
 
 
 def origin_facts(job: Job) -> dict[str, object]:
-    from styletune.registry.card import public_base
-
     return {
         "base_model": public_base(job.base.model),
         "base_hash": job.base.hash,
         "training_hash": job.identity.recipe_hash,
         "styletune": __version__,
     }
-
-
-def device_name() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def torch_dtype(mixed_precision: str) -> torch.dtype:
-    import torch
-
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision]

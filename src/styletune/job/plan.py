@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 from styletune.data.entries import bucket_report, entries
 from styletune.data.load import holdout_rows, train_rows
 from styletune.job.prepare import Job, job_setup
+from styletune.models.families import DEFAULT_FAMILY
 from styletune.planning.preflight import configs_of, preflight
 from styletune.recipe import Recipe, recipe_hash
 from styletune.scoring.suite import suite_hash
 
 if TYPE_CHECKING:
+    from styletune.models.family import BaseConfigs
     from styletune.planning.gpus import Gpu
-    from styletune.planning.memory import BaseConfigs, Setup
+    from styletune.planning.memory import Setup
 
 
 def _reaches_pure_noise(job: Job) -> bool:
@@ -58,7 +60,7 @@ def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
             {
                 "severity": "error",
                 "where": job.missing_base.where,
-                "message": f"{job.missing_base.message}; planned as SDXL's base",
+                "message": f"{job.missing_base.message}; planned as {DEFAULT_FAMILY.name}'s base",
                 "fix": job.missing_base.fix,
             }
         )

@@ -15,6 +15,7 @@ from styletune.data.load import LoadedData, holdout_rows, load_data, order_hash
 from styletune.data.sources.open import resolve_sources
 from styletune.errors import BadInput, Conflict, NotFound
 from styletune.files import file_sha256, read_json
+from styletune.models.families import DEFAULT_FAMILY
 from styletune.planning.preflight import setup_of
 from styletune.recipe import (
     LoadedRecipe,
@@ -89,7 +90,7 @@ def prepare(
 ) -> Job:
     """Check recipe, base, data, suite and run folder against each other.
 
-    With ``planning`` a Hub model that is not on this machine is taken for SDXL's base and only
+    With ``planning`` a Hub model that is not on this machine is taken for a stock one and only
     noted, so that a plan can be made before gigabytes are fetched.
 
     Raises:
@@ -205,7 +206,7 @@ def token_counter(base: BaseFiles) -> Callable[[str], int]:
 
 
 def find_planned_base(loaded: LoadedRecipe) -> tuple[BaseFiles, NotFound | None]:
-    """The recipe's base; SDXL's shape, and why, for a Hub model that is not on this machine.
+    """The recipe's base; a stand-in, and why, for a Hub model that is not on this machine.
 
     Raises:
         BadInput, NotFound: the base cannot be used, or a local one is not there.
@@ -227,13 +228,14 @@ def _unseen_base(recipe: Recipe) -> BaseFiles:
 
     nowhere = Path()
     return BaseFiles(
+        family=DEFAULT_FAMILY,
         model=recipe.base.model,
         folder=nowhere,
         revision=recipe.base.revision,
         hash="",
-        resolution=1024,
+        resolution=DEFAULT_FAMILY.resolution_px,
         variant=None,
-        tokenizers=(nowhere, nowhere),
+        tokenizers=(nowhere,) * len(DEFAULT_FAMILY.tokenizers),
     )
 
 
@@ -244,9 +246,7 @@ def suite_folder(job: Job) -> Path:
 
 def _check_texts(job: Job) -> None:
     """Refuse every prompt of which CLIP would not see the end."""
-    from styletune.models.conditioning import MAX_TOKENS
-
-    count = token_counter(job.base)
+    count, limit = token_counter(job.base), job.base.family.max_tokens
     texts = {f"preview prompt {i + 1}": p for i, p in enumerate(job.recipe.preview.prompts)}
     if job.suite:
         prompts = [prompt_with_trigger(p, job.trigger) for p in job.suite.prompts]
@@ -255,11 +255,11 @@ def _check_texts(job: Job) -> None:
     if job.recipe.adapter.new_tokens:
         _check_new_tokens(job)
     counts = {k: count(t) for k, t in texts.items()}
-    long = [f"{k} ({n} tokens)" for k, n in counts.items() if n > MAX_TOKENS]
+    long = [f"{k} ({n} tokens)" for k, n in counts.items() if n > limit]
     if long:
         more = f" and {len(long) - 5} more" if len(long) > 5 else ""
         raise BadInput(
-            f"longer than CLIP's {MAX_TOKENS} tokens: {', '.join(long[:5])}{more}",
+            f"longer than CLIP's {limit} tokens: {', '.join(long[:5])}{more}",
             where=str(job.loaded.file),
             fix="shorten them; what comes after would be cut off",
         )

@@ -7,7 +7,7 @@ import datetime
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from styletune.data.findings import said
 from styletune.data.licenses import license_problem
@@ -18,6 +18,8 @@ from styletune.files import read_json
 from styletune.job.facts import data_facts, recipe_text
 from styletune.job.prepare import Job
 from styletune.job.score import refuse_unless_passed, score_inputs
+from styletune.models.names import base_words, public_base
+from styletune.models.schedule import Prediction, resolve_prediction_type
 from styletune.recipe import PublishSection, Recipe, recipe_hash
 from styletune.scoring.suite import prompt_id, suite_hash
 
@@ -97,7 +99,6 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
         )
     refuse_unless_passed(summary, run.report_file)
     _require_rights(job)
-    from styletune.registry.card import public_base
     from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
     from styletune.registry.store import open_store
     from styletune.registry.versions import publish_version
@@ -143,7 +144,7 @@ class Package:
 
     files: dict[str, bytes]
     spec: AdapterSpec
-    prediction_type: Literal["epsilon", "v_prediction"]
+    prediction_type: Prediction
 
 
 def build_package(
@@ -158,17 +159,16 @@ def build_package(
         diffusers_file,
         embeddings_file,
         kohya_file,
-        kohya_header,
     )
     from styletune.adapters.file import load_adapter
-    from styletune.registry.card import public_base
+    from styletune.adapters.header import FileLabels, TrainedOn, kohya_header
     from styletune.registry.package import (
         DIFFUSERS_EMBEDDINGS,
         DIFFUSERS_WEIGHTS,
         package_files,
         webui_stem,
     )
-    from styletune.sampling.sample import read_settings
+    from styletune.sampling.png import read_settings
 
     run, suite = job.run, job.suite
     assert suite is not None
@@ -181,27 +181,30 @@ def build_package(
         folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
     ]
     stem = webui_stem(section.name, section.version)
-    header = kohya_header(
+    labels = FileLabels(
         title=f"{section.name} {section.version}",
         output_name=stem,
-        spec=spec,
-        base_model=public_base(job.base.model),
-        resolution=job.resolution,
-        license_id=section.license,
+        license=section.license,
         description=section.description,
         trigger=job.trigger,
-        strength=summary["chosen"]["strength"],
-        prediction_type=prediction,
         author=holder_names(data_facts(job)["rights"]),
         tags=f"style, {section.name}",
-        num_train_images=len(train_rows(job.data)),
         thumbnail=_thumbnail(shown[0]),
     )
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
-    check_exports(tensors, spec, diffusers, kohya)
+    base, family = public_base(job.base.model), job.base.family
+    trained_on = TrainedOn(
+        base_model=base,
+        words=base_words(base, family),
+        resolution=job.resolution,
+        prediction_type=prediction,
+        num_train_images=len(train_rows(job.data)),
+    )
+    header = kohya_header(spec, summary["chosen"]["strength"], labels, trained_on)
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header, family)
+    check_exports(tensors, spec, diffusers, kohya, family)
     weights = {DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya}
     if spec.tokens:
-        weights[DIFFUSERS_EMBEDDINGS] = embeddings_file(tensors)
+        weights[DIFFUSERS_EMBEDDINGS] = embeddings_file(tensors, family)
     prompts = [{"file": f.name, **(read_settings(f) or {})} for f in shown]
     facts = {**read_json(run.facts_file), "data": data_facts(job)}
     facts["recipe_hash"] = recipe_hash(job.recipe)
@@ -247,18 +250,12 @@ def _plain(
     import torch
 
     from styletune.adapters.export import to_plain_lora
-    from styletune.adapters.inject import find_module
-    from styletune.models.load import load_pipeline
+    from styletune.sampling.session import base_weight, open_pipeline
 
-    pipe = load_pipeline(job.base, torch.float32, "cpu")
-    models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
-
-    def weight_of(name: str) -> Tensor:
-        weight = find_module(models, name).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
-
-    plain, plain_spec, error = to_plain_lora(tensors, spec, rank, weight_of)
+    with open_pipeline(job.base, torch.float32, "cpu") as pipe:
+        plain, plain_spec, error = to_plain_lora(
+            tensors, spec, rank, lambda module: base_weight(pipe, module)
+        )
     if error > MAX_PLAIN_ERROR:
         raise CheckFailed(
             f"a plain LoRA of rank {rank} misses {error:.0%} of the {spec.kind} update; "
@@ -269,20 +266,17 @@ def _plain(
     return plain, plain_spec
 
 
-def _prediction_type(job: Job) -> Literal["epsilon", "v_prediction"]:
+def _prediction_type(job: Job) -> Prediction:
     """What the adapted UNet predicts, from the recipe or the base's scheduler."""
     from styletune.models.load import scheduler_config
-    from styletune.models.schedule import resolve_prediction_type
 
     train = job.recipe.train
     base = str(scheduler_config(job.base).get("prediction_type", "epsilon"))
-    found = resolve_prediction_type(train.prediction_type, base, train.zero_terminal_snr)
-    return "v_prediction" if found == "v_prediction" else "epsilon"
+    return resolve_prediction_type(train.prediction_type, base, train.zero_terminal_snr)
 
 
 def _public_recipe(recipe: Recipe) -> str:
     """The recipe as others may see it: folders are reduced to their names."""
-    from styletune.registry.card import public_base
 
     def public(place: str | None) -> str | None:
         return public_base(place.removeprefix("local-dir:")) if place else None

@@ -11,8 +11,10 @@ from styletune import __version__
 from styletune.data.load import holdout_rows, read_square
 from styletune.errors import BadInput, CheckFailed, NotFound
 from styletune.files import file_sha256, read_json
-from styletune.job.facts import data_facts, device_name, origin_facts, torch_dtype
+from styletune.job.facts import data_facts, origin_facts
 from styletune.job.prepare import Job, job_setup, prompt_with_trigger, suite_folder
+from styletune.models.names import public_base
+from styletune.places import device_name
 from styletune.planning.preflight import configs_of, require_room
 from styletune.scoring.suite import Suite, prompt_id, suite_hash
 
@@ -97,8 +99,6 @@ def score_inputs(job: Job) -> dict[str, Any]:
 
 def _report_facts(facts: Mapping[str, Any]) -> dict[str, str]:
     """The provenance footer; the report is published, so it names no folders of this machine."""
-    from styletune.registry.card import public_base
-
     data, base = facts["data"], facts["base"]
     return {
         "recipe": f"{facts['recipe']} {facts['recipe_hash'][:12]}",
@@ -141,53 +141,57 @@ def _sample_columns(
 ) -> Iterator[tuple[str, int | None, list[Path]]]:
     """The base's images, then every checkpoint's, with the same prompts and seeds."""
     from styletune.adapters.file import load_adapter
-    from styletune.adapters.tokens import add_tokens, load_token_rows
-    from styletune.adapters.updates import merged
-    from styletune.models.load import load_pipeline
-    from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
-
-    pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
-    sampler = Sampler(
-        suite.sampler.steps,
-        suite.sampler.guidance_scale,
-        suite.sampler.negative_prompt,
-        job.resolution,
+    from styletune.models.schedule import resolve_prediction_type
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.session import (
+        DTYPES,
+        TrainedAs,
+        make_ready,
+        merged_adapter,
+        open_pipeline,
     )
+    from styletune.sampling.shots import Sampler, TextShot, square_shot
 
-    def shots(column: str) -> list[Shot]:
+    settings, train, section = suite.sampler, job.recipe.train, job.recipe.adapter
+    sampler = Sampler(settings.steps, settings.guidance_scale, settings.negative_prompt)
+
+    def shots(column: str) -> list[TextShot]:
         folder = job.run.samples_dir(suite_hash(suite), column)
         return [
-            Shot(prompt_with_trigger(p, job.trigger), s, folder / f"{prompt_id(i)}-{s}.png")
+            square_shot(
+                prompt_with_trigger(p, job.trigger),
+                s,
+                folder / f"{prompt_id(i)}-{s}.png",
+                job.resolution,
+            )
             for i, p in enumerate(suite.prompts)
             for s in suite.seeds
         ]
 
-    base_origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
-    draw_shots(pipe, shots("base"), sampler, base_origin, batch_size=batch_size, title="base")
-    yield "base", None, [s.file for s in shots("base")]
-    train, tokens = job.recipe.train, job.recipe.adapter.new_tokens
-    if tokens:
-        add_tokens(pipe, tokens, job.recipe.adapter.new_tokens_init)
-    prediction = resolve_prediction_type(
-        train.prediction_type, pipe.scheduler.config.prediction_type, train.zero_terminal_snr
-    )
-    set_sampling_schedule(pipe, prediction, train.zero_terminal_snr)
-    models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
-    for step in steps:
-        name = f"step-{step:06d}"
-        tensors, spec = load_adapter(job.run.adapter_file(step))
-        origin = {
-            **origin_facts(job),
-            "adapter": job.loaded.name,
-            "step": step,
-            "strength": 1.0,
-            "adapter_sha256": file_sha256(job.run.adapter_file(step)),
-        }
-        load_token_rows(pipe, tensors)
-        with merged(models, tensors, spec, 1.0):
-            draw_shots(pipe, shots(name), sampler, origin, batch_size=batch_size, title=name)
-        yield name, step, [s.file for s in shots(name)]
+    with open_pipeline(job.base, DTYPES[train.mixed_precision], device_name()) as pipe:
+        origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
+        generate_images(pipe, shots("base"), sampler, origin, batch_size=batch_size, title="base")
+        yield "base", None, [s.file for s in shots("base")]
+        prediction = resolve_prediction_type(
+            train.prediction_type, pipe.scheduler.config.prediction_type, train.zero_terminal_snr
+        )
+        tokens = section.new_tokens, section.new_tokens_init
+        make_ready(pipe, TrainedAs(prediction, train.zero_terminal_snr, *tokens))
+        for step in steps:
+            name, file = f"step-{step:06d}", job.run.adapter_file(step)
+            origin = {
+                **origin_facts(job),
+                "adapter": job.loaded.name,
+                "step": step,
+                "strength": 1.0,
+                "adapter_sha256": file_sha256(file),
+            }
+            tensors, spec = load_adapter(file)
+            with merged_adapter(pipe, tensors, spec, 1.0):
+                generate_images(
+                    pipe, shots(name), sampler, origin, batch_size=batch_size, title=name
+                )
+            yield name, step, [s.file for s in shots(name)]
 
 
 def _draw_picture(

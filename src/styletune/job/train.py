@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 from styletune.errors import BadInput
 from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
 from styletune.job.encode import Encoded, Seen, encode, trains_text
-from styletune.job.facts import begin_run, origin_facts, torch_dtype
+from styletune.job.facts import begin_run, origin_facts
 from styletune.job.prepare import Job, job_setup
-from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
+from styletune.models.schedule import resolve_prediction_type
 from styletune.planning.preflight import DRAWN_AT_ONCE, configs_of, require_room
 from styletune.recipe import Recipe, recipe_hash
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
     from styletune.adapters.file import AdapterSpec
-    from styletune.models.conditioning import PromptEmbeds
+    from styletune.models.conditioning import Conditioning
     from styletune.training.denoise import Denoiser, NoiseSettings, Texts
     from styletune.training.loop import LoopSettings, Material, Prior
     from styletune.training.optimizer import OptimizerSettings
@@ -62,14 +62,21 @@ def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
     """Train on from the checkpoint after ``done`` steps, or from nothing if that is 0."""
     import torch
 
+    from styletune.sampling.session import DTYPES, open_pipeline
+
+    dtype = DTYPES[job.recipe.train.mixed_precision]
+    # On the host first: encoding and a step are never on the card together.
+    with open_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32) as pipe:
+        _train_pipeline(job, pipe, done, accelerator)
+
+
+def _train_pipeline(job: Job, pipe: DiffusionPipeline, done: int, accelerator: Accelerator) -> None:
     from styletune.models.checkpointing import set_checkpointing
-    from styletune.models.load import load_pipeline
+    from styletune.sampling.session import DTYPES, TrainedAs, make_ready, place_for_training
     from styletune.training.loop import train_adapter
 
     recipe = job.recipe
-    device, dtype = str(accelerator.device), torch_dtype(recipe.train.mixed_precision)
-    # On the host first: encoding and a step are never on the card together.
-    pipe = load_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32)
+    device, dtype = str(accelerator.device), DTYPES[recipe.train.mixed_precision]
     prediction = resolve_prediction_type(
         recipe.train.prediction_type,
         pipe.scheduler.config.prediction_type,
@@ -82,15 +89,15 @@ def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
             begin_run(job)
         seen = encode(job, pipe, device, draws=accelerator.is_main_process)
     _start_tracker(job, accelerator)
-    _place(job, pipe, device)
-    if recipe.adapter.new_tokens:
-        from styletune.adapters.tokens import add_tokens
-
-        add_tokens(pipe, recipe.adapter.new_tokens, recipe.adapter.new_tokens_init)
+    place_for_training(pipe, device, recipe.base.quantization, trains_text(recipe))
+    section = recipe.adapter
+    trained_as = TrainedAs(
+        prediction, recipe.train.zero_terminal_snr, section.new_tokens, section.new_tokens_init
+    )
+    make_ready(pipe, trained_as)
     models = adapt(recipe, pipe, job.start_from)
-    groups = parameter_groups(recipe, models.parameters)
+    groups = parameter_groups(recipe, models.parameters, job.base.family)
     set_checkpointing(pipe.unet, recipe.train.gradient_checkpointing)
-    set_sampling_schedule(pipe, prediction, recipe.train.zero_terminal_snr)
     denoiser = _denoiser(job, pipe, alphas, prediction, dtype, device)
     held_out = _material(job, models, seen.held_out) if seen.held_out else None
     train_adapter(
@@ -143,7 +150,7 @@ def _start_tracker(job: Job, accelerator: Accelerator) -> None:
 
 def _denoiser(
     job: Job,
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     alphas: Tensor,
     prediction: str,
     dtype: object,
@@ -174,18 +181,6 @@ def _denoiser(
     )
 
 
-def _place(job: Job, pipe: StableDiffusionXLPipeline, device: str) -> None:
-    """What a step needs goes to the device, quantised where the recipe says so; the rest stays."""
-    from styletune.models.quantize import check_quantized, quantize_unet
-
-    quantize_unet(pipe.unet, job.recipe.base.quantization, device)
-    check_quantized(pipe.unet, job.recipe.base.quantization)
-    pipe.unet.to(device)
-    if trains_text(job.recipe):
-        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-            encoder.to(device)
-
-
 def _material(job: Job, models: Models, encoded: Encoded) -> Material:
     """A cache with a way to turn its captions into inputs."""
     from styletune.training.denoise import cached_texts
@@ -197,18 +192,15 @@ def _material(job: Job, models: Models, encoded: Encoded) -> Material:
 
 
 def _live(models: Models, captions: Sequence[str]) -> Texts:
-    from styletune.models.conditioning import token_ids
+    from styletune.models.conditioning import empty_is_zero, text_encoders_of, token_ids
+    from styletune.models.families import family_of
     from styletune.training.denoise import live_texts
 
     pipe = models.pipe
-    first, second = token_ids(pipe, [*captions, ""])
-    device = pipe.text_encoder.device
-    return live_texts(
-        pipe.text_encoder,
-        pipe.text_encoder_2,
-        (first.to(device), second.to(device)),
-        empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
-    )
+    encoders = text_encoders_of(pipe)
+    device = next(encoders[0].parameters()).device
+    ids = [each.to(device) for each in token_ids(pipe, [*captions, ""])]
+    return live_texts(family_of(pipe), encoders, ids, empty_is_zero(pipe))
 
 
 def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
@@ -229,12 +221,10 @@ def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
     )
 
 
-def _one_prompt(encoded: PromptEmbeds, device: str) -> Texts:
+def _one_prompt(encoded: Conditioning, device: str) -> Texts:
     """The same words for every row."""
-    from styletune.models.conditioning import PromptEmbeds
-
-    embeds, pooled = encoded.embeds.to(device), encoded.pooled.to(device)
-    return lambda rows: PromptEmbeds(embeds.expand(len(rows), -1, -1), pooled.expand(len(rows), -1))
+    placed = encoded.map(lambda tensor: tensor.to(device))
+    return lambda rows: placed.repeated(len(rows))
 
 
 # -- settings -------------------------------------------------------------------------------------
@@ -300,19 +290,26 @@ def _spec_at(job: Job, spec: AdapterSpec, step: int) -> AdapterSpec:
 
 
 def _preview_drawer(job: Job, models: Models) -> Callable[[int], None]:
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.shots import Sampler, square_shot
 
     preview, pipe = job.recipe.preview, models.pipe
-    sampler = Sampler(preview.steps, 5.0, "", job.resolution)
+    sampler = Sampler(preview.steps, 5.0)
 
     def draw(step: int) -> None:
         if not preview.prompts:
             return
+        files = [
+            job.run.previews_dir / f"step-{step:06d}-{i:02d}.png"
+            for i in range(len(preview.prompts))
+        ]
         shots = [
-            Shot(prompt, preview.seed + i, job.run.previews_dir / f"step-{step:06d}-{i:02d}.png")
-            for i, prompt in enumerate(preview.prompts)
+            square_shot(prompt, preview.seed + i, file, job.resolution)
+            for i, (prompt, file) in enumerate(zip(preview.prompts, files, strict=True))
         ]
         origin = {**origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0}
-        draw_shots(pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}")
+        generate_images(
+            pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}"
+        )
 
     return draw

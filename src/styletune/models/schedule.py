@@ -1,24 +1,27 @@
-"""The noise schedule that an adapter was trained for, on the sampling side."""
+"""What a UNet predicts, and sampling with it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from styletune.errors import BadInput
 
+Prediction = Literal["epsilon", "v_prediction"]
 
-def resolve_prediction_type(asked: str, base: str, zero_terminal_snr: bool) -> str:
+
+def resolve_prediction_type(setting: str, base: str, zero_terminal_snr: bool) -> Prediction:
     """What the UNet is trained to predict: the base's own unless the recipe says otherwise.
 
     Raises:
-        BadInput: the base predicts neither noise nor velocity; or zero-terminal SNR is asked for
-            with noise prediction, which would have to guess an image from pure noise.
+        BadInput: the base predicts neither noise nor velocity; or zero-terminal SNR together with
+            noise prediction, which would have to guess an image from pure noise.
     """
-    if base not in ("epsilon", "v_prediction"):
+    known: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v_prediction"}
+    if base not in known:
         raise BadInput(
-            f"the base predicts {base}; choices: epsilon, v_prediction", where="[base] model"
+            f"the base predicts {base}; choices: {', '.join(known)}", where="[base] model"
         )
-    prediction = base if asked == "auto" else asked
+    prediction = known[base if setting == "auto" else setting]
     if zero_terminal_snr and prediction != "v_prediction":
         raise BadInput(
             "zero_terminal_snr needs velocity prediction: at the last step there is only noise, "
@@ -30,9 +33,9 @@ def resolve_prediction_type(asked: str, base: str, zero_terminal_snr: bool) -> s
 
 
 def set_sampling_schedule(pipe: Any, prediction_type: str, zero_terminal_snr: bool) -> None:
-    """Make a pipeline sample with what its UNet was trained for (arXiv 2305.08891, section 3).
+    """Make a pipeline sample as its UNet was trained (arXiv 2305.08891, section 3).
 
-    Does nothing where the pipeline's scheduler is that already.
+    Does nothing where the pipeline's scheduler does so already.
     """
     config = pipe.scheduler.config
     zero_base = bool(config.get("rescale_betas_zero_snr"))

@@ -19,15 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from styletune.models.families import DEFAULT_FAMILY
+from styletune.models.family import BaseConfigs
 from styletune.models.placement import RESIDENT_BYTES
-from styletune.models.sdxl import (
-    MAX_TOKENS,
-    TEXT_ENCODER_2_CONFIG,
-    TEXT_ENCODER_CONFIG,
-    UNET_CONFIG,
-    VAE_CONFIG,
-    VAE_FACTOR,
-)
 from styletune.planning.gpus import GIB
 from styletune.planning.meter import (
     StepCost,
@@ -72,19 +66,6 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class BaseConfigs:
-    """The configurations of a base model's parts, as in their ``config.json``."""
-
-    unet: Mapping[str, Any]
-    vae: Mapping[str, Any]
-    text_encoder: Mapping[str, Any]
-    text_encoder_2: Mapping[str, Any]
-
-
-SDXL = BaseConfigs(UNET_CONFIG, VAE_CONFIG, TEXT_ENCODER_CONFIG, TEXT_ENCODER_2_CONFIG)
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """Bytes on the device at the worst moment, and FLOPs.
 
@@ -105,7 +86,7 @@ class Estimate:
     forward_flops: int
 
 
-def estimate(setup: Setup, base: BaseConfigs = SDXL) -> Estimate:
+def estimate(setup: Setup, base: BaseConfigs = DEFAULT_FAMILY.configs) -> Estimate:
     """Predict a run's peak memory and compute from its settings.
 
     Seconds on one core for SDXL at 1024²; equal settings are measured once a process.
@@ -166,14 +147,14 @@ def estimate(setup: Setup, base: BaseConfigs = SDXL) -> Estimate:
     )
 
 
-def trained_names(setup: Setup, base: BaseConfigs = SDXL) -> list[str]:
+def trained_names(setup: Setup, base: BaseConfigs = DEFAULT_FAMILY.configs) -> list[str]:
     """What would be trained, by its name in an adapter file. Raises as ``estimate``."""
     return [name for name, _ in _cost(setup.step, base).trained]
 
 
 def _cost(step: StepShape, base: BaseConfigs) -> StepCost:
-    texts = (_json(base.text_encoder), _json(base.text_encoder_2))
-    return measure_step(step, _json(base.unet), texts)
+    texts = tuple(_json(config) for config in base.text_encoders)
+    return measure_step(step, base.family, _json(base.unet), texts)
 
 
 def _json(config: Mapping[str, Any]) -> str:
@@ -181,10 +162,9 @@ def _json(config: Mapping[str, Any]) -> str:
 
 
 def _encoding(step: StepShape, base: BaseConfigs) -> dict[str, int]:
-    """One image at a time through the VAE in float32, with both text encoders there."""
-    vae, activations, _ = measure_vae(
-        _json(base.vae), "encode", step.height, step.width, 1, number_bytes=4
-    )
+    """One image at a time through the VAE in float32, beside all text encoders."""
+    size = (step.height, step.width)
+    vae, activations, _ = measure_vae(base.family, _json(base.vae), "encode", size, 1, 4)
     return {"vae": vae, "text_encoders": _text_bytes(step, base), "activations": activations}
 
 
@@ -193,12 +173,9 @@ def _drawing(setup: Setup, base: BaseConfigs, count: int, texts_stay: bool) -> d
     images, and one after the other through the whole VAE.
     """
     step = setup.step
-    denoising, _ = measure_drawing(
-        _json(base.unet), step.height, step.width, count, step.base_bytes
-    )
-    vae, decoding, _ = measure_vae(
-        _json(base.vae), "decode", step.height, step.width, 1, setup.decode_bytes
-    )
+    size, family = (step.height, step.width), base.family
+    denoising, _ = measure_drawing(family, _json(base.unet), size, count, step.base_bytes)
+    vae, decoding, _ = measure_vae(family, _json(base.vae), "decode", size, 1, setup.decode_bytes)
     texts = _text_bytes(step, base)
     drawing = {"vae": vae, "activations": max(denoising, decoding)}
     if texts_stay:
@@ -207,23 +184,27 @@ def _drawing(setup: Setup, base: BaseConfigs, count: int, texts_stay: bool) -> d
 
 
 def _text_bytes(step: StepShape, base: BaseConfigs) -> int:
-    return measure_text_encoders(
-        (_json(base.text_encoder), _json(base.text_encoder_2)), step.base_bytes
-    )
+    texts = tuple(_json(config) for config in base.text_encoders)
+    return measure_text_encoders(base.family, texts, step.base_bytes)
 
 
-def cache_bytes(setup: Setup, base: BaseConfigs = SDXL) -> int:
+def cache_bytes(setup: Setup, base: BaseConfigs = DEFAULT_FAMILY.configs) -> int:
     """What of the cache lies on the device: all of it, or nothing where it is large.
 
-    Posterior mean and log-variance of each image in float32, two embeddings of each caption in
-    the encoders' dtype.
+    Posterior mean and log-variance of each image and its added conditions in float32, the
+    conditioning of each caption in the encoders' dtype.
     """
-    latent = setup.step.height // VAE_FACTOR * (setup.step.width // VAE_FACTOR)
-    image = 4 * (2 * base.vae["latent_channels"] * latent + 6)
-    pooled = base.text_encoder_2["projection_dim"]
-    caption = setup.step.base_bytes * (MAX_TOKENS * base.unet["cross_attention_dim"] + pooled)
+    family, factor = base.family, base.family.vae_factor
+    cells = setup.step.height // factor * (setup.step.width // factor)
+    image = 4 * (2 * base.vae["latent_channels"] * cells + _numbers(family.size_shapes))
+    embeds = family.max_tokens * base.unet["cross_attention_dim"]
+    caption = setup.step.base_bytes * (embeds + _numbers(family.text_shapes(base.unet)))
     total = int(setup.images * image + setup.captions * caption)
     return total if total <= RESIDENT_BYTES else 0
+
+
+def _numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 def state_bytes(optimizer: str, trained: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
@@ -264,7 +245,9 @@ class Suggestion:
     peak_bytes: int
 
 
-def fits(setup: Setup, memory_bytes: int, base: BaseConfigs = SDXL) -> list[Suggestion]:
+def fits(
+    setup: Setup, memory_bytes: int, base: BaseConfigs = DEFAULT_FAMILY.configs
+) -> list[Suggestion]:
     """Settings to change, one upon the other, until the run fits; empty when it does already.
 
     Each is tried by estimating again and left out when it does not help. The order goes from no

@@ -36,9 +36,9 @@ from styletune.adapters.inject import (
     text_encoder_modules,
 )
 from styletune.models.checkpointing import Policy, set_checkpointing
-from styletune.models.conditioning import encode_ids
+from styletune.models.family import Family, Size, chosen_encoders
+from styletune.models.meta import meta_text_encoders, meta_unet, meta_vae
 from styletune.models.quantize import Quantization, eligible_linears
-from styletune.models.sdxl import MAX_TOKENS, VAE_FACTOR, meta_text_encoders, meta_unet, meta_vae
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 
@@ -173,13 +173,16 @@ class StepCost:
 
 
 @functools.lru_cache(maxsize=64)
-def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) -> StepCost:
+def measure_step(
+    shape: StepShape, family: Family, unet_json: str, text_jsons: tuple[str, ...]
+) -> StepCost:
     """Run one step of the true modules without data (seconds on one core for SDXL at 1024²).
 
     Args:
         shape: sizes and settings.
+        family: of the base model.
         unet_json: the UNet's configuration as JSON.
-        text_jsons: those of the two text encoders; used when one of them is trained.
+        text_jsons: those of the text encoders; used when one of them is trained.
 
     Raises:
         RecipeError: a target or rank pattern matches no module, or a kind that cannot do it.
@@ -191,15 +194,15 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
     unet_plain_bytes = weight_bytes(unet, shape.base_bytes)
     models: dict[str, nn.Module] = {"unet": unet}
     if shape.text_encoders != "none" or shape.new_tokens:
-        # Both are in use then: captions are encoded anew at every step.
-        first, second = (json.loads(text) for text in text_jsons)
-        models["text_encoder"], models["text_encoder_2"] = meta_text_encoders(first, second)
+        # All are in use then: captions are encoded anew at every step.
+        encoders = meta_text_encoders(family, [json.loads(text) for text in text_jsons])
+        models |= dict(zip(family.components[1:], encoders, strict=True))
     for model in models.values():
         _cast(model, dtype)
     text_bytes = sum(weight_bytes(m, shape.base_bytes) for n, m in models.items() if n != "unet")
     if shape.quantization != "none":
-        _quantise(unet)
-    trained = _with_adapter(models, shape)
+        _quantize(unet)
+    trained = _with_adapter(models, shape, family)
     set_checkpointing(unet, shape.gradient_checkpointing)
     for model in models.values():
         model.train()
@@ -207,13 +210,13 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
     for parameter in trained.values():
         parameter.register_post_accumulate_grad_hook(meter.became_gradient)  # type: ignore[no-untyped-call]
     with meter:
-        loss = _pass(models, shape)
+        loss = _pass(models, shape, family)
         forward_flops = meter.flops
         if shape.prior == "prediction":
             with torch.no_grad():
-                _pass(models, shape)
+                _pass(models, shape, family)
         if shape.prior != "none":
-            loss = loss + _pass(models, shape)
+            loss = loss + _pass(models, shape, family)
         saved, by_op = meter.live, sorted(meter.by_op.items(), key=lambda item: -item[1])
         torch.autograd.backward(loss)
     return StepCost(
@@ -231,54 +234,53 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
     )
 
 
-def _pass(models: Mapping[str, nn.Module], shape: StepShape) -> Tensor:
+def _pass(models: Mapping[str, nn.Module], shape: StepShape, family: Family) -> Tensor:
     """From inputs to loss, as the trainer goes."""
     unet: Any = models["unet"]
     dtype = DTYPES[shape.base_bytes]
-    inputs = unet_inputs(unet.config, shape.height, shape.width, shape.batch_size, dtype)
-    if "text_encoder" in models:
+    size = (shape.height, shape.width)
+    inputs = unet_inputs(family, unet.config, size, shape.batch_size, dtype)
+    encoders = [models[name] for name in family.components[1:] if name in models]
+    if encoders:
         with torch.device("meta"):
-            ids = torch.zeros(shape.batch_size, MAX_TOKENS, dtype=torch.int64)
-        text = encode_ids(models["text_encoder"], models["text_encoder_2"], (ids, ids))
+            ids = torch.zeros(shape.batch_size, family.max_tokens, dtype=torch.int64)
+        text = family.encode_ids(encoders, [ids] * len(encoders))
         inputs["encoder_hidden_states"] = text.embeds.to(dtype)
-        inputs["added_cond_kwargs"]["text_embeds"] = text.pooled.to(dtype)
+        inputs["added_cond_kwargs"] |= {k: v.to(dtype) for k, v in text.added.items()}
     noise_pred = unet(**inputs).sample
     loss: Tensor = noise_pred.float().square().mean()
     return loss
 
 
 def unet_inputs(
-    config: Mapping[str, Any], height: int, width: int, samples: int, dtype: torch.dtype
+    family: Family, config: Mapping[str, Any], size: Size, samples: int, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """What a UNet of this configuration takes, on the meta device; sizes in pixels."""
-    sizes = 6 * config["addition_time_embed_dim"]
-    pooled = config["projection_class_embeddings_input_dim"] - sizes
-    latent_size = (height // VAE_FACTOR, width // VAE_FACTOR)
+    """What a UNet of this configuration takes, on the meta device; (height, width) in pixels."""
+    latent_size = [side // family.vae_factor for side in size]
+    added = {**family.text_shapes(config), **family.size_shapes}
     with torch.device("meta"):
         latents = torch.empty(samples, config["in_channels"], *latent_size, dtype=dtype)
         return {
             "sample": latents,
             "timestep": torch.empty(samples, dtype=torch.int64),
             "encoder_hidden_states": torch.empty(
-                samples, MAX_TOKENS, config["cross_attention_dim"], dtype=dtype
+                samples, family.max_tokens, config["cross_attention_dim"], dtype=dtype
             ),
             "added_cond_kwargs": {
-                "text_embeds": torch.empty(samples, pooled, dtype=dtype),
-                "time_ids": torch.empty(samples, 6, dtype=dtype),
+                name: torch.empty(samples, *shape, dtype=dtype) for name, shape in added.items()
             },
         }
 
 
 @functools.lru_cache(maxsize=64)
 def measure_drawing(
-    unet_json: str, height: int, width: int, samples: int, base_bytes: int
+    family: Family, unet_json: str, size: Size, samples: int, base_bytes: int
 ) -> tuple[int, int]:
     """(peak bytes, FLOPs) of one guided denoising call, of 2 · ``samples``, without gradients."""
     fuse_attention_on_meta()
-    config = json.loads(unet_json)
-    unet = meta_unet(config).eval()
+    unet = meta_unet(json.loads(unet_json)).eval()
     _cast(unet, DTYPES[base_bytes])
-    inputs = unet_inputs(config, height, width, 2 * samples, DTYPES[base_bytes])
+    inputs = unet_inputs(family, unet.config, size, 2 * samples, DTYPES[base_bytes])
     with torch.no_grad(), Meter() as meter:
         unet(**inputs)
     return meter.peak, meter.flops
@@ -286,27 +288,27 @@ def measure_drawing(
 
 @functools.lru_cache(maxsize=64)
 def measure_vae(
-    vae_json: str, way: str, height: int, width: int, samples: int, number_bytes: int
+    family: Family, vae_json: str, way: str, size: Size, samples: int, number_bytes: int
 ) -> tuple[int, int, int]:
     """(weight bytes, peak bytes, FLOPs) of "encode" or "decode" of whole images, untiled."""
     fuse_attention_on_meta()
     vae = meta_vae(json.loads(vae_json)).eval()
     _cast(vae, DTYPES[number_bytes])
-    side = 1 if way == "encode" else VAE_FACTOR
+    factor = 1 if way == "encode" else family.vae_factor
     channels = vae.config.in_channels if way == "encode" else vae.config.latent_channels
     with torch.device("meta"):
-        given = torch.empty(
-            samples, channels, height // side, width // side, dtype=DTYPES[number_bytes]
+        images = torch.empty(
+            samples, channels, *(side // factor for side in size), dtype=DTYPES[number_bytes]
         )
     with torch.no_grad(), Meter() as meter:
-        vae.encode(given) if way == "encode" else vae.decode(given)
+        vae.encode(images) if way == "encode" else vae.decode(images)
     return weight_bytes(vae, number_bytes), meter.peak, meter.flops
 
 
 @functools.lru_cache(maxsize=64)
-def measure_text_encoders(text_jsons: tuple[str, str], number_bytes: int) -> int:
-    """Weight bytes of both text encoders."""
-    encoders = meta_text_encoders(json.loads(text_jsons[0]), json.loads(text_jsons[1]))
+def measure_text_encoders(family: Family, text_jsons: tuple[str, ...], number_bytes: int) -> int:
+    """Weight bytes of all text encoders."""
+    encoders = meta_text_encoders(family, [json.loads(text) for text in text_jsons])
     return sum(weight_bytes(encoder, number_bytes) for encoder in encoders)
 
 
@@ -334,12 +336,15 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def _with_adapter(models: Mapping[str, nn.Module], shape: StepShape) -> dict[str, nn.Parameter]:
+def _with_adapter(
+    models: Mapping[str, nn.Module], shape: StepShape, family: Family
+) -> dict[str, nn.Parameter]:
     """Inject the untrained adapter, on meta too, and give what is trained by name."""
-    modules = {"unet": target_modules(models["unet"], shape.target, shape.conv_rank is not None)}
-    for name, choice in (("text_encoder", "first"), ("text_encoder_2", "second")):
-        if shape.text_encoders in (choice, "both"):
-            modules[name] = text_encoder_modules(models[name], shape.text_encoder_target)
+    conv = shape.conv_rank is not None
+    modules = {"unet": target_modules(models["unet"], shape.target, conv, family)}
+    for chosen in chosen_encoders(family, shape.text_encoders):
+        model = models[chosen.name]
+        modules[chosen.name] = text_encoder_modules(model, shape.text_encoder_target)
     adapter = AdapterShape(
         kind=shape.kind,
         rank=shape.rank,
@@ -353,13 +358,14 @@ def _with_adapter(models: Mapping[str, nn.Module], shape: StepShape) -> dict[str
     for parameter in trained.values():
         parameter.data = parameter.data.to("meta", DTYPES[shape.adapter_bytes])
     if shape.new_tokens:
-        for name, key in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
-            encoder: Any = models[name]
+        for each in family.text_encoders:
+            encoder: Any = models[each.name]
             table: nn.Embedding = encoder.get_input_embeddings()
             width = table.weight.shape[1]
             with torch.device("meta"):
-                trained[key] = nn.Parameter(torch.zeros(shape.new_tokens, width))
-            table.register_forward_hook(partial(_add_row, trained[key]))
+                rows = nn.Parameter(torch.zeros(shape.new_tokens, width))
+            trained[each.embedding_key] = rows
+            table.register_forward_hook(partial(_add_row, rows))
     return trained
 
 
@@ -368,7 +374,7 @@ def _add_row(rows: nn.Parameter, _table: nn.Module, _args: object, embedded: Ten
     return embedded + rows[0].to(embedded.dtype)
 
 
-class _QuantisedProduct(torch.autograd.Function):
+class _QuantizedProduct(torch.autograd.Function):
     """What a product with packed weights allocates, without its numbers.
 
     Both ways the weight is unpacked for the moment and nothing is kept.
@@ -389,12 +395,12 @@ def _unpacked(weight: Tensor) -> Tensor:
     return weight.clone() * torch.empty_like(weight[:, :1])
 
 
-class _QuantisedLinear(nn.Linear):
+class _QuantizedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        product: Tensor = _QuantisedProduct.apply(x, self.weight, self.bias)
+        product: Tensor = _QuantizedProduct.apply(x, self.weight, self.bias)
         return product
 
 
-def _quantise(unet: nn.Module) -> None:
+def _quantize(unet: nn.Module) -> None:
     for linear in eligible_linears(unet).values():
-        linear.__class__ = _QuantisedLinear
+        linear.__class__ = _QuantizedLinear

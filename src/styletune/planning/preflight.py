@@ -9,9 +9,10 @@ from styletune.errors import BadInput
 from styletune.recipe import Recipe
 
 if TYPE_CHECKING:
+    from styletune.models.family import BaseConfigs
     from styletune.models.load import BaseFiles
     from styletune.planning.gpus import Gpu
-    from styletune.planning.memory import BaseConfigs, Setup
+    from styletune.planning.memory import Setup
 
 DRAWN_AT_ONCE = 1  # previews and class images: beside a training run there is no memory for more
 # Of a card's memory, what a run may plan with; the rest is the desktop's and the driver's.
@@ -69,11 +70,11 @@ def setup_of(recipe: Recipe, largest: Size, shown: int, captions: int) -> Setup:
 
 
 def configs_of(base: BaseFiles | None) -> BaseConfigs:
-    """The base's own configurations; SDXL's where the model is not on this machine."""
+    """The base's own configurations; the published ones for a model not on this machine."""
+    from styletune.models.families import DEFAULT_FAMILY
     from styletune.models.load import base_configs
-    from styletune.planning.memory import SDXL, BaseConfigs
 
-    return SDXL if base is None else BaseConfigs(**base_configs(base))
+    return DEFAULT_FAMILY.configs if base is None else base_configs(base)
 
 
 def preflight(

@@ -7,8 +7,11 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
+
+from styletune.models.families import DEFAULT_FAMILY
+from styletune.models.family import Family
+from styletune.models.names import base_words, public_base
 
 # Licence identifiers that the Hugging Face Hub knows; every other one is "other" there.
 _HUB_LICENSES = frozenset(
@@ -85,7 +88,8 @@ def model_card(
         license: SPDX id or ``LicenseRef-…``.
         holder: who holds the rights in the training images.
         trigger: words that call the style; may be empty.
-        base_model: "mini", a Hub id, or a local folder (only its last name is shown).
+        base_model: a bundled model's name, a Hub id, or a local folder, of which only the last
+            name is shown.
         stem: file name of the webui weights without suffix.
         summary: content of ``scores/summary.json``.
         provenance: content of ``provenance.json``.
@@ -109,16 +113,6 @@ def model_card(
         "asks of you: see `NOTICE.md`.\n",
     ]
     return "\n".join(part for part in parts if part)
-
-
-def public_base(model: str) -> str:
-    """The base model as others may see it: a local folder is reduced to its last name."""
-    return model if model == "mini" or is_hub_id(model) else PurePath(model).name
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether it reads ``owner/name``."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII) is not None
 
 
 def plain(text: object) -> str:
@@ -161,20 +155,22 @@ def _front_matter(
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10**6))
 
 
-def new_words_code(folder: str, tokens: Sequence[str]) -> str:
-    """Python that teaches a diffusers pipeline ``pipe`` the new words of a version's folder."""
+def new_words_code(folder: str, tokens: Sequence[str], family: Family = DEFAULT_FAMILY) -> str:
+    """Python that adds the new tokens of a version's folder to a diffusers pipeline ``pipe``."""
+    encoders = "".join(
+        f'    ("{e.embedding_key}", pipe.{e.tokenizer}, pipe.{e.name}),\n'
+        for e in family.text_encoders
+    )
     return f"""from safetensors.torch import load_file
 
 rows = load_file("{folder}/diffusers/learned_embeds.safetensors")
 for key, tokenizer, encoder in (
-    ("clip_l", pipe.tokenizer, pipe.text_encoder),
-    ("clip_g", pipe.tokenizer_2, pipe.text_encoder_2),
-):
+{encoders}):
     pipe.load_textual_inversion(
         list(rows[key]), token=[{", ".join(map(_literal, tokens))}],
         tokenizer=tokenizer, text_encoder=encoder,
     )
-    # SDXL's second encoder would take a new word for the end of the text.
+    # An encoder may otherwise take a new word for the end of the text.
     getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 """
 
@@ -203,7 +199,8 @@ def _usage(
         else "There is no trigger word"
     )
     prompt = f"{trigger}, a quiet background" if trigger else "a quiet background"
-    mini = "  # styletune's embedded base: give its folder" if base == "mini" else ""
+    note, pipeline = base_words(base).load_note, DEFAULT_FAMILY.pipeline
+    comment = f"  # {note}" if note else ""
     return f"""## Use
 
 {called}; the strength it was chosen at is **{strength:g}**.
@@ -211,9 +208,9 @@ def _usage(
 diffusers:
 
 ```python
-from diffusers import StableDiffusionXLPipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusionXLPipeline.from_pretrained({_literal(base)}){mini}
+pipe = {pipeline}.from_pretrained({_literal(base)}){comment}
 pipe.load_lora_weights(
     "{name}/{version_folder(stem)}/diffusers",
     weight_name="pytorch_lora_weights.safetensors",

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from styletune.errors import BadInput
-from styletune.registry.card import is_hub_id, model_card, plain, public_base, rights_notes
+from styletune.hub import is_hub_id
+from styletune.models.names import base_words, public_base
+from styletune.registry.card import model_card, plain, rights_notes
 from styletune.registry.manifest import parse_version
 from styletune.registry.versions import check_name
 
@@ -92,7 +94,10 @@ def package_files(
     provenance = _provenance(run_facts, recipe_text, chosen)
     files = dict(weights)
     files[f"webui/{stem}.json"] = _json(
-        _sidecar(name, version, description, license, trigger, chosen)
+        {
+            **_sidecar(name, version, description, license, trigger, chosen),
+            "sd version": base_words(run_facts["base"]["model"]).webui_version,
+        }
     )
     if previews:
         files[f"webui/{stem}.png"] = next(iter(previews.values()))
@@ -186,7 +191,6 @@ def _sidecar(
     return {
         "description": description,
         "notes": notes,
-        "sd version": "SDXL",
         "activation text": trigger,
         "preferred weight": strength,
         "negative text": "",
@@ -232,12 +236,13 @@ def license_text(*, name: str, version: str, license: str, holder: str) -> str: 
 
 
 def notice_text(*, name: str, rights: Mapping[str, Any], base_model: str) -> str:
-    """``NOTICE.md``: rights in the training images, and what the base model's licence asks.
+    """``NOTICE.md``: rights in the training images, and what the base model's license requires.
 
     Args:
         name: adapter name in the registry.
         rights: as ``rights_summary`` gives them; every combination is shown with its number.
-        base_model: "mini", a Hub id, or a local folder (only its last name is shown).
+        base_model: a bundled model's name, a Hub id, or a local folder, of which only the last
+            name is shown.
     """
     keys = {
         "images": "Images",
@@ -268,20 +273,10 @@ def _stated(value: object) -> str:
 
 
 def _base_notice(base_model: str) -> str:
-    if base_model == "mini":
-        return (
-            "Trained on *mini*, styletune's own small base model, licensed under Apache-2.0. It\n"
-            "asks for nothing beyond keeping that licence with the base model itself.\n"
-        )
+    words = base_words(base_model)
     source = f" (https://huggingface.co/{base_model})" if is_hub_id(base_model) else ""
-    return (
-        f"Trained on {_stated(public_base(base_model))}{source}, a Stable Diffusion XL model.\n\n"
-        "SDXL 1.0 is licensed under CreativeML Open RAIL++-M (26 July 2023). This adapter is a\n"
-        "derivative of the model: whatever its own licence says, the use restrictions of that\n"
-        "licence (its section 5 and Attachment A) apply to every use of it, and whoever passes\n"
-        "it on must bind the recipient to them. The text:\n"
-        "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md\n"
-    )
+    name = _stated(public_base(base_model))
+    return f"Trained on {name}{source}, {words.kind}.\n\n{words.notice}"
 
 
 def _json(content: Any) -> bytes:

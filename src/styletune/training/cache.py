@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from styletune.data.pixels.crop import Crop
 from styletune.data.rows import Entry
-from styletune.models.conditioning import empty_prompt, encode_prompts, make_time_ids
+from styletune.models.conditioning import (
+    Conditioning,
+    conditioning_of,
+    empty_is_zero,
+    empty_prompt,
+    encode_prompts,
+    size_conditions,
+    stored_tensors,
+    text_encoders_of,
+)
+from styletune.models.families import family_of
+from styletune.models.family import Family
 from styletune.models.latents import encode_pixels, latent_mask
 from styletune.models.placement import RESIDENT_BYTES, placed
 from styletune.progress import progress
@@ -50,19 +60,18 @@ class Latents:
 class Cache:
     """Encoded training set of n entries, each with K variants of its caption, c distinct ones.
 
-    ``bucket_of`` (n) numbers ``buckets``, ``places`` (n) the rows in them; ``time_ids`` (n, 6)
-    float32; ``embeds`` (c + 1, 77, d) and ``pooled`` (c + 1, p), whose last row is the empty
-    caption, in the encoders' dtype; ``captions`` (c) are their texts; ``caption_rows`` (n, K)
-    int64, on the CPU. Latents and embeddings lie on ``device``, or in the host's memory where
-    they would crowd it.
+    ``bucket_of`` (n) numbers ``buckets``, ``places`` (n) the rows in them; ``sizes`` are the UNet's
+    added conditions on the images' sizes, each (n, k) float32; ``texts`` the conditioning of c + 1
+    texts, the last the empty caption, None where they are encoded anew at every step;
+    ``captions`` (c) are their texts; ``caption_rows`` (n, K) int64, on the CPU. Latents and texts
+    are on ``device``, or in the host's memory where they would crowd it.
     """
 
     buckets: tuple[Latents, ...]
     bucket_of: tuple[int, ...]
     places: tuple[int, ...]
-    time_ids: Tensor
-    embeds: Tensor
-    pooled: Tensor
+    sizes: Mapping[str, Tensor]
+    texts: Conditioning | None
     captions: tuple[str, ...]
     caption_rows: Tensor
     device: str
@@ -84,14 +93,15 @@ class Cache:
         mask = None if found.mask is None else found.mask[rows].to(self.device)
         return found.mean[rows].to(self.device), found.logvar[rows].to(self.device), mask
 
-    def texts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``embeds`` (b, 77, d) and ``pooled`` (b, p) of caption rows (b,), on ``device``."""
-        rows = rows.to(self.embeds.device)
-        return self.embeds[rows].to(self.device), self.pooled[rows].to(self.device)
+    def text_rows(self, rows: Tensor) -> Conditioning:
+        """The conditioning of caption rows (b,), on ``device``; only with ``texts``."""
+        assert self.texts is not None
+        chosen = self.texts.rows(rows.to(self.texts.embeds.device))
+        return chosen.map(lambda tensor: tensor.to(self.device))
 
 
 def build_cache(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     entries: Sequence[Entry],
     captions: Sequence[Sequence[str]],
     read: Callable[[Entry], Crop],
@@ -116,7 +126,7 @@ def build_cache(
         device: where the cache goes and the VAE runs.
         cache_dir: folder of encoded files, shared by runs; None encodes everything.
         mask_floor: weight of the loss outside masks, in [0, 1).
-        with_text: False leaves ``embeds`` and ``pooled`` empty, for trained text encoders.
+        with_text: False leaves ``texts`` out, for trained text encoders.
         cut_long: captions may lose what comes after the 77th token.
         title: of the progress bar.
 
@@ -134,26 +144,26 @@ def build_cache(
     distinct = tuple(dict.fromkeys(text for variants in captions for text in variants))
     row_of = {text: row for row, text in enumerate(distinct)}
     buckets = tuple(_stack([encoded[i] for i in bucket], mask_floor) for bucket in members)
-    embeds, pooled = torch.empty(0, 0, 0), torch.empty(0, 0)
-    if with_text:
-        embeds, pooled = _encoded_texts(pipe, distinct, device, cache_dir, cut_long)
-    time_ids = [make_time_ids(e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries]
+    texts = _encoded_texts(pipe, distinct, device, cache_dir, cut_long) if with_text else None
+    family = family_of(pipe)
+    conditions = [
+        size_conditions(family, e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries
+    ]
     cache = Cache(
         buckets=buckets,
         bucket_of=bucket_of,
         places=tuple(place_of[i] for i in range(len(entries))),
-        time_ids=torch.stack(time_ids).to(device),
-        embeds=embeds,
-        pooled=pooled,
+        sizes={n: torch.stack([c[n] for c in conditions]).to(device) for n in conditions[0]},
+        texts=texts,
         captions=distinct,
-        caption_rows=torch.tensor([[row_of[text] for text in texts] for texts in captions]),
+        caption_rows=torch.tensor([[row_of[text] for text in variants] for variants in captions]),
         device=device,
     )
     return _resident(cache)
 
 
 def _encoded_images(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     entries: Sequence[Entry],
     read: Callable[[Entry], Crop],
     device: str,
@@ -173,7 +183,7 @@ def _encoded_images(
                 advance(1, "")
         missing = {key: entry for key, entry in wanted.items() if key not in found}
         if missing:
-            # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
+            # A VAE may overflow in float16 and loses a bit of color in bfloat16.
             with (
                 placed(pipe.vae, device, torch.float32),
                 contextlib.closing(_read_ahead(read, list(missing.values()))) as crops,
@@ -182,21 +192,21 @@ def _encoded_images(
                     # Another process may have been here since.
                     tensors = read_stored(cache_dir, "latents", key)
                     if tensors is None:
-                        tensors = _encode_image(pipe.vae, entry, crop)
+                        tensors = _encode_image(pipe, entry, crop)
                         write_stored(cache_dir, "latents", key, tensors)
                     found[key] = tensors
                     advance(1, "")
     return [found[key] for key in keys]
 
 
-def _encode_image(vae: Any, entry: Entry, crop: Crop) -> Tensors:
+def _encode_image(pipe: DiffusionPipeline, entry: Entry, crop: Crop) -> Tensors:
     assert crop.target_size == entry.bucket
     assert (crop.mask is None) == (entry.row.mask_hash == "")
     pixels = torch.from_numpy(crop.pixels).permute(2, 0, 1)[None]
-    posterior = encode_pixels(vae, pixels, [entry.row.file_name])
+    posterior = encode_pixels(pipe.vae, pixels, [entry.row.file_name])
     tensors = {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
     if crop.mask is not None:
-        tensors["mask"] = torch.from_numpy(latent_mask(crop.mask))
+        tensors["mask"] = torch.from_numpy(latent_mask(crop.mask, family_of(pipe).vae_factor))
     return tensors
 
 
@@ -219,20 +229,20 @@ def _read_ahead(
 
 
 def _encoded_texts(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     texts: Sequence[str],
     device: str,
     cache_dir: Path | None,
     cut_long: bool,
-) -> tuple[Tensor, Tensor]:
-    """``embeds`` and ``pooled`` of the texts and, last, of the empty caption."""
-    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+) -> Conditioning:
+    """The conditioning of the texts and, last, of the empty caption."""
+    family, encoders = family_of(pipe), text_encoders_of(pipe)
     model = [
         *(weights_hash(encoder) for encoder in encoders),
-        *(tokenizer_hash(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)),
+        *(tokenizer_hash(getattr(pipe, name)) for name in family.tokenizers),
     ]
     keys = {content_key("caption", text, *model): text for text in texts}
-    empty_key = content_key("empty caption", bool(pipe.config.force_zeros_for_empty_prompt), *model)
+    empty_key = content_key("empty caption", empty_is_zero(pipe), *model)
     found: dict[str, Tensors] = {}
     for key in (*keys, empty_key):
         stored = read_stored(cache_dir, "texts", key)
@@ -241,25 +251,24 @@ def _encoded_texts(
     missing = [key for key in keys if key not in found]
     size = 1 if device == "cpu" else 32
     if missing or empty_key not in found:
-        with placed(encoders[0], device), placed(encoders[1], device):
+        with contextlib.ExitStack() as visits:
+            for encoder in encoders:
+                visits.enter_context(placed(encoder, device))
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
                 encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
                 for i, key in enumerate(chunk):
-                    found[key] = {
-                        "embeds": encoded.embeds[i].cpu(),
-                        "pooled": encoded.pooled[i].cpu(),
-                    }
+                    found[key] = _stored_row(family, encoded, i)
                     write_stored(cache_dir, "texts", key, found[key])
             if empty_key not in found:
-                empty = empty_prompt(pipe)
-                found[empty_key] = {
-                    "embeds": empty.embeds[0].cpu(),
-                    "pooled": empty.pooled[0].cpu(),
-                }
+                found[empty_key] = _stored_row(family, empty_prompt(pipe), 0)
                 write_stored(cache_dir, "texts", empty_key, found[empty_key])
     rows = [found[key] for key in (*keys, empty_key)]
-    return torch.stack([r["embeds"] for r in rows]), torch.stack([r["pooled"] for r in rows])
+    return conditioning_of(family, {k: torch.stack([row[k] for row in rows]) for k in rows[0]})
+
+
+def _stored_row(family: Family, text: Conditioning, row: int) -> Tensors:
+    return {name: tensor[row].cpu() for name, tensor in stored_tensors(family, text).items()}
 
 
 def _stack(rows: Sequence[Tensors], mask_floor: float) -> Latents:
@@ -276,7 +285,7 @@ def _resident(cache: Cache) -> Cache:
     """Move the tensors to the device if they are few, as the memory plan expects, else pin them."""
     if torch.device(cache.device).type != "cuda":
         return _moved(cache, lambda tensor: tensor.to(cache.device))
-    tensors = [cache.embeds, cache.pooled]
+    tensors = [] if cache.texts is None else [cache.texts.embeds, *cache.texts.added.values()]
     for bucket in cache.buckets:
         tensors += [t for t in (bucket.mean, bucket.logvar, bucket.mask) if t is not None]
     needed_bytes = sum(t.numel() * t.element_size() for t in tensors)
@@ -290,4 +299,5 @@ def _moved(cache: Cache, move: Callable[[Tensor], Tensor]) -> Cache:
         Latents(move(b.mean), move(b.logvar), None if b.mask is None else move(b.mask))
         for b in cache.buckets
     )
-    return replace(cache, buckets=buckets, embeds=move(cache.embeds), pooled=move(cache.pooled))
+    texts = None if cache.texts is None else cache.texts.map(move)
+    return replace(cache, buckets=buckets, texts=texts)

@@ -6,19 +6,20 @@ Shapes: b batch, h/w latent height and width, t tokens (77), d cross-attention w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from styletune.models.conditioning import PromptEmbeds, encode_ids
+from styletune.models.conditioning import Conditioning
+from styletune.models.family import Family
 from styletune.models.latents import sample_latents
 from styletune.training.cache import Cache
 from styletune.training.noise import Draw, Shape, add_noise, draw_batch, velocity
 from styletune.training.objectives import sample_losses, timestep_weights
 
-Texts = Callable[[Tensor], PromptEmbeds]
+Texts = Callable[[Tensor], Conditioning]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,38 +62,40 @@ class Denoiser:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """A noised micro-batch on the device; ``mask`` (b, 1, h, w) or None, weights in [0, 1]."""
+    """A noised micro-batch on the device; ``mask`` (b, 1, h, w) or None, weights in [0, 1].
+
+    ``sizes`` are the UNet's added conditions on the images' sizes, each (b, k) float32.
+    """
 
     noisy_latents: Tensor
     target: Tensor
     timesteps: Tensor
     weights: Tensor
-    time_ids: Tensor
+    sizes: Mapping[str, Tensor]
     text_rows: Tensor
     mask: Tensor | None
 
 
 def cached_texts(cache: Cache) -> Texts:
     """Captions as they were encoded once, by row."""
-    return lambda rows: PromptEmbeds(*cache.texts(rows))
+    return cache.text_rows
 
 
 def live_texts(
-    text_encoder: nn.Module,
-    text_encoder_2: nn.Module,
-    ids: tuple[Tensor, Tensor],
-    empty_is_zero: bool,
+    family: Family, encoders: Sequence[nn.Module], ids: Sequence[Tensor], empty_is_zero: bool
 ) -> Texts:
-    """Captions encoded anew each time, with gradients; ``ids`` (c + 1, 77), the empty one last."""
+    """Captions encoded anew each time, with gradients.
+
+    ``ids`` (c + 1, 77) int64 of each encoder's tokenizer, on its device, the empty caption last.
+    """
     empty_row = ids[0].shape[0] - 1
 
-    def encode(rows: Tensor) -> PromptEmbeds:
-        device = ids[0].device
-        encoded = encode_ids(text_encoder, text_encoder_2, (ids[0][rows], ids[1][rows]))
+    def encode(rows: Tensor) -> Conditioning:
+        encoded = family.encode_ids(encoders, [i[rows] for i in ids])
         if not empty_is_zero:
             return encoded
-        keep = (rows != empty_row).to(device, encoded.embeds.dtype)
-        return PromptEmbeds(encoded.embeds * keep[:, None, None], encoded.pooled * keep[:, None])
+        keep = (rows != empty_row).to(ids[0].device, encoded.embeds.dtype)
+        return encoded.map(lambda t: t * keep.reshape(-1, *[1] * (t.ndim - 1)))
 
     return encode
 
@@ -144,13 +147,13 @@ def noised_inputs(denoiser: Denoiser, cache: Cache, entries: Sequence[int], draw
             snr_gamma=denoiser.objective.snr_gamma,
             prediction_type=denoiser.objective.prediction_type,
         ),
-        time_ids=cache.time_ids[list(entries)],
+        sizes={name: values[list(entries)] for name, values in cache.sizes.items()},
         text_rows=torch.where(drawn.drop_caption, len(cache.captions), captions),
         mask=mask,
     )
 
 
-def predict(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
+def predict(denoiser: Denoiser, inputs: Inputs, text: Conditioning) -> Tensor:
     """The UNet's output (b, 4, h, w), in its dtype."""
     dtype = denoiser.dtype
     output: Tensor = denoiser.unet(
@@ -158,15 +161,15 @@ def predict(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
         inputs.timesteps,
         encoder_hidden_states=text.embeds.to(dtype),
         added_cond_kwargs={
-            "text_embeds": text.pooled.to(dtype),
+            **{name: value.to(dtype) for name, value in text.added.items()},
             # Not in the UNet's dtype: bf16 has no 3001. Its embedding layer casts what it makes.
-            "time_ids": inputs.time_ids,
+            **inputs.sizes,
         },
     ).sample
     return output
 
 
-def losses(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
+def losses(denoiser: Denoiser, inputs: Inputs, text: Conditioning) -> Tensor:
     """The objective of each sample, (b,) float32."""
     return sample_losses(
         predict(denoiser, inputs, text),
@@ -181,9 +184,9 @@ def losses(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
 def prior_losses(
     denoiser: Denoiser,
     inputs: Inputs,
-    text: PromptEmbeds,
+    text: Conditioning,
     adapter_off: Callable[[], contextlib.AbstractContextManager[None]],
-    base_text: PromptEmbeds,
+    base_text: Conditioning,
 ) -> Tensor:
     """How far the adapted model left the base model's own prediction for the class, (b,) float32.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
     AdapterShape,
-    adapter_tensors,
+    adapter_parameters,
     inject_adapter,
     load_into,
     target_modules,
@@ -44,6 +45,11 @@ def sdxl_unet() -> UNet2DConditionModel:
             addition_time_embed_dim=256,
             projection_class_embeddings_input_dim=2816,
         )
+
+
+def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """A copy of the injected adapter, float32, by file name."""
+    return {k: p.detach().float().cpu().clone() for k, p in adapter_parameters(models).items()}
 
 
 def models_of(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Module]:
