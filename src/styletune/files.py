@@ -72,11 +72,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file. Raises OutputError."""
     with atomic_write(path) as stream:
         stream.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
+    """Write a whole file as UTF-8. Raises OutputError."""
     write_bytes(path, content.encode())
 
 

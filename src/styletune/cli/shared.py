@@ -1,4 +1,4 @@
-"""What all commands share: their options, and where their words go.
+"""What all commands share: their options, and where their output goes.
 
 Results go to stdout, the rest to stderr.
 """
@@ -22,7 +22,7 @@ Command = Callable[..., None]
 
 
 def recipe_options(command: Command) -> Command:
-    """What every command on a recipe takes."""
+    """Add what every command on a recipe takes: RECIPE, --set, --run-dir, --runs-dir, --json."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
         click.option(
@@ -47,12 +47,14 @@ def recipe_options(command: Command) -> Command:
 
 
 def json_option(command: Command) -> Command:
+    """Add ``--json`` to a command, as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(
         command
     )
 
 
 def registry_option(command: Command) -> Command:
+    """Add ``--registry``, a folder or bucket URL that the environment may set."""
     return click.option(
         "--registry",
         default="registry",
@@ -75,6 +77,11 @@ def prepare_job(
     many_processes: bool = False,
     planning: bool = False,
 ) -> Job:
+    """Read and check a recipe; the first process prints its warnings on stderr.
+
+    ``many_processes`` says that the command may run under ``accelerate launch``. Raises BadInput
+    otherwise, and whatever ``prepare`` raises.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not many_processes:
         raise BadInput(
             "only training runs in several processes",
@@ -98,12 +105,15 @@ def prepare_job(
 
 
 def say(text: str = "") -> None:
+    """Print a line for people, on stderr."""
     click.echo(text, err=True)
 
 
 def print_json(document: Any) -> None:
+    """Print a result on stdout. Raises ValueError for NaN, which JSON has not."""
     click.echo(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
 
 
 def clip(text: str, limit: int = 400) -> str:
+    """A text cut to ``limit`` characters, with an ellipsis where something was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
