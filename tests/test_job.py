@@ -75,7 +75,7 @@ def test_images_carry_their_settings(finished: Finished) -> None:
     for file in files:
         settings = read_settings(file)
         assert settings is not None
-        assert settings["prompt"].startswith("horizon style, ")
+        assert str(settings["prompt"]).startswith("horizon style, ")
         assert f"-{settings['seed']}.png" in file.name
         assert (settings["step"], settings["adapter"], settings["strength"]) == (40, "small", 1.0)
         with Image.open(file) as image:
@@ -198,7 +198,7 @@ def test_published_version_generates(
         assert settings["adapter"] == "small"
         assert settings["version"] == "1.0.0"
         assert settings["digest"] == finished.document["published"]["digest"]
-        assert settings["prompt"].startswith("horizon style, ")
+        assert str(settings["prompt"]).startswith("horizon style, ")
 
 
 def test_published_file_shows_itself(

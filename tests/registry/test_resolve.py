@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from obstore.store import ObjectStore
-from published_small import publish_small
 
+from registry_parts import publish_small
 from styletune.errors import BadInput, NotFound
 from styletune.registry.resolve import parse_spec, resolve
 from styletune.registry.store import open_store

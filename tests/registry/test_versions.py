@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from obstore.store import ObjectStore
-from published_small import publish_small
 
+from registry_parts import publish_small
 from styletune.errors import BadInput, Conflict, IntegrityError, NotFound
 from styletune.registry.manifest import Event, Manifest, canonical, manifest_digest, parse_version
 from styletune.registry.store import get_blob, open_store
@@ -281,7 +281,7 @@ def test_publishing_again_completes_a_history_cut_by_a_crash(
 _CHILD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from published_small import publish_small
+from registry_parts import publish_small
 from styletune.errors import Conflict
 from styletune.registry.store import open_store
 store = open_store(sys.argv[2], create=True)

@@ -107,6 +107,7 @@ def test_kid_equals_torch_fidelity(n: int, d: int) -> None:
     assert kid(x, y) == pytest.approx(float(mmd2(*k)), rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all")
 def test_kid_equals_torchmetrics() -> None:
     """One subset of all images in torchmetrics gives our number."""
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -258,7 +259,8 @@ def test_extracted_palette_is_near_the_brand(tmp_path: Path) -> None:
     ]
 
     def lab(color: str) -> np.ndarray:
-        return rgb2lab(np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255)
+        rgb = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        return np.asarray(rgb2lab(rgb))
 
     brand = np.stack([lab(c) for c in HORIZON_PALETTE])
     for color, _ in extract_palette(files, 4):
