@@ -16,7 +16,13 @@ from job_parts import Answer, Finished, call, finished_job, read_finished, write
 # Seconds of each file's tests, without those marked slow.
 SECONDS: defaultdict[str, float] = defaultdict(float)
 # The longest files, started first so that no worker is left alone with one at the end.
-FIRST = ("tests/planning/test_memory.py",)
+FIRST = (
+    "tests/planning/test_memory.py",
+    "tests/test_golden.py",
+    "tests/training/test_resume.py",
+    "tests/training/test_processes.py",
+    "tests/test_job.py",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
