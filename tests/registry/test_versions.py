@@ -297,7 +297,7 @@ except Conflict as error:
 
 
 def _child(folder: Path, version: str, who: str, parts: int) -> subprocess.Popen[str]:
-    arguments = [str(Path(__file__).parent), str(folder), version, who, str(parts)]
+    arguments = [str(Path(__file__).parents[1]), str(folder), version, who, str(parts)]
     return subprocess.Popen(
         [sys.executable, "-c", _CHILD, *arguments],
         stdin=subprocess.PIPE,
