@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 
 from styletune.errors import BadInput
 from styletune.training.noise import (
-    _enlarge,
     add_noise,
     draw_batch,
     multi_resolution_noise,
@@ -36,8 +36,16 @@ def scheduler(prediction_type: str = "epsilon"):  # type: ignore[no-untyped-def]
     )
 
 
+def linear_weights(small: int, large: int) -> torch.Tensor:
+    """(small, large) float64: torch's linear interpolation, each column divided by its norm."""
+    identity = torch.eye(small, dtype=torch.float64)[None]
+    weights = torch.nn.functional.interpolate(identity, size=large, mode="linear")[0]
+    unit: torch.Tensor = weights / torch.linalg.vector_norm(weights, dim=0)
+    return unit
+
+
 @pytest.mark.parametrize("options", OPTIONS)
-def test_two_halves_draw_what_one_whole_draws(options: dict[str, float]) -> None:
+def test_two_halves_draw_what_one_whole_draws(options: dict[str, Any]) -> None:
     """A position draws the same whatever else is in the batch, with every option."""
     whole = draw_batch(3, 11, range(4), SHAPE, 1000, 0.5, **options)
     odd = draw_batch(3, 11, [3, 1], SHAPE, 1000, 0.5, **options)
@@ -198,7 +206,7 @@ def test_pyramid_noise_moves_power_to_coarse_structures() -> None:
     ]
     expected, power = 1 / size**2, 1.0
     for level in range(1, 5):
-        shares = _enlarge(size >> level, size).double().mean(dim=1)
+        shares = linear_weights(size >> level, size).mean(dim=1)
         expected += discount ** (2 * level) * shares.square().sum().item() ** 2
         power += discount ** (2 * level)
     variance = torch.cat(means).var().item()
@@ -206,13 +214,20 @@ def test_pyramid_noise_moves_power_to_coarse_structures() -> None:
     assert variance > 2 / size**2
 
 
-def test_enlarging_interpolates_linearly() -> None:
-    """Up to the norm of its columns the matrix is torch's linear interpolation."""
-    values = torch.randn(1, 1, 5, generator=torch.Generator().manual_seed(0))
-    wanted = torch.nn.functional.interpolate(values, size=12, mode="linear")[0, 0]
-    matrix = _enlarge(5, 12)
-    assert torch.allclose(values[0, 0] @ (matrix / matrix.sum(dim=0)), wanted, atol=1e-6)
-    assert torch.allclose(matrix.square().sum(dim=0), torch.ones(12))
+def test_coarse_noise_is_enlarged_linearly() -> None:
+    """Each level is torch's bilinear interpolation, up to the norm that keeps the variance 1."""
+    interpolate, discount = torch.nn.functional.interpolate, 0.5
+    generator = torch.Generator().manual_seed(0)
+    ours = multi_resolution_noise(torch.zeros(2, 5, 12), discount, generator)
+    generator.manual_seed(0)
+    expected, power = torch.zeros(2, 5, 12, dtype=torch.float64), 1.0
+    for level, (h, w) in enumerate(((2, 6), (1, 3), (1, 1)), 1):
+        coarse = torch.randn((2, h, w), generator=generator).double()
+        plain = interpolate(coarse[None], size=(5, 12), mode="bilinear")[0]
+        rows, columns = (linear_weights(*sizes).sum(dim=0) for sizes in ((h, 5), (w, 12)))
+        expected += discount**level * plain * rows[:, None] * columns
+        power += discount ** (2 * level)
+    assert torch.allclose(ours, (expected / power**0.5).float(), atol=1e-6)
 
 
 def test_add_noise_matches_diffusers() -> None:

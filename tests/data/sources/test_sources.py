@@ -336,7 +336,8 @@ def test_a_hub_data_set_is_read_from_the_cache(
     assert (item.file_name, item.text, item.origin) == ("x.png", "of the hub", "name")
     source = read_item(item.path, item.member)
     assert isinstance(source, Path)
-    assert Image.open(source).size == (8, 8)
+    with Image.open(source) as image:
+        assert image.size == (8, 8)
     (tmp_path / "hub/datasets--owner--name/snapshots" / ("b" * 40)).mkdir()
     with pytest.raises(DataError, match="several commits") as several:
         opened(tmp_path, "owner/name")
