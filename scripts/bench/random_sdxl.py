@@ -12,6 +12,7 @@ import argparse
 import gc
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler
@@ -28,8 +29,10 @@ from styletune.models.sdxl import (
     meta_unet,
 )
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def with_random_weights(model: nn.Module, device: str = "cpu") -> nn.Module:
+
+def with_random_weights(model: Model, device: str = "cpu") -> Model:
     """Weights of a size that keeps activations finite, in bf16, never whole in float32."""
     model = model.to(torch.bfloat16).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)

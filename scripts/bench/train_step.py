@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from styletune.adapters.inject import (
     target_modules,
 )
 from styletune.errors import BadInput
-from styletune.models.checkpointing import set_checkpointing
+from styletune.models.checkpointing import Policy, set_checkpointing
 from styletune.models.load import base_configs, find_base, load_pipeline
 from styletune.models.sdxl import meta_unet
 from styletune.planning.gpus import find_gpu, floor_s
@@ -201,6 +202,8 @@ def floor_facts(device: str, step_flops: int, seconds: float) -> dict[str, objec
     except BadInput as error:
         return {"floor": error.message}
     floor = floor_s(step_flops, gpu)
+    if floor is None:
+        return {"floor": f"the peak of {gpu.name} is not known"}
     return {"floor_s": round(floor, 4), "share_of_floor": round(floor / seconds, 3)}
 
 
@@ -214,7 +217,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     mini = args.model == "mini"
-    side, policy = args.side or (128 if mini else 1024), args.policy or ("none" if mini else "full")
+    side = args.side or (128 if mini else 1024)
+    policy: Policy = args.policy or ("none" if mini else "full")
     batch = args.batch_size or (8 if mini else 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = find_base("mini", None, Path())
@@ -249,7 +253,7 @@ def main() -> None:
         run_bare(unet, parameters, cache, 2, batch)  # warms up
         for _ in range(args.repeats):
             bare, loop = (
-                step_times(lambda run=run: run(unet, parameters, cache, args.steps, batch), device)
+                step_times(partial(run, unet, parameters, cache, args.steps, batch), device)
                 for run in (run_bare, run_loop)
             )
             bares += bare

@@ -101,7 +101,7 @@ def random_adapter(
 
 
 def draw(pipe: StableDiffusionXLPipeline, prompt: str = "the sea at noon") -> np.ndarray:
-    return pipe(
+    images: np.ndarray = pipe(
         prompt,
         num_inference_steps=2,
         output_type="np",
@@ -109,3 +109,4 @@ def draw(pipe: StableDiffusionXLPipeline, prompt: str = "the sea at noon") -> np
         width=64,
         generator=torch.Generator().manual_seed(1),
     ).images
+    return images

@@ -143,8 +143,8 @@ def test_lora_keeps_no_float32_copies_of_its_inputs(quantization: Quantization) 
     (mine, small), (pefts, large) = found[True], found[False]
     assert {g.dtype for g in mine.values()} == {torch.float32}
     assert small < 0.2 * large
-    flat = [torch.cat([g[n].flatten() for n in mine]) for g in (mine, pefts)]
-    assert torch.cosine_similarity(*flat, dim=0) > 0.995
+    ours_flat, pefts_flat = (torch.cat([g[n].flatten() for n in mine]) for g in (mine, pefts))
+    assert torch.cosine_similarity(ours_flat, pefts_flat, dim=0) > 0.995
 
 
 @pytest.mark.parametrize("name", ["locon", "dora", "oft"])
@@ -208,7 +208,7 @@ def test_kinds_refuse_what_they_do_not_have() -> None:
 
 def _quantise(unet: nn.Module, bits: int) -> None:
     """Put bitsandbytes' linears in the place of the attention's."""
-    import bitsandbytes as bnb
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     for name, module in list(unet.named_modules()):
         if not isinstance(module, nn.Linear) or ".attn" not in name:
@@ -217,9 +217,9 @@ def _quantise(unet: nn.Module, bits: int) -> None:
         bias = module.bias is not None
         state = module.state_dict()
         if bits == 8:
-            small = bnb.nn.Linear8bitLt(*size, bias=bias, has_fp16_weights=False)
+            small: nn.Linear = Linear8bitLt(*size, bias=bias, has_fp16_weights=False)
         else:
-            small = bnb.nn.Linear4bit(*size, bias=bias, quant_type="nf4")
+            small = Linear4bit(*size, bias=bias, quant_type="nf4")
         small.load_state_dict(state)
         parent, _, leaf = name.rpartition(".")
         setattr(unet.get_submodule(parent), leaf, small.to("cpu"))

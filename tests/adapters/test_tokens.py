@@ -144,7 +144,7 @@ def test_rows_come_back_from_an_adapter() -> None:
     rows = add_tokens(one, WORDS, "sea")
     with torch.no_grad():
         for parameter in rows.values():
-            parameter += torch.randn(parameter.shape)
+            parameter.add_(torch.randn(parameter.shape))
     add_tokens(two, WORDS, "noon")
     load_token_rows(two, {k: p.detach() for k, p in rows.items()})
     for a, b in zip(embeds(one, "<acme> <acme2>"), embeds(two, "<acme> <acme2>"), strict=True):
@@ -164,7 +164,7 @@ def test_diffusers_draws_with_the_embeddings_file(tmp_path: Path) -> None:
     rows = add_tokens(ours, WORDS, "sea")
     with torch.no_grad():
         for parameter in rows.values():
-            parameter += 0.5 * torch.randn(parameter.shape)
+            parameter.add_(0.5 * torch.randn(parameter.shape))
     (tmp_path / "diffusers").mkdir()
     content = embeddings_file({k: p.detach() for k, p in rows.items()})
     (tmp_path / "diffusers" / "learned_embeds.safetensors").write_bytes(content)

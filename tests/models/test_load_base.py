@@ -61,7 +61,8 @@ def shard_unet(folder: Path) -> list[Path]:
     weights = load_file(folder / UNET_FILE)
     names = list(weights)
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    files, places = [], {}
+    files: list[Path] = []
+    places: dict[str, str] = {}
     for i, half in enumerate(halves, 1):
         file = folder / "unet" / f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
         save_file({k: weights[k] for k in half}, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,12 @@ def predictions(prompt: str, run: Run | None) -> Tensor:
             "time_ids": make_time_ids((128, 128), (0, 0), (128, 128)).expand(3, -1),
         },
     }
-    if run is None:
-        return pipe.unet(latents, **inputs).sample
-    tensors, spec = load_adapter(run.adapter_file(24))
-    with merged({"unet": pipe.unet}, tensors, spec, 1.0):
-        return pipe.unet(latents, **inputs).sample
+    adapter: AbstractContextManager[None] = nullcontext()
+    if run is not None:
+        adapter = merged({"unet": pipe.unet}, *load_adapter(run.adapter_file(24)), 1.0)
+    with adapter:
+        noise_pred: Tensor = pipe.unet(latents, **inputs).sample
+    return noise_pred
 
 
 @pytest.mark.slow

@@ -130,8 +130,11 @@ def test_timesteps_that_are_trained_are_those_that_improve(
     """Above 800 alone, or below 200 alone: each is the better one where it was trained."""
     seen: dict[str, list[int]] = {}
     found = {}
-    for name, limits in (("late", {"min_timestep": 800}), ("early", {"max_timestep": 199})):
-        who, noise = learner(), replace(NOISE, **limits)
+    for name, noise in (
+        ("late", replace(NOISE, min_timestep=800)),
+        ("early", replace(NOISE, max_timestep=199)),
+    ):
+        who = learner()
         with timesteps_seen(who) as seen[name]:
             train(who, material, tmp_path / name, steps=SHORT, batch_size=4, noise=noise)
         found[name] = errors(who, material)
@@ -195,7 +198,7 @@ def error_under(who: Trainee, material: Material, noise: NoiseSettings, coarse: 
     ],
 )
 def test_noise_is_learnt_as_it_was_trained(
-    material: Material, plain: Trainee, tmp_path: Path, setting: Mapping[str, float], coarse: bool
+    material: Material, plain: Trainee, tmp_path: Path, setting: Mapping[str, Any], coarse: bool
 ) -> None:
     """Offsets and coarse noise in what a channel is on the whole; a perturbed input all over."""
     noise = replace(NOISE, **setting)

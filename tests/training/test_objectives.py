@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from styletune.errors import BadInput
 from styletune.training.noise import add_noise, velocity, zero_terminal_snr
@@ -23,6 +26,11 @@ def schedule() -> tuple[torch.Tensor, torch.Tensor]:
 
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return scheduler.alphas_cumprod, compute_snr(scheduler, torch.arange(1000))
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    assert tensor.grad is not None
+    return tensor.grad
 
 
 def randn(seed: int, *shape: int) -> torch.Tensor:
@@ -125,17 +133,18 @@ def test_mse_and_huber_match_torch() -> None:
     """The losses are torch's, huber twice its; their gradients too."""
     functional = torch.nn.functional
     target = randn(1, 3, *SHAPE)
-    for loss, oracle in (
-        ("mse", lambda p: functional.mse_loss(p, target)),
-        ("huber", lambda p: 2 * functional.huber_loss(p, target, delta=0.7)),
-    ):
+    oracles: dict[str, Callable[[Tensor], Tensor]] = {
+        "mse": lambda p: functional.mse_loss(p, target),
+        "huber": lambda p: 2 * functional.huber_loss(p, target, delta=0.7),
+    }
+    for loss, oracle in oracles.items():
         ours, theirs = (randn(0, 3, *SHAPE).requires_grad_() for _ in range(2))
         mine = sample_losses(ours, target, torch.ones(3), loss=loss, huber_delta=0.7).mean()
         wanted = oracle(theirs)
         assert mine.item() == pytest.approx(wanted.item(), rel=1e-5)
         mine.backward()
         wanted.backward()
-        assert torch.allclose(ours.grad, theirs.grad, atol=1e-7)
+        assert torch.allclose(gradient(ours), gradient(theirs), atol=1e-7)
 
 
 def test_huber_cares_less_about_outliers() -> None:
@@ -162,7 +171,7 @@ def test_masked_pixels_have_no_gradient(loss: str) -> None:
     noise_pred = randn(0, 1, *SHAPE).requires_grad_()
     target = randn(1, 1, *SHAPE)
     sample_losses(noise_pred, target, torch.ones(1), loss=loss, mask=mask).mean().backward()
-    touched = noise_pred.grad != 0
+    touched = gradient(noise_pred) != 0
     assert torch.equal(touched, mask.bool().expand_as(touched))
 
 
@@ -201,6 +210,6 @@ def test_an_empty_mask_gives_no_nan() -> None:
     losses = sample_losses(noise_pred, randn(1, 2, *SHAPE), torch.ones(2), mask=mask)
     losses.sum().backward()
     assert losses[0].item() == 0
-    assert (noise_pred.grad[0] == 0).all()
+    assert (gradient(noise_pred)[0] == 0).all()
     assert losses[1].item() > 0
-    assert torch.isfinite(noise_pred.grad).all()
+    assert torch.isfinite(gradient(noise_pred)).all()

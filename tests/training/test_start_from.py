@@ -58,11 +58,10 @@ def given(folder: Path, run: Run, layout: str) -> None:
         k: 0.1 * torch.randn(v.shape, generator=generator) if "lora_B" in k else v
         for k, v in tensors.items()
     }
-    write = {
-        "diffusers": lambda: diffusers_file(shaken, spec),
-        "kohya": lambda: kohya_file(shaken, spec, {}),
-    }[layout]
-    (folder / "given.safetensors").write_bytes(write())
+    given = diffusers_file(shaken, spec)
+    if layout == "kohya":
+        given = kohya_file(shaken, spec, {})
+    (folder / "given.safetensors").write_bytes(given)
 
 
 def updates(tensors: dict[str, Tensor], run: Run) -> dict[str, Tensor]:

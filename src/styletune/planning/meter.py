@@ -43,7 +43,7 @@ from styletune.models.sdxl import MAX_TOKENS, VAE_FACTOR, meta_text_encoders, me
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 
 
-class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Meter(TorchDispatchMode):
     """Bytes alive that were born inside, their peak, and FLOPs, of everything run inside.
 
     ``live`` and ``peak`` count each storage once; storages that were there before (weights,
@@ -115,8 +115,8 @@ def fuse_attention_on_meta() -> torch.library.Library:
         flash = torch.ops.aten._scaled_dot_product_flash_attention
         return flash(query, key, value, dropout_p, is_causal, scale=scale)[0]  # type: ignore[no-any-return]
 
-    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    library.impl("scaled_dot_product_attention", attention, "AutogradMeta")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("scaled_dot_product_attention", attention, "AutogradMeta")
     return library
 
 
@@ -205,7 +205,7 @@ def measure_step(shape: StepShape, unet_json: str, text_jsons: tuple[str, str]) 
         model.train()
     meter = Meter()
     for parameter in trained.values():
-        parameter.register_post_accumulate_grad_hook(meter.became_gradient)  # type: ignore[no-untyped-call]
+        parameter.register_post_accumulate_grad_hook(meter.became_gradient)
     with meter:
         loss = _pass(models, shape)
         forward_flops = meter.flops

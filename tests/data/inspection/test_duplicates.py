@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_near_groups_include_exact_copies() -> None:
     assert families(images, groups) == [("a", "b", "c", "d"), ("e",)]
 
 
-COPIES = {
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "jpeg": recompressed,
     "half": lambda image: image.resize((64, 64), Image.Resampling.LANCZOS),
     "stretched": lambda image: image.resize((110, 90), Image.Resampling.LANCZOS),

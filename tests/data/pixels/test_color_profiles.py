@@ -92,7 +92,7 @@ def lab_to_xyz(lab: tuple[float, float, float]) -> NDArray[np.float64]:
 
 def decoded(image: Image.Image, kind: str, profile: bytes, **options: object) -> NDArray[np.int64]:
     stream = io.BytesIO()
-    image.save(stream, kind, icc_profile=profile, **options)  # type: ignore[arg-type]
+    image.save(stream, kind, icc_profile=profile, **options)
     result = decode_image(stream.getvalue(), name="p", background="#ffffff")
     assert result.mode == "RGB"
     assert "icc_profile" not in result.info

@@ -28,7 +28,7 @@ def corners() -> NDArray[np.uint8]:
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, kind, **options)  # type: ignore[arg-type]
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 

@@ -62,7 +62,7 @@ def encoded(kind: str, image: Image.Image | None = None, **options: object) -> b
     if kind == "HEIF":
         register_heif()
     stream = io.BytesIO()
-    (image or picture()).save(stream, kind, **options)  # type: ignore[arg-type]
+    (image or picture()).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -307,7 +307,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What inspect_image makes of every file, from a child process."""
     folder = tmp_path_factory.mktemp("corpus")
-    for name, (make, *_) in [*DECODED.items(), *REFUSED.items()]:
+    for name, (make, *_) in DECODED.items():
+        (folder / name).write_bytes(make())
+    for name, (make, _) in REFUSED.items():
         (folder / name).write_bytes(make())
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder)],

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image, ImageEnhance
@@ -261,13 +262,13 @@ def test_shaded_margins_are_the_trim(
     page, _ = open_page(browser, report)
     card, plan = page.locator(card_id(checked, name)), checked.plans[name]
     card.scroll_into_view_if_needed()
-    image = card.locator("img").bounding_box()
+    box = card.locator("img").bounding_box()
     cuts = [card.locator(".cut").nth(i).bounding_box() for i in range(card.locator(".cut").count())]
-    assert image is not None
+    assert box is not None
     assert len(cuts) == 2
-    first, last = cuts[0], cuts[1]
-    assert first is not None
-    assert last is not None
+    assert cuts[0] is not None
+    assert cuts[1] is not None
+    image, first, last = (cast(dict[str, float], each) for each in (box, cuts[0], cuts[1]))
     across, along = ("height", "width") if name == "long.png" else ("width", "height")
     start = "x" if name == "long.png" else "y"
     axis = 1 if name == "long.png" else 0
