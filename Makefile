@@ -29,10 +29,11 @@ demo: $(VENV)/.user
 	@echo "next    copy recipes/mini-horizon.toml, point [data] path at your images, and"
 	@echo "        $(BIN)/styletune plan YOUR-RECIPE.toml"
 
-# One thread a worker: two torch processes of many threads each slow each other tenfold.
+# One thread per worker: two torch processes of many threads each slow each other tenfold.
+# Files go to the workers in tests/conftest.py's order, the longest first.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
-	    -m "not slow and not gpu"
+	    --no-loadscope-reorder -m "not slow and not gpu"
 
 check: lint test slow
 

@@ -13,11 +13,14 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from world import (
@@ -27,22 +30,21 @@ from world import (
     Look,
     View,
     caption,
+    is_held_out,
     jittered_natural,
     random_look,
     random_view,
     render,
 )
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
 SIDE_PX = 128
 VAE_IMAGES, VAE_STEPS, VAE_BATCH, DECODER_STEPS = 8000, 3600, 16, 500
 UNET_IMAGES, UNET_STEPS, UNET_BATCH = 12000, 2000, 24
 CLIP_IMAGES, CLIP_STEPS, CLIP_BATCH = 12000, 2600, 64
-
-
-def is_held_out(view: View) -> bool:
-    """One composition in ten is never trained on, by any stage."""
-    key = "|".join((view.scene, view.time, *sorted(view.extras)))
-    return sum(ord(c) * (i + 7) for i, c in enumerate(key)) % 10 == 0
 
 
 def draw_views(count: int, seed: int, held_out: bool = False) -> list[View]:
@@ -216,7 +218,7 @@ def random_crops(pool: np.ndarray, rng: np.random.Generator, crop_px: int = 64) 
 
 
 @torch.no_grad()
-def whiten_latents(vae: nn.Module, images: np.ndarray) -> None:
+def whiten_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
     """Fold each latent channel's mean and deviation into the 1x1 convolutions beside it.
 
     Diffusion adds the same noise to all channels, so a channel of small deviation would drown.
@@ -238,11 +240,11 @@ def whiten_latents(vae: nn.Module, images: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def psnr(vae: nn.Module, look: Look | None = None, count: int = 256) -> float:
+def psnr(vae: AutoencoderKL, look: Look | None = None, count: int = 256) -> float:
     """Mean PSNR in dB over held-out renders in the natural look (peak 255)."""
     rng = np.random.default_rng(11)
     views = draw_views(count, seed=12, held_out=True)
-    values = []
+    values: list[float] = []
     for i in range(0, count, 64):
         pixels = np.stack([render(v, look or jittered_natural(rng)) for v in views[i : i + 64]])
         x = to_float(pixels)
@@ -295,7 +297,7 @@ def train_tokenizer(out: Path) -> None:
     print("tokenizer of", len(vocab), "tokens", flush=True)
 
 
-def make_text_encoders(out: Path) -> tuple[nn.Module, nn.Module]:
+def make_text_encoders(out: Path) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
     from transformers import (
         CLIPTextConfig,
         CLIPTextModel,
@@ -330,7 +332,7 @@ def make_text_encoders(out: Path) -> tuple[nn.Module, nn.Module]:
     return CLIPTextModel(one), CLIPTextModelWithProjection(two)
 
 
-def make_unet() -> nn.Module:
+def make_unet() -> UNet2DConditionModel:
     """SDXL's UNet in small: the same three levels, so that module names are a subset."""
     from diffusers import UNet2DConditionModel
 
@@ -353,7 +355,7 @@ def make_unet() -> nn.Module:
     )
 
 
-def make_scheduler():  # type: ignore[no-untyped-def]
+def make_scheduler() -> EulerDiscreteScheduler:
     from diffusers import EulerDiscreteScheduler
 
     return EulerDiscreteScheduler(
@@ -368,7 +370,7 @@ def make_scheduler():  # type: ignore[no-untyped-def]
 
 
 @torch.no_grad()
-def cache_latents(vae: nn.Module, pool: np.ndarray) -> tuple[Tensor, Tensor]:
+def cache_latents(vae: AutoencoderKL, pool: np.ndarray) -> tuple[Tensor, Tensor]:
     """Posterior mean and standard deviation: two (n, 4, 16, 16) float32."""
     means, stds, progress = [], [], Progress("latents", len(pool))
     for i in range(0, len(pool), 64):
@@ -524,7 +526,7 @@ def write_open_clip_config(out: Path, folder: Path) -> None:
 
 
 def soften(pixels: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shrink and enlarge a random half of a batch: what a small VAE softens must be recognised."""
+    """Shrink and enlarge a random half of a batch: what a small VAE softens must be recognized."""
     half = torch.from_numpy(rng.random(len(pixels)) < 0.5)
     size = int(rng.integers(SIDE_PX // 3, SIDE_PX))
     small = F.interpolate(pixels[half], size=(size, size), mode="bilinear", antialias=True)
@@ -585,18 +587,24 @@ def train_open_clip(out: Path) -> None:
 # -- scores, card, install ------------------------------------------------------------------------
 
 
-def load_open_clip(folder: Path):  # type: ignore[no-untyped-def]
+class OpenClip(NamedTuple):
+    """An encoder and what goes before it; open_clip has no types."""
+
+    model: Any
+    preprocess: Callable[[Image.Image], Tensor]
+    tokenize: Callable[[list[str]], Tensor]
+
+
+def load_open_clip(folder: Path) -> OpenClip:
     import open_clip
 
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
-    return model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}")
+    return OpenClip(model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"))
 
 
 @torch.no_grad()
-def retrieval(clip: tuple, images: np.ndarray, texts: list[str], among: int = 32) -> float:
+def retrieval(clip: OpenClip, images: np.ndarray, texts: list[str], among: int = 32) -> float:
     """Share of images whose own caption scores highest among itself and 31 other captions."""
-    from PIL import Image
-
     model, preprocess, tokenize = clip
     pixels = torch.stack([preprocess(Image.fromarray(i)) for i in images])
     image_features = F.normalize(model.encode_image(pixels), dim=-1)
@@ -629,7 +637,8 @@ def generate(out: Path, texts: list[str], seed: int = 0) -> np.ndarray:
                 generator=generators,
             ).images
         )
-    return np.rint(np.concatenate(images) * 255).astype(np.uint8)
+    pixels: np.ndarray = np.rint(np.concatenate(images) * 255).astype(np.uint8)
+    return pixels
 
 
 def distinct_captions(count: int) -> tuple[list[View], list[str]]:
@@ -648,7 +657,6 @@ def distinct_captions(count: int) -> tuple[list[View], list[str]]:
 def evaluate(out: Path) -> dict[str, float]:
     """Scores for the card, and ``sheet.jpg``: real renders above what the base makes of them."""
     from diffusers import AutoencoderKL
-    from PIL import Image
 
     clip = load_open_clip(out / "open_clip")
     views, texts = distinct_captions(192)
@@ -710,7 +718,7 @@ def card(scores: dict[str, float], total_mb: float) -> str:
 A text-to-image model with SDXL's architecture in small, so that the whole job runs on two CPU
 cores with no download. Made by `scripts/build_mini.py` from nothing but `world.py`, a procedural
 world of {len(SCENES)} scenes, {len(TIMES)} times of day and {len(EXTRAS)} extras at
-{SIDE_PX}×{SIDE_PX} pixels. Licence: Apache-2.0, like the rest of the package.
+{SIDE_PX}×{SIDE_PX} pixels. License: Apache-2.0, like the rest of the package.
 
 | part | what | trained on | steps × batch | two idle CPU cores, estimated from s/step |
 |---|---|---|---|---|

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from build_mini import is_held_out
 from world import (
     HORIZON,
     HORIZON_PALETTE,
@@ -21,6 +20,7 @@ from world import (
     TIMES,
     View,
     caption,
+    is_held_out,
     random_view,
     render,
 )

@@ -108,7 +108,7 @@ EMISSIVE: dict[str, Rgb] = {
     "glow": (255, 232, 150),
     "snowflake": (255, 255, 255),
 }
-# What a look may paint in its accent colour instead of along its ramp.
+# What a look may paint in its accent color instead of along its ramp.
 ACCENTED = frozenset(
     ["sun_dawn", "sun_noon", "sun_sunset", "moon", "red", "blue", "orange", "violet", "yellow"]
 )
@@ -128,8 +128,8 @@ class View:
 class Look:
     """How it is to be drawn.
 
-    ``ramp``: colours from dark to light that replace natural colours by their lightness
-    (empty: natural colours stay). ``accent`` paints suns and coloured objects.
+    ``ramp``: colors from dark to light that replace natural colors by their lightness
+    (empty: natural colors stay). ``accent`` paints suns and colored objects.
     ``accented``: the materials that take the accent.
     ``texture``: none, stripes, dots, hatch, grain or paper. ``line_width`` in units.
     """
@@ -173,7 +173,7 @@ HORIZON_PALETTE: tuple[str, ...] = (
 
 @dataclass(slots=True)
 class _Canvas:
-    """A supersampled drawing in which every colour passes through light and look."""
+    """A supersampled drawing in which every color passes through light and look."""
 
     time: str
     look: Look
@@ -244,7 +244,7 @@ def _ints(color: Sequence[float]) -> tuple[int, int, int]:
 
 
 def apply_look(natural: Rgb, look: Look, accented: bool = False) -> tuple[int, int, int]:
-    """Map one natural sRGB colour to the look's colour."""
+    """Map one natural sRGB color to the look's color."""
     if accented and look.accent is not None:
         return _ints(look.accent)
     if look.ramp:
@@ -289,7 +289,7 @@ def _down(points: Sequence[Point]) -> list[Point]:
 
 
 def _sun_or_moon(c: _Canvas, rng: np.random.Generator, box: Box) -> None:
-    """Each hour has its own sign, so that it can be told without colour."""
+    """Each hour has its own sign, so that it can be told without color."""
     x0, y0, x1, y1 = box
     w, h = x1 - x0, y1 - y0
     s = min(1.0, 0.35 + w / UNITS * 0.65)
@@ -651,6 +651,12 @@ def random_view(rng: np.random.Generator, max_extras: int = 2) -> View:
     extras = tuple(str(e) for e in rng.choice(list(EXTRAS), size=count, replace=False))
     scene, time = str(rng.choice(list(SCENES))), str(rng.choice(TIMES))
     return View(scene, time, extras, int(rng.integers(2**31)))
+
+
+def is_held_out(view: View) -> bool:
+    """Whether no stage of the mini base's training saw its composition: one in ten is left out."""
+    key = "|".join((view.scene, view.time, *sorted(view.extras)))
+    return sum(ord(c) * (i + 7) for i, c in enumerate(key)) % 10 == 0
 
 
 def _extra_odds(max_extras: int) -> list[float]:

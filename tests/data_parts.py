@@ -1,20 +1,20 @@
-"""Loading and checking a folder as the job does, with nothing kept between runs."""
+"""Loading and checking a folder as the job does, with nothing stored between runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from styletune.data.check import Checked, CheckSettings, check_data
+from styletune.data.check import Checked, check_data
 from styletune.data.findings import Finding
 from styletune.data.inspection.store import open_store
 from styletune.data.load import LoadedData, load_data
-from styletune.data.sources.open import resolve_sources
+from styletune.recipe.data_sections import DataSection
 
-LOADING = ("flip", "tokens", "show_progress")
+OPTIONS = ("resolution", "count_tokens", "new_tokens", "min_holdout", "show_progress")
 
 
-def told(data: LoadedData, *codes: str) -> list[Finding]:
+def warnings_of(data: LoadedData, *codes: str) -> list[Finding]:
     """The warnings of these codes; of all but missing rights if none is given."""
     return [
         warning
@@ -24,13 +24,18 @@ def told(data: LoadedData, *codes: str) -> list[Finding]:
 
 
 def check_folder(path: Path, **changes: Any) -> Checked:
-    settings = CheckSettings(**{"resolution": 128, "buckets": False, **changes})
-    return check_data(resolve_sources(str(path), (), Path()), settings, store=open_store(None))
+    """Keys are those of ``DataSection`` and of ``check_data``."""
+    section, options = _section(path, changes)
+    return check_data(section, Path(), store=open_store(None), **options)
 
 
 def load_folder(path: Path, **changes: Any) -> LoadedData:
-    """Settings are those of ``CheckSettings`` and of ``load_data``."""
-    loading = {key: changes.pop(key) for key in LOADING if key in changes}
-    settings = CheckSettings(**{"resolution": 128, "buckets": False, **changes})
-    sources = resolve_sources(str(path), (), Path())
-    return load_data(sources, settings, store=open_store(None), **loading)
+    """Keys are those of ``DataSection`` and of ``load_data``."""
+    section, options = _section(path, changes)
+    return load_data(section, Path(), store=open_store(None), **options)
+
+
+def _section(path: Path, changes: dict[str, Any]) -> tuple[DataSection, dict[str, Any]]:
+    options = {key: changes.pop(key) for key in OPTIONS if key in changes}
+    keys = {"path": str(path), "buckets": False, **changes}
+    return DataSection.model_validate(keys), {"resolution": 128, **options}

@@ -1,7 +1,7 @@
 """The golden run: short trainings and one published job, as numbers and hashes.
 
-    python tests/golden_run.py             # says what differs from tests/golden/golden.json
-    python tests/golden_run.py --record    # writes it anew
+    PYTHONPATH=scripts python tests/golden_run.py             # what differs from golden.json
+    PYTHONPATH=scripts python tests/golden_run.py --record    # write it anew
 
 A refactor changes nothing in it. A change of behavior records it again, and its commit says which
 values changed and why. Kernels round differently on other processors, so the file also names the

@@ -151,4 +151,17 @@ def finished_job(folder: Path) -> Finished:
             folder / "registry",
         )
     assert answer.code == 0, answer.out + answer.err
-    return Finished(recipe, Path(answer.json["run_dir"]), folder / "registry", answer.json)
+    (folder / "answer.json").write_text(answer.out)
+    done = read_finished(folder)
+    assert done is not None
+    return done
+
+
+def read_finished(folder: Path) -> Finished | None:
+    """The job that ``finished_job`` ran in this folder; None if it has not."""
+    answer = folder / "answer.json"
+    if not answer.is_file():
+        return None
+    document = json.loads(answer.read_text())
+    recipe = folder / "project" / "small.toml"
+    return Finished(recipe, Path(document["run_dir"]), folder / "registry", document)

@@ -1,93 +1,165 @@
-"""The floors of the house: who may import whom."""
+"""The floors of the house: who may import whom, between rooms and inside each."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "styletune"
+import house
+from house_imports import (
+    SOURCE,
+    import_cycle,
+    import_graph,
+    imports_of,
+    longest_chain,
+    part_of,
+    read_modules,
+    room_of,
+    rooms,
+)
+
 # Written as a table: one floor a line, from the ground up.
 FLOORS = {
     room: floor
-    for floor, rooms in enumerate(
+    for floor, names in enumerate(
         (
-            ("__init__", "errors"),
-            ("files", "progress"),
+            ("errors",),
+            ("colors", "places", "progress"),
+            ("files",),
             ("recipe", "runs", "mini", "hub"),
             ("models", "encoders"),
             ("adapters", "data"),
             ("sampling",),
             ("training", "planning", "scoring", "registry", "project"),
             ("job", "dashboard"),
-            ("cli",),
+            ("api",),
+            ("__init__", "cli"),
             ("__main__",),
         )
     )
-    for room in rooms
+    for room in names
 }
-TORCH_FREE = ("registry", "dashboard", "cli", "recipe", "runs", "hub", "errors", "files")
+# Each room's modules and sub-rooms, lowest first: a module imports only those before it. Its
+# ``__init__`` is its face, for other rooms. ``python scripts/house.py --order`` prints the table
+# that today's imports make.
+ORDER = {
+    "adapters": "file names tokens header inject updates export layouts",
+    "cli": "shared data published recipe",
+    "data": "findings licenses pixels sources split captions inspection masks rows rights "
+    "check load report entries",
+    "data.captions": "model tokens variants lint fix folder",
+    "data.inspection": "edges facts opt_out outliers sizes copies quality duplicates store "
+    "features inspect motifs palette",
+    "data.pixels": "buckets fingerprint image_file crop decode",
+    "data.report": "pictures page",
+    "data.sources": "card items records files archives hub metadata tables item_bytes layout "
+    "listing",
+    "encoders": "find clip",
+    "job": "adapt job refusals facts plan prepare check encode generate score publish train run",
+    "mini": "",
+    "models": "checkpointing family int8_linear latents placement recognize schedule "
+    "weight_files meta model_folder quantize sdxl single_file families conditioning "
+    "names locate vae_files base_files load",
+    "planning": "gpus meter workload measure memory suggestions preflight",
+    "project": "init",
+    "recipe": "section toml data_sections training_sections sections load",
+    "registry": "provenance store manifest release card versions package resolve pull",
+    "runs": "folder form metrics answers documents log summary find scores",
+    "sampling": "png prompts session shots images",
+    "scoring": "clip_score figures statistics suite choose frechet gates kernel palette scored "
+    "report score",
+    "training": "batches cache_files ema groups identity noise objectives optimizer_state texts "
+    "cache optimizer processes checkpoint images denoise validation loop",
+}
+# The longest chain of imports; it only ever gets shorter, down to house.LONGEST_CHAIN.
+LONGEST_CHAIN = 21
+TORCH_FREE = (
+    *("registry", "dashboard", "cli", "api", "recipe", "runs", "hub", "errors", "files"),
+    *("places", "colors"),
+)
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "open_clip")
 
 
-def imports_of(file: Path) -> list[tuple[str, bool]]:
-    """(module, at module level) of every absolute import in a file."""
-    tree = ast.parse(file.read_text())
-    found: list[tuple[str, bool]] = []
-
-    def visit(node: ast.AST, top: bool) -> None:
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.Import):
-                found.extend((alias.name, top) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{file}: relative import"
-                found.append((child.module or "", top))
-                if child.module == "styletune":
-                    found.extend((f"styletune.{alias.name}", top) for alias in child.names)
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                visit(child, False)
-                continue
-            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            visit(child, top and not inside)
-
-    visit(tree, True)
-    return found
-
-
-def room_of(file: Path, root: Path) -> str:
-    return file.relative_to(root).parts[0].removesuffix(".py")
-
-
 def violations(root: Path) -> list[str]:
-    """Every import that climbs, goes to a neighbour, or pulls torch where it must not."""
-    found = []
-    for file in sorted(root.rglob("*.py")):
-        room = room_of(file, root)
-        for module, top in imports_of(file):
-            parts = module.split(".")
-            if parts[0] == "styletune" and len(parts) > 1 and parts[1] != room:
-                other = parts[1]
-                if other == "__version__":
-                    continue
-                if FLOORS[other] >= FLOORS[room]:
-                    found.append(f"{file.relative_to(root)} imports {module}")
-            if top and room in TORCH_FREE and parts[0] in HEAVY:
-                found.append(f"{file.relative_to(root)} imports {module} at module level")
-    return found
+    """Every import that climbs, goes to a neighbor, or pulls torch where it must not."""
+    wrong = []
+    modules = read_modules(root)
+    graph = import_graph(modules)
+    for module in modules:
+        room = room_of(module.name)
+        for other in sorted(graph[module.name]):
+            other_room = room_of(other)
+            if other_room != room and FLOORS[other_room] >= FLOORS[room]:
+                wrong.append(f"{module.name} imports {other}")
+        wrong.extend(
+            f"{module.name} imports {imported.name} at module level"
+            for imported in imports_of(module)
+            if imported.early and room in TORCH_FREE and imported.name.split(".")[0] in HEAVY
+        )
+    return wrong
+
+
+def climbs(root: Path, order: dict[str, str]) -> list[str]:
+    """Every import inside a room that does not go to a module further down in it."""
+    graph = import_graph(read_modules(root))
+    wrong = []
+    for room, words in order.items():
+        height = {part: i for i, part in enumerate([*words.split(), "__init__"])}
+        for name, others in sorted(graph.items()):
+            part = part_of(name, room)
+            for other in sorted(others):
+                below = part_of(other, room)
+                if part is not None and below is not None and height[below] > height[part]:
+                    wrong.append(f"{name} imports {other}")
+    return wrong
 
 
 def test_every_room_has_a_floor() -> None:
     """No module or package stands outside the plan."""
-    rooms = {room_of(p, SOURCE) for p in SOURCE.rglob("*.py")}
-    assert rooms <= set(FLOORS)
+    assert {room_of(module.name) for module in read_modules()} <= set(FLOORS)
 
 
 def test_imports_go_down_only() -> None:
-    """A module imports its own room or lower floors, never a neighbour."""
+    """A module imports its own room or lower floors, never a neighbor."""
     assert violations(SOURCE) == []
+
+
+def test_every_module_has_a_place_in_its_room() -> None:
+    """The order of each room names all its modules and sub-rooms, and nothing else."""
+    modules = read_modules()
+    inside = {
+        room: {part_of(module.name, room) for module in modules} - {None, "__init__"}
+        for room in rooms(modules)
+    }
+    assert {room: set(words.split()) for room, words in ORDER.items()} == inside
+
+
+def test_imports_inside_a_room_go_down_only() -> None:
+    """A module of a room imports only those before it in the room's order."""
+    assert climbs(SOURCE, ORDER) == []
+
+
+def test_no_module_is_imported_by_what_it_imports() -> None:
+    """Imports inside functions included, nothing goes in a circle."""
+    assert import_cycle(import_graph(read_modules())) == []
+
+
+def test_chains_of_imports_are_short() -> None:
+    """No module stands further above the ground than the longest chain allowed."""
+    chain = longest_chain(import_graph(read_modules()))
+    assert len(chain) <= LONGEST_CHAIN, " > ".join(chain)
+
+
+def plant(root: Path, files: dict[str, str]) -> Path:
+    """Write a package of one-line modules."""
+    for where, text in files.items():
+        file = root / where
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+    return root
 
 
 @pytest.mark.parametrize(
@@ -100,11 +172,79 @@ def test_imports_go_down_only() -> None:
     ],
 )
 def test_planted_violation_is_found(tmp_path: Path, where: str, line: str) -> None:
-    """The walker sees a climb, a neighbour and an early torch."""
-    file = tmp_path / where
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(line + "\n")
-    assert len(violations(tmp_path)) == 1
+    """The walker sees a climb, a neighbor and an early torch."""
+    others = {f"{room}/__init__.py": "" for room in ("training", "registry")}
+    others |= {"training/loop.py": "", "registry/store.py": ""}
+    assert len(violations(plant(tmp_path, {**others, where: line}))) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from styletune.data.report import page",
+        "from styletune.data.report.page import write",
+        "def late():\n    import styletune.data.report.page",
+        "from styletune.data import check",
+    ],
+)
+def test_planted_climb_inside_a_room_is_found(tmp_path: Path, line: str) -> None:
+    """The walker sees a module that imports a higher one, a sub-room's module, or its own face."""
+    files = {f"data/{name}.py": "" for name in ("__init__", "report/__init__", "report/page")}
+    files |= {"data/masks.py": line, "data/check.py": "from styletune.data import masks"}
+    order = {"data": "masks check report"}
+    assert len(climbs(plant(tmp_path, files), order)) == 1
+    assert climbs(plant(tmp_path, {"data/masks.py": ""}), order) == []
+
+
+def test_planted_circle_and_chain_are_measured(tmp_path: Path) -> None:
+    """A circle is named from its first module to itself; without it, the chain is counted."""
+    files = {
+        "a.py": "from styletune.b import x",
+        "b.py": "def f():\n    from styletune import c",
+        "c.py": "import torch",
+    }
+    graph = import_graph(read_modules(plant(tmp_path, files)))
+    assert import_cycle(graph) == []
+    assert longest_chain(graph) == ["a", "b", "c"]
+    assert longest_chain(graph, "b") == ["b", "c"]
+    plant(tmp_path, {"c.py": "import styletune.a"})
+    assert len(import_cycle(import_graph(read_modules(tmp_path)))) == 4
+
+
+def test_measures_count_what_was_planted(tmp_path: Path) -> None:
+    """Parameters, nesting, docstrings, whole jobs and names defined twice are counted."""
+    text = '''
+def documented(job: Job) -> None:
+    """Says something."""
+    for _ in ():
+        if job:
+            pass
+        elif job:
+            with job:
+                while job:
+                    pass
+
+class Row:
+    def bare(self, a, b, c, d, e, f, g):
+        def inner(): ...
+
+    def _private(self): ...
+'''
+    modules = read_modules(plant(tmp_path, {"a.py": text, "b.py": "Row = int  # fmt: skip"}))
+    numbers = house.measure(modules)
+    assert numbers["functions"] == 4
+    assert numbers["fully annotated"] == 0.25
+    assert numbers["over 6 parameters"] == {"a:Row.bare": 7}
+    assert numbers["deepest nesting"] == 4
+    assert numbers["undocumented"] == ["a:Row.bare"]
+    assert numbers["names defined twice"] == {"Row": ["a", "b"]}
+    assert numbers["take a whole Job"] == ["a:documented"]
+    assert numbers["fmt: skip"] == 1
+    assert numbers["longest function"] == "a:documented 9 (body 7)"
+    broken = "\n".join(house.beyond_limits(numbers))
+    assert "a:documented takes the whole Job" in broken
+    assert "a:Row.bare has no docstring" in broken
+    assert "Row is defined in a, b" in broken
 
 
 def test_datasets_folder_holds_no_python() -> None:

@@ -19,6 +19,16 @@ from styletune.mini import BASE_DIR
 Command = Callable[..., Answer]
 
 
+# A base that is not here; all tests plan it alike, because SDXL's size takes seconds to measure.
+HUB_BASE = (
+    "--set=base.model=acme/sdxl",
+    "--set=data.resolution=128",
+    "--set=train.mixed_precision=bf16",
+    "--set=train.batch_size=64",
+    "--set=score.batch_size=1",
+)
+
+
 def refuse(styletune: Command, recipe: Path, tmp_path: Path, *more: str | Path) -> Answer:
     """Plan and run must refuse alike and write nothing; returns run's answer."""
     runs = tmp_path / "runs"
@@ -39,7 +49,7 @@ def edit(recipe: Path, old: str, new: str) -> None:
 
 
 def test_unknown_key(brand: Path, styletune: Command, tmp_path: Path) -> None:
-    """A misspelt key is bad input and answered with the right one."""
+    """A misspelled key is bad input and answered with the right one."""
     edit(brand, "rank = 8", "rnak = 8")
     answer = refuse(styletune, brand, tmp_path)
     assert answer.code == 2
@@ -136,8 +146,7 @@ def test_missing_base(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """A missing folder and a Hub model that is not here: not found, with what to do."""
     answer = refuse(styletune, brand, tmp_path, "--set", "base.model=./nowhere")
     assert answer.code == 3
-    missing = ("--set", "base.model=acme/sdxl", "--set", "data.resolution=128")
-    hub = refuse(styletune, brand, tmp_path, *missing)
+    hub = refuse(styletune, brand, tmp_path, *HUB_BASE)
     assert hub.code == 3
     assert "hf download acme/sdxl" in hub.err
 
@@ -170,14 +179,7 @@ def test_plan_before_the_weights_are_here(brand: Path, styletune: Command) -> No
         "--json",
         "--gpu",
         "RTX 4060",
-        "--set",
-        "base.model=acme/sdxl",
-        "--set",
-        "data.resolution=128",
-        "--set",
-        "train.mixed_precision=bf16",
-        "--set",
-        "train.batch_size=64",
+        *HUB_BASE,
     )
     assert answer.code == 3
     plan = answer.json

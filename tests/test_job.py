@@ -21,7 +21,9 @@ from safetensors import safe_open
 
 from job_parts import Answer, Finished
 from styletune.runs import Run
-from styletune.sampling.sample import read_settings
+from styletune.runs.documents import read_facts
+from styletune.sampling.png import read_settings
+from styletune.scoring.report import write_report
 
 Command = Callable[..., Answer]
 SCORED = ("base", "step-000020", "step-000040")
@@ -52,7 +54,7 @@ def test_run_answers_with_its_contract(finished: Finished) -> None:
 
 
 def test_training_learned_the_look(finished: Finished) -> None:
-    """Forty steps bring the colours nearer to the held-out references than the base's."""
+    """Forty steps bring the colors nearer to the held-out references than the base's."""
     summary = json.loads(Run(finished.run_dir).summary_file.read_text())
     metrics = {c["checkpoint"]: c["metrics"] for c in summary["checkpoints"]}
     base = summary["anchors"]["base"]
@@ -75,7 +77,7 @@ def test_images_carry_their_settings(finished: Finished) -> None:
     for file in files:
         settings = read_settings(file)
         assert settings is not None
-        assert settings["prompt"].startswith("horizon style, ")
+        assert str(settings["prompt"]).startswith("horizon style, ")
         assert f"-{settings['seed']}.png" in file.name
         assert (settings["step"], settings["adapter"], settings["strength"]) == (40, "small", 1.0)
         with Image.open(file) as image:
@@ -92,6 +94,49 @@ def test_finished_run_does_nothing(finished: Finished, styletune: Command) -> No
     assert answer.json["run_dir"] == str(finished.run_dir)
     after = {p: p.stat().st_mtime_ns for p in finished.run_dir.rglob("*") if p.is_file()}
     assert before == after
+
+
+def test_report_is_made_again_from_the_run_folder(
+    finished: Finished, styletune: Command, tmp_path: Path
+) -> None:
+    """Deleted pages come back with the bytes that scoring wrote, and nothing is measured again."""
+    run, first = Run(tmp_path / "run"), Run(finished.run_dir)
+    shutil.copytree(finished.run_dir, run.dir)
+    kept = {
+        p: p.stat().st_mtime_ns
+        for p in run.dir.rglob("*")
+        if p.is_file() and p not in (run.report_file, run.picture_file)
+    }
+    run.report_file.unlink()
+    run.picture_file.unlink()
+    answer = styletune("score", finished.recipe, "--run-dir", run.dir, "--json")
+    assert answer.code == 0, answer.err
+    assert run.report_file.read_bytes() == first.report_file.read_bytes()
+    assert run.picture_file.read_bytes() == first.picture_file.read_bytes()
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+
+
+def test_rights_declared_anew_are_in_the_report(
+    finished: Finished, styletune: Command, tmp_path: Path
+) -> None:
+    """Scored again with another card, facts and report follow it, and agree with each other."""
+    project, run = tmp_path / "project", Run(tmp_path / "run")
+    shutil.copytree(finished.recipe.parent, project)
+    shutil.copytree(finished.run_dir, run.dir)
+    card = project / "brand" / "dataset.toml"
+    changed = re.sub(r"(?m)^holder = .*$", 'holder = "Somebody Else"', card.read_text())
+    changed = re.sub(r"(?m)^palette = .*$", 'palette = ["#102030"]', changed)
+    card.write_text(changed)
+    answer = styletune("score", project / finished.recipe.name, "--run-dir", run.dir, "--json")
+    assert answer.code in (0, 1), answer.err
+    facts = read_facts(run).data
+    assert (facts.palette, facts.rights.holder_names()) == (("#102030",), "Somebody Else")
+    assert read_facts(Run(finished.run_dir)).data.order == facts.order
+    html = run.report_file.read_bytes()
+    assert b"Somebody Else" in html
+    assert b"#102030" in html
+    write_report(run)
+    assert run.report_file.read_bytes() == html
 
 
 def test_damaged_checkpoint_is_not_scored(
@@ -198,7 +243,7 @@ def test_published_version_generates(
         assert settings["adapter"] == "small"
         assert settings["version"] == "1.0.0"
         assert settings["digest"] == finished.document["published"]["digest"]
-        assert settings["prompt"].startswith("horizon style, ")
+        assert str(settings["prompt"]).startswith("horizon style, ")
 
 
 def test_published_file_shows_itself(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,8 @@ from safetensors.torch import load_file
 
 from job_parts import Answer
 from styletune.adapters.tokens import add_tokens, load_token_rows
-from styletune.job.prepare import Job, prepare
+from styletune.job.job import Job
+from styletune.job.prepare import prepare
 from styletune.job.publish import Package, build_package
 from styletune.mini import BASE_DIR
 from styletune.models.load import find_base, load_pipeline
@@ -24,7 +24,9 @@ from styletune.models.schedule import set_sampling_schedule
 from styletune.recipe import load_recipe
 from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
 from styletune.runs import Run
-from styletune.sampling.sample import Sampler, Shot, draw_shots
+from styletune.runs.summary import read_summary
+from styletune.sampling.images import generate_images
+from styletune.sampling.shots import Sampler, square_shot
 from styletune.scoring.suite import prompt_id, suite_hash
 
 pytestmark = pytest.mark.slow
@@ -78,16 +80,16 @@ def generate(styletune: Command, folder: Path, *options: str) -> list[np.ndarray
 
 def learned(run_dir: Path) -> float:
     """The palette distance to the held-out images as a share of the base model's."""
-    summary = json.loads(Run(run_dir).summary_file.read_text())
-    value: float = summary["checkpoints"][0]["metrics"]["palette_ratio"]["value"]
+    value = read_summary(Run(run_dir)).checkpoints[0].metrics["palette_ratio"].value
+    assert value is not None
     return value
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_a_quantised_base_is_trained_on(
+def test_a_quantized_base_is_trained_on(
     styletune: Command, brand: Path, tmp_path: Path, quantization: str
 ) -> None:
-    """An adapter trained on a base of few bits brings the colours nearer on the whole base."""
+    """An adapter trained on a base of few bits brings the colors nearer on the whole base."""
     run_dir = publish(styletune, brand, tmp_path, f'base.quantization="{quantization}"')
     assert learned(run_dir) < 0.9
     with_style, without = (
@@ -135,8 +137,10 @@ def test_new_tokens_travel(styletune: Command, brand: Path, tmp_path: Path) -> N
 
 def drawn_word(pipe: StableDiffusionXLPipeline, folder: Path) -> list[np.ndarray]:
     """What ``generate`` draws, with the rows that the pipeline has now."""
-    shots = [Shot(f"<horizon>, {PROMPT}", seed, folder / f"{seed}.png") for seed in (1, 2)]
-    draw_shots(pipe, shots, Sampler(8, 5.0, "", 128), {}, batch_size=2, title="word")
+    shots = [
+        square_shot(f"<horizon>, {PROMPT}", seed, folder / f"{seed}.png", 128) for seed in (1, 2)
+    ]
+    generate_images(pipe, shots, Sampler(8, 5.0), {}, batch_size=2, title="word")
     return [np.asarray(Image.open(shot.file), np.float32) for shot in shots]
 
 
@@ -149,8 +153,7 @@ def scored(
     assert ran.code in (0, 1), ran.err
     job = prepare(load_recipe(recipe, settings), runs_dir=folder / "runs", run_dir=None)
     assert job.recipe.publish is not None
-    summary = json.loads(job.run.summary_file.read_text())
-    return job, build_package(job, job.recipe.publish, summary, 40)
+    return job, build_package(job, job.recipe.publish, read_summary(job.run))
 
 
 def sample(job: Job, column: str) -> np.ndarray:
@@ -168,11 +171,12 @@ def drawn_with(job: Job, package: Package, folder: Path, *, as_trained: bool) ->
     pipe = load_pipeline(job.base, torch.float32, "cpu")
     if as_trained:
         zero_snr = job.recipe.train.zero_terminal_snr
-        set_sampling_schedule(pipe, package.prediction_type, zero_snr)
+        set_sampling_schedule(pipe, package.release.adapter.prediction_type, zero_snr)
     pipe.load_lora_weights(str(folder), weight_name=weights.name)
-    sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale, "", 128)
-    shot = Shot(f"{job.trigger}, {job.suite.prompts[0]}", 1, folder / f"{as_trained}.png")
-    draw_shots(pipe, [shot], sampler, {}, batch_size=1, title="published")
+    sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale)
+    words = f"{job.trigger}, {job.suite.prompts[0]}"
+    shot = square_shot(words, 1, folder / f"{as_trained}.png", 128)
+    generate_images(pipe, [shot], sampler, {}, batch_size=1, title="published")
     return np.asarray(Image.open(shot.file), np.float32)
 
 
@@ -216,7 +220,7 @@ def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(
             "train.checkpoint_every=40",
         ],
     )
-    assert package.prediction_type == "v_prediction"
+    assert package.release.adapter.prediction_type == "v_prediction"
     own = sample(job, "step-000040")
     right = drawn_with(job, package, tmp_path, as_trained=True)
     wrong = drawn_with(job, package, tmp_path, as_trained=False)

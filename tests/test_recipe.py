@@ -225,7 +225,7 @@ def test_keys_that_do_not_go_together_are_named(
     ],
 )
 def test_keys_that_go_together_are_taken_together(tmp_path: Path, text: str) -> None:
-    """Each is the nearest neighbour of a combination that is refused."""
+    """Each is the nearest neighbor of a combination that is refused."""
     assert load_recipe(write(tmp_path, text))
 
 
@@ -239,7 +239,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 
 
 def test_missing_recipe_names_the_nearest(tmp_path: Path) -> None:
-    """A misspelt file name is answered with the right one."""
+    """A misspelled file name is answered with the right one."""
     write(tmp_path, GOOD)
     with pytest.raises(NotFound) as caught:
         load_recipe(tmp_path / "brnad.toml")

@@ -44,7 +44,7 @@ def test_a_stored_run_is_finished_and_scored(stored: Run, styletune: Command) ->
     assert answer.json["trained"] is False
     assert Path(answer.json["run_dir"]).resolve() == stored.dir
     again = styletune("score", "project/small.toml", "--json")
-    assert again.json == json.loads(stored.summary_file.read_text())
+    assert again.json == {"schema_version": 1, **json.loads(stored.summary_file.read_text())}
     assert times(stored.dir) == before
 
 

@@ -34,13 +34,14 @@ from PIL import Image
 from styletune.adapters.export import kohya_file
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
-    AdapterShape,
     adapter_parameters,
     inject_adapter,
     target_modules,
 )
-from styletune.models.sdxl import meta_unet
-from styletune.training.optimizer import FACTOR_B
+from styletune.models.meta import meta_unet
+from styletune.models.sdxl import SDXL
+from styletune.recipe.training_sections import AdapterSection
+from styletune.training.groups import FACTOR_B
 from world import HORIZON, TIMES, View, caption, render
 
 HERE = Path(__file__).resolve().parent
@@ -137,14 +138,14 @@ def write_images(folder: Path, side: int, *, sidecars: bool) -> str:
 
 def write_start(file: Path, rank: int) -> None:
     """An untrained attention adapter in kohya's layout; sd-scripts takes its targets from it."""
-    unet = meta_unet()
+    unet = meta_unet(SDXL.unet)
     modules = {"unet": target_modules(unet, "attention")}
-    inject_adapter({"unet": unet}, AdapterShape("lora", rank, float(rank)), modules, seed=0)
+    inject_adapter({"unet": unet}, AdapterSection(rank=rank), modules, seed=0)
     tensors = {
         name: (torch.zeros if FACTOR_B in name else torch.randn)(parameter.shape) / rank
         for name, parameter in adapter_parameters({"unet": unet}).items()
     }
-    file.write_bytes(kohya_file(tensors, AdapterSpec(rank, float(rank)), {}))
+    file.write_bytes(kohya_file(tensors, AdapterSpec(rank, float(rank)), {}, SDXL))
 
 
 def styletune_tool(work: Path, base: Path, side: int, rank: int) -> Tool:

@@ -12,24 +12,21 @@ import argparse
 import gc
 import shutil
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler
+from diffusers import EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from styletune.mini import BASE_DIR
-from styletune.models.sdxl import (
-    SCHEDULER_CONFIG,
-    TEXT_ENCODER_2_CONFIG,
-    TEXT_ENCODER_CONFIG,
-    VAE_CONFIG,
-    meta_unet,
-)
+from styletune.models.meta import meta_text_encoders, meta_unet, meta_vae
+from styletune.models.sdxl import SDXL
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def with_random_weights(model: nn.Module, device: str = "cpu") -> nn.Module:
+def with_random_weights(model: Model, device: str = "cpu") -> Model:
     """Weights of a size that keeps activations finite, in bf16, never whole in float32."""
     model = model.to(torch.bfloat16).to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
@@ -60,17 +57,15 @@ def main() -> None:
     shutil.copy(BASE_DIR / "model_index.json", folder)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(BASE_DIR / name, folder / name)
-    EulerDiscreteScheduler.from_config(dict(SCHEDULER_CONFIG)).save_pretrained(folder / "scheduler")
-    with torch.device("meta"):
-        first = CLIPTextModel(CLIPTextConfig(**TEXT_ENCODER_CONFIG))
-        second = CLIPTextModelWithProjection(CLIPTextConfig(**TEXT_ENCODER_2_CONFIG))
-        vae = AutoencoderKL.from_config(dict(VAE_CONFIG))
-    for name, model in (
+    EulerDiscreteScheduler.from_config(dict(SDXL.scheduler)).save_pretrained(folder / "scheduler")
+    first, second = meta_text_encoders(SDXL, SDXL.configs.text_encoders)
+    parts: tuple[tuple[str, Any], ...] = (
         ("text_encoder", first),
         ("text_encoder_2", second),
-        ("vae", vae),
-        ("unet", meta_unet()),
-    ):
+        ("vae", meta_vae(SDXL.vae)),
+        ("unet", meta_unet(SDXL.unet)),
+    )
+    for name, model in parts:
         with_random_weights(model).save_pretrained(folder / name)
         gc.collect()
     use_published_names(folder / "text_encoder" / "model.safetensors")

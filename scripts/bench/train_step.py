@@ -6,7 +6,7 @@
 
 Bare is forward, backward, clipping and fused AdamW on fixed inputs. Both run in this process on
 the same UNet, alternating; a step lasts from one optimizer step to the next, and the medians'
-ratio is what the loop adds (draws, cache look-up, weights of the loss, schedule, log). SDXL has
+ratio is what the loop adds (noise, cache look-up, weights of the loss, schedule, log). SDXL has
 random weights: speed and memory do not depend on what they are. On the CPU the prediction,
 without its overhead, is compared with how much the process has grown at its peak since before
 the UNet was built, on a GPU with torch.cuda.max_memory_allocated.
@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +35,27 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from random_sdxl import with_random_weights
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
-    AdapterShape,
     adapter_parameters,
     inject_adapter,
     target_modules,
 )
 from styletune.errors import BadInput
-from styletune.models.checkpointing import set_checkpointing
+from styletune.models.checkpointing import Policy, set_checkpointing
+from styletune.models.family import Conditioning
 from styletune.models.load import base_configs, find_base, load_pipeline
-from styletune.models.sdxl import meta_unet
+from styletune.models.meta import meta_unet
+from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import find_gpu, floor_s
-from styletune.planning.memory import SDXL, BaseConfigs, Setup, estimate
-from styletune.planning.meter import StepShape
+from styletune.planning.memory import estimate
+from styletune.planning.workload import Step, Workload
+from styletune.recipe.training_sections import AdapterSection, OptimizerSection, TrainSection
 from styletune.runs import Run
 from styletune.training.cache import Cache, Latents
-from styletune.training.checkpoint import Identity
-from styletune.training.denoise import Denoiser, NoiseSettings, Objective, cached_texts
-from styletune.training.loop import LoopSettings, Material, train_adapter
-from styletune.training.optimizer import Group, OptimizerSettings
+from styletune.training.denoise import Denoiser
+from styletune.training.groups import ParameterGroup
+from styletune.training.identity import Identity
+from styletune.training.images import TrainingData, TrainingImages
+from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
 from styletune.training.processes import make_accelerator
 
 NUM_IMAGES = 40
@@ -61,7 +65,7 @@ RANK = 16
 def random_cache(unet: Any, side: int, device: str) -> Cache:
     """Forty images' worth of noise in the shapes of latents and text embeddings."""
     config, generator = unet.config, torch.Generator().manual_seed(0)
-    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    (pooled,) = SDXL.text_shapes(config)["text_embeds"]
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(device)
@@ -71,9 +75,11 @@ def random_cache(unet: Any, side: int, device: str) -> Cache:
         buckets=(Latents(mean, torch.full_like(mean, -6.0), None),),
         bucket_of=(0,) * NUM_IMAGES,
         places=tuple(range(NUM_IMAGES)),
-        time_ids=torch.full((NUM_IMAGES, 6), float(side), device=device),
-        embeds=normal(NUM_IMAGES + 1, 77, config.cross_attention_dim),
-        pooled=normal(NUM_IMAGES + 1, pooled),
+        sizes={"time_ids": torch.full((NUM_IMAGES, 6), float(side), device=device)},
+        texts=Conditioning(
+            normal(NUM_IMAGES + 1, 77, config.cross_attention_dim),
+            {"text_embeds": normal(NUM_IMAGES + 1, pooled)},
+        ),
         captions=tuple(map(str, range(NUM_IMAGES))),
         caption_rows=torch.arange(NUM_IMAGES)[:, None],
         device=device,
@@ -100,55 +106,25 @@ def step_times(run: Callable[[], None], device: str) -> list[float]:
 def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, batch: int) -> None:
     """``train_adapter`` with one checkpoint, after its last step."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
-    settings = LoopSettings(
-        steps=steps,
-        batch_size=batch,
-        gradient_accumulation_steps=1,
-        seed=0,
-        ema_decay=0.0,
-        checkpoint_every=steps,
-        keep_last=None,
-        validation_every=0,
-        log_every=10,
+    alphas_cumprod = (1 - betas).cumprod(0).to(cache.device)
+    model = AdaptedModel(
+        Denoiser(unet, unet.dtype, alphas_cumprod, 0.13025, "epsilon"),
+        modules={"unet": unet},
+        parameters=parameters,
+        groups=[ParameterGroup("unet", parameters, 1.0)],
+        spec=AdapterSpec(RANK, float(RANK)),
     )
-    optimizer = OptimizerSettings(
-        name="adamw",
-        learning_rate=1e-4,
-        weight_decay=0.01,
-        beta1=0.9,
-        beta2=0.999,
-        schedule="constant",
-        schedule_power=1.0,
-        warmup_steps=0,
-        steps=steps,
-        lora_plus_ratio=1.0,
-        max_grad_norm=1.0,
-    )
+    images = TrainingImages(cache, cache.text_rows, [""] * NUM_IMAGES)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         train_adapter(
-            denoiser=Denoiser(
-                unet,
-                unet.dtype,
-                (1 - betas).cumprod(0).to(cache.device),
-                0.13025,
-                Objective("epsilon", "min-snr", 5.0, "mse", 0.1),
-            ),
-            parameters=parameters,
-            groups=[Group("unet", parameters, 1.0)],
-            optimizer_settings=optimizer,
-            noise=NoiseSettings(caption_dropout=0.1),
-            material=Material(cache, cached_texts(cache), [""] * NUM_IMAGES),
-            held_out=None,
-            prior=None,
-            settings=settings,
-            spec_at=lambda step: AdapterSpec(RANK, float(RANK), step=step),
-            identity=Identity("r", "d", "o", "b"),
-            run=run,
+            model,
+            TrainingData(images),
+            TrainSection(steps=steps, batch_size=batch, checkpoint_every=steps),
+            OptimizerSection(),
+            output=RunOutput(run, Identity("t", "d", "o", "b"), on_checkpoint=lambda _: None),
             accelerator=make_accelerator("no", "none", run),
             done=0,
-            on_checkpoint=lambda _: None,
-            set_training=unet.train,
         )
 
 
@@ -158,8 +134,9 @@ def run_bare(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
     rows = torch.arange(batch) % NUM_IMAGES
     dtype = unet.dtype
-    latents, embeds = cache.buckets[0].mean[rows].to(dtype), cache.embeds[rows].to(dtype)
-    added = {"text_embeds": cache.pooled[rows].to(dtype), "time_ids": cache.time_ids[rows]}
+    text = cache.text_rows(rows).map(lambda tensor: tensor.to(dtype))
+    latents, embeds = cache.buckets[0].mean[rows].to(dtype), text.embeds
+    added = {**text.added, "time_ids": cache.sizes["time_ids"][rows]}
     timesteps = torch.full((batch,), 500, device=cache.device)
     for _ in range(steps):
         output = unet(
@@ -201,6 +178,8 @@ def floor_facts(device: str, step_flops: int, seconds: float) -> dict[str, objec
     except BadInput as error:
         return {"floor": error.message}
     floor = floor_s(step_flops, gpu)
+    if floor is None:
+        return {"floor": f"the peak of {gpu.name} is not known"}
     return {"floor_s": round(floor, 4), "share_of_floor": round(floor / seconds, 3)}
 
 
@@ -214,33 +193,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     mini = args.model == "mini"
-    side, policy = args.side or (128 if mini else 1024), args.policy or ("none" if mini else "full")
+    side = args.side or (128 if mini else 1024)
+    policy: Policy = args.policy or ("none" if mini else "full")
     batch = args.batch_size or (8 if mini else 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = find_base("mini", None, Path())
+    adapter = AdapterSection(rank=RANK)
+    train = TrainSection(
+        batch_size=batch,
+        gradient_checkpointing=policy,
+        mixed_precision="no" if mini else "bf16",
+    )
     predicted = estimate(
-        Setup(
-            StepShape(
-                side,
-                side,
-                batch_size=batch,
-                rank=RANK,
-                gradient_checkpointing=policy,
-                base_bytes=4 if mini else 2,
-            ),
-            images=NUM_IMAGES,
-            captions=NUM_IMAGES + 1,
+        Workload(
+            Step(side, side, adapter=adapter, train=train), images=NUM_IMAGES, captions=NUM_IMAGES
         ),
-        BaseConfigs(**base_configs(base)) if mini else SDXL,
+        base_configs(base) if mini else SDXL.configs,
     )
     before = resident_bytes()
     unet = (
         load_pipeline(base, torch.float32, device).unet
         if mini
-        else with_random_weights(meta_unet(), device)
+        else with_random_weights(meta_unet(SDXL.unet), device)
     )
-    shape = AdapterShape("lora", RANK, float(RANK))
-    inject_adapter({"unet": unet}, shape, {"unet": target_modules(unet, "attention")}, seed=0)
+    inject_adapter({"unet": unet}, adapter, {"unet": target_modules(unet, "attention")}, seed=0)
     set_checkpointing(unet, policy)
     parameters = adapter_parameters({"unet": unet})
     cache = random_cache(unet, side, device)
@@ -249,7 +225,7 @@ def main() -> None:
         run_bare(unet, parameters, cache, 2, batch)  # warms up
         for _ in range(args.repeats):
             bare, loop = (
-                step_times(lambda run=run: run(unet, parameters, cache, args.steps, batch), device)
+                step_times(partial(run, unet, parameters, cache, args.steps, batch), device)
                 for run in (run_bare, run_loop)
             )
             bares += bare

@@ -37,6 +37,7 @@ class StyletuneError(Exception):
         return f"{head}\n  fix: {self.fix}" if self.fix else head
 
     def as_json(self) -> dict[str, dict[str, str]]:
+        """The document that ``--json`` prints instead of a result."""
         return {
             "error": {
                 "kind": self.kind,
@@ -48,41 +49,59 @@ class StyletuneError(Exception):
 
 
 class CheckFailed(StyletuneError):
+    """A check or a release gate did not pass: the input was read, and the answer is no."""
+
     kind = "check_failed"
     exit_code = 1
 
 
 class BadInput(StyletuneError):
+    """Something the user gave cannot be used: an option, a file, a combination of them."""
+
     kind = "bad_input"
     exit_code = 2
 
 
 class RecipeError(BadInput):
+    """A recipe, suite or card has an unknown key or a wrong value; ``where`` names the key."""
+
     kind = "recipe"
 
 
 class DataError(BadInput):
+    """Images, captions or metadata cannot be trained on; ``where`` names the file or row."""
+
     kind = "data"
 
 
 class BaseModelError(BadInput):
+    """The base model cannot be loaded, or does not fit the recipe."""
+
     kind = "base_model"
 
 
 class OutputError(BadInput):
+    """The place to write to is full, read-only, or not a folder."""
+
     kind = "output"
 
 
 class NotFound(StyletuneError):
+    """A file, folder, version or model is not there."""
+
     kind = "not_found"
     exit_code = 3
 
 
 class IntegrityError(StyletuneError):
+    """Bytes are not what their checksum, header or schema says: damaged, or changed by hand."""
+
     kind = "integrity"
     exit_code = 4
 
 
 class Conflict(StyletuneError):
+    """It exists already, or belongs to something else; nothing was overwritten."""
+
     kind = "conflict"
     exit_code = 5

@@ -6,7 +6,6 @@ A reader sees the old file or the new one, never half of one.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from styletune.errors import IntegrityError, NotFound, OutputError
+from styletune.places import describe_write_error
 
 
 @contextlib.contextmanager
@@ -27,17 +27,7 @@ def output_errors(
         yield
     except OSError as error:
         # Some libraries wrap the number away and leave only the text.
-        text = str(error)
-        reasons = {
-            errno.ENOSPC: "no space left on the device",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EROFS: "the file system is read-only",
-            errno.EACCES: "no permission to write",
-            errno.EPERM: "no permission to write",
-            errno.ENOTDIR: "a part of the path is a file",
-            errno.EEXIST: "a file is where a folder should be",
-        }
-        reason = reasons.get(error.errno or 0, text)
+        reason = describe_write_error(error.errno) or str(error)
         raise OutputError(
             f"cannot write: {reason}",
             where=str(path),
@@ -54,7 +44,7 @@ def make_dir(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary neighbour of ``path`` for writing; rename it when all went well."""
+    """Open a temporary neighbor of ``path`` for writing; rename it when all went well."""
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -72,11 +62,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file. Raises OutputError."""
     with atomic_write(path) as stream:
         stream.write(content)
 
 
 def write_text(path: Path, content: str) -> None:
+    """Write a whole file as UTF-8. Raises OutputError."""
     write_bytes(path, content.encode())
 
 

@@ -61,6 +61,11 @@ def progress(title: str, total: int, done: int = 0, shown: bool = True) -> Itera
         yield advance
 
 
+def notify(text: str) -> None:
+    """A line for the user about work that goes on, such as a warning."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
 def _nothing(units: int, note: str) -> None:
     """Progress that nobody sees."""
 

@@ -10,36 +10,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from adapter_parts import LORA, draw, mini_pipe, models_of, random_adapter, sdxl_unet
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from adapter_parts import LORA, draw, mini_pipe, models_of, random_adapter, sdxl_unet, section
 from styletune.adapters.export import (
     check_exports,
     diffusers_file,
     embeddings_file,
     kohya_file,
-    kohya_header,
-    kohya_name,
-    sgm_module_name,
     to_plain_lora,
 )
 from styletune.adapters.file import AdapterSpec
-from styletune.adapters.inject import AdapterShape, target_modules
+from styletune.adapters.header import FileLabels, TrainedOn, kohya_header
+from styletune.adapters.inject import target_modules
+from styletune.adapters.names import kohya_name, sgm_module_name
 from styletune.adapters.updates import merged, weight_updates
 from styletune.errors import BadInput, IntegrityError
+from styletune.models.names import base_words
+from styletune.models.sdxl import SDXL
+from styletune.recipe.training_sections import AdapterSection
 
 RANKS = {"mid_block.*": 2, "*.attn1.*": 6}
 SHAPES = {
     "alpha is not rank": (LORA, False),
-    "rslora": (AdapterShape("lora", 4, 3.0, rslora=True, block_ranks=RANKS), False),
-    "block ranks": (AdapterShape("lora", 4, 10.0, block_ranks=RANKS), False),
-    "convolutions": (AdapterShape("lora", 4, 6.0, conv_rank=2), False),
-    "text encoders": (AdapterShape("lora", 4, 10.0, text_encoder_rank=3), True),
+    "rslora": (section("lora", 4, 3.0, rslora=True, block_ranks=RANKS), False),
+    "block ranks": (section("lora", 4, 10.0, block_ranks=RANKS), False),
+    "convolutions": (section("lora", 4, 6.0, conv_rank=2), False),
+    "text encoders": (section("lora", 4, 10.0, text_encoder_rank=3), True),
     "all": (
-        AdapterShape("lora", 4, 3.0, True, conv_rank=2, block_ranks=RANKS, text_encoder_rank=5),
+        section("lora", 4, 3.0, rslora=True, conv_rank=2, block_ranks=RANKS, text_encoder_rank=5),
         True,
     ),
 }
@@ -58,21 +60,18 @@ def low_rank(up: Tensor, down: Tensor, scale: float) -> Tensor:
 
 
 def header_for(spec: AdapterSpec, base_model: str = "mini") -> dict[str, str]:
-    return kohya_header(
+    labels = FileLabels(
         title="brand 1.0.0",
         output_name="brand_v1.0.0",
-        spec=spec,
-        base_model=base_model,
-        resolution=1024,
-        license_id="CC0-1.0",
+        license="CC0-1.0",
         description="d",
         trigger="t",
-        strength=0.8,
         author="Acme",
         date="2026-11-21T00:00:00Z",
         tags="style, brand",
-        num_train_images=12,
     )
+    trained_on = TrainedOn(base_model, base_words(base_model, SDXL), 1024, num_train_images=12)
+    return kohya_header(spec, 0.8, labels, trained_on)
 
 
 def test_sgm_names_are_distinct_and_known_to_diffusers(big_unet: UNet2DConditionModel) -> None:
@@ -83,7 +82,7 @@ def test_sgm_names_are_distinct_and_known_to_diffusers(big_unet: UNet2DCondition
     )
 
     modules = target_modules(big_unet, "all", conv=True)
-    names = {"lora_unet_" + sgm_module_name(m): m for m in modules}
+    names = {"lora_unet_" + sgm_module_name(m, 2): m for m in modules}
     assert len(names) == len(modules) == 722 + 49
     tree = {f"{name}.lora_down.weight": torch.tensor(i) for i, name in enumerate(names)}
     mapped = _maybe_map_sgm_blocks_to_diffusers(dict(tree), big_unet.config)
@@ -123,10 +122,10 @@ def test_known_places_have_their_published_names() -> None:
             "lora_te2_text_model_encoder_layers_31_self_attn_out_proj",
         ),
     ):
-        assert kohya_name(ours) == theirs
+        assert kohya_name(ours, SDXL) == theirs
     for odd in ("unet.conv_in", "unet.down_blocks.0.resnets.0.norm1", "vae.decoder.conv_in"):
         with pytest.raises(IntegrityError, match="known for the module"):
-            kohya_name(odd)
+            kohya_name(odd, SDXL)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -134,8 +133,8 @@ def test_exports_hold_the_trained_updates(name: str) -> None:
     """ΔW read from either file by its own layout's rules equals the trained one."""
     shape, text = SHAPES[name]
     tensors, spec, _ = random_adapter(shape, text=text)
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {})
-    check_exports(tensors, spec, diffusers, kohya)
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {}, SDXL)
+    check_exports(tensors, spec, diffusers, kohya, SDXL)
     from_diffusers, from_kohya = load(diffusers), load(kohya)
     trained = {k.removesuffix(".lora_A.weight"): v for k, v in tensors.items() if "lora_A" in k}
     assert sum(k.endswith(".alpha") for k in from_kohya) == len(trained)
@@ -143,11 +142,11 @@ def test_exports_hold_the_trained_updates(name: str) -> None:
     assert len(from_diffusers) == 2 * len(trained)
     for module, a in trained.items():
         rank = a.shape[0]
-        scale = shape.alpha / rank**0.5 if shape.rslora else shape.alpha / shape.rank
+        scale = shape.base_alpha / (rank**0.5 if shape.rslora else shape.rank)
         wanted = low_rank(tensors[f"{module}.lora_B.weight"], a, scale)
         down, up = (from_diffusers[f"{module}.lora_{x}.weight"] for x in "AB")
         assert torch.allclose(low_rank(up, down, 1.0), wanted, atol=1e-5)
-        key = kohya_name(module)
+        key = kohya_name(module, SDXL)
         down, up = (from_kohya[f"{key}.lora_{x}.weight"] for x in ("down", "up"))
         own = float(from_kohya[f"{key}.alpha"]) / down.shape[0]
         assert torch.allclose(low_rank(up, down, own), wanted, atol=1e-5)
@@ -178,7 +177,7 @@ def test_diffusers_draws_what_training_drew(name: str, tmp_path: Path) -> None:
         images = [draw(pipe)]
     files = {
         "d.safetensors": diffusers_file(tensors, spec),
-        "k.safetensors": kohya_file(tensors, spec, header_for(spec)),
+        "k.safetensors": kohya_file(tensors, spec, header_for(spec), SDXL),
     }
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
@@ -193,10 +192,10 @@ def test_diffusers_draws_what_training_drew(name: str, tmp_path: Path) -> None:
 def test_diffusers_draws_dora_as_trained(tmp_path: Path) -> None:
     """A DoRA in diffusers' file keeps its magnitudes; WebUIs get them over the outputs."""
     tensors, spec, adapted = random_adapter(
-        AdapterShape("dora", 4, 6.0, conv_rank=2), ("mid_block.*", "up_blocks.*")
+        section("dora", 4, 6.0, conv_rank=2), ("mid_block.*", "up_blocks.*")
     )
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {})
-    check_exports(tensors, spec, diffusers, kohya)
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {}, SDXL)
+    check_exports(tensors, spec, diffusers, kohya, SDXL)
     (tmp_path / "d.safetensors").write_bytes(diffusers)
     pipe = mini_pipe()
     base = draw(pipe)
@@ -205,7 +204,7 @@ def test_diffusers_draws_dora_as_trained(tmp_path: Path) -> None:
     assert np.abs(draw(pipe) - base).max() > 0.05
     content = load(kohya)
     module = "unet.mid_block.resnets.0.conv1"
-    scale = content[f"{kohya_name(module)}.dora_scale"]
+    scale = content[f"{kohya_name(module, SDXL)}.dora_scale"]
     assert scale.shape == (128, 1, 1, 1)
     assert torch.equal(scale.flatten(), tensors[f"{module}.lora_magnitude_vector"].flatten())
 
@@ -213,19 +212,19 @@ def test_diffusers_draws_dora_as_trained(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        AdapterShape("loha", 3, 4.5, conv_rank=2),
-        AdapterShape("lokr", 2, 3.0, conv_rank=1),
-        AdapterShape("lokr", 64, 32.0),
+        section("loha", 3, 4.5, conv_rank=2),
+        section("lokr", 2, 3.0, conv_rank=1),
+        section("lokr", 64, 32.0),
     ],
 )
-def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterShape) -> None:
+def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterSection) -> None:
     """LyCORIS' and ComfyUI's arithmetic on the kohya file gives the trained ΔW."""
     tensors, spec, _ = random_adapter(shape)
-    content = load(kohya_file(tensors, spec, {}))
-    check_exports(tensors, spec, None, kohya_file(tensors, spec, {}))
+    content = load(kohya_file(tensors, spec, {}, SDXL))
+    check_exports(tensors, spec, None, kohya_file(tensors, spec, {}, SDXL), SDXL)
     seen = 0
     for module, update in weight_updates(tensors, spec):
-        name = kohya_name(module)
+        name = kohya_name(module, SDXL)
         part = {k[len(name) + 1 :]: v for k, v in content.items() if k.startswith(name + ".")}
         if shape.kind == "loha":
             scale = part["alpha"] / part["hada_w1_b"].shape[0]
@@ -248,35 +247,39 @@ def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterShape) ->
 def test_check_finds_a_wrong_export() -> None:
     """Another alpha, other modules or another adapter's values do not pass."""
     tensors, spec, _ = random_adapter(text=True)
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {})
-    check_exports(tensors, spec, diffusers, kohya)
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {}, SDXL)
+    check_exports(tensors, spec, diffusers, kohya, SDXL)
     wrong = replace(spec, alpha=4.0)
     with pytest.raises(IntegrityError, match="kohya"):
-        check_exports(tensors, spec, diffusers, kohya_file(tensors, wrong, {}))
+        check_exports(tensors, spec, diffusers, kohya_file(tensors, wrong, {}, SDXL), SDXL)
     with pytest.raises(IntegrityError, match="diffusers"):
-        check_exports(tensors, spec, diffusers_file(tensors, wrong), kohya)
+        check_exports(tensors, spec, diffusers_file(tensors, wrong), kohya, SDXL)
     fewer = {k: v for k, v in tensors.items() if "mid_block" not in k}
     with pytest.raises(IntegrityError, match="other modules"):
-        check_exports(tensors, spec, diffusers, kohya_file(fewer, spec, {}))
-    dora, dora_spec, _ = random_adapter(AdapterShape("dora", 4, 6.0), "style-block")
+        check_exports(tensors, spec, diffusers, kohya_file(fewer, spec, {}, SDXL), SDXL)
+    dora, dora_spec, _ = random_adapter(section("dora", 4, 6.0), "style-block")
     key = next(k for k in dora if "magnitude" in k)
     other = {**dora, key: dora[key] * 1.01}
     with pytest.raises(IntegrityError, match="kohya"):
         check_exports(
-            dora, dora_spec, diffusers_file(dora, dora_spec), kohya_file(other, dora_spec, {})
+            dora,
+            dora_spec,
+            diffusers_file(dora, dora_spec),
+            kohya_file(other, dora_spec, {}, SDXL),
+            SDXL,
         )
 
 
 @pytest.mark.parametrize(
     "shape",
     [
-        AdapterShape("dora", 2, 3.0),
-        AdapterShape("loha", 3, 4.5),
-        AdapterShape("lokr", 2, 3.0),
-        AdapterShape("oft", 8, 8.0),
+        section("dora", 2, 3.0),
+        section("loha", 3, 4.5),
+        section("lokr", 2, 3.0),
+        section("oft", 8, 8.0),
     ],
 )
-def test_any_kind_becomes_a_plain_lora(shape: AdapterShape) -> None:
+def test_any_kind_becomes_a_plain_lora(shape: AdapterSection) -> None:
     """At full rank nothing is lost; at a low one the loss is what the dropped part weighs."""
     tensors, spec, adapted = random_adapter(shape, "style-block")
     pipe = mini_pipe()
@@ -289,7 +292,13 @@ def test_any_kind_becomes_a_plain_lora(shape: AdapterShape) -> None:
     full, full_spec, error = to_plain_lora(tensors, spec, 256, weight_of)
     assert error < 1e-5
     assert (full_spec.kind, full_spec.rank, full_spec.alpha) == ("lora", 256, 256.0)
-    check_exports(full, full_spec, diffusers_file(full, full_spec), kohya_file(full, full_spec, {}))
+    check_exports(
+        full,
+        full_spec,
+        diffusers_file(full, full_spec),
+        kohya_file(full, full_spec, {}, SDXL),
+        SDXL,
+    )
     with merged({"unet": pipe.unet}, full, full_spec, 1.0):
         assert np.abs(draw(pipe) - draw(adapted)).max() < 2e-3
     small, small_spec, error = to_plain_lora(tensors, spec, 2, weight_of)
@@ -308,7 +317,7 @@ def test_a_plain_lora_survives_its_own_rank() -> None:
     """A rank-4 LoRA, rsLoRA or not, is a rank-4 LoRA: the error is zero but for rounding."""
     for shape, target in (
         (LORA, "style-block"),
-        (AdapterShape("lora", 4, 3.0, rslora=True, conv_rank=3), ("mid_block.*",)),
+        (section("lora", 4, 3.0, rslora=True, conv_rank=3), ("mid_block.*",)),
     ):
         tensors, spec, _ = random_adapter(shape, target)
         tensors["clip_l"] = torch.ones(1, 64)
@@ -322,24 +331,24 @@ def test_a_plain_lora_survives_its_own_rank() -> None:
 
 def test_oft_is_refused_by_both_layouts() -> None:
     """OFT goes into neither file, and the message says what to do."""
-    tensors, spec, _ = random_adapter(AdapterShape("oft", 8, 8.0))
+    tensors, spec, _ = random_adapter(section("oft", 8, 8.0))
     with pytest.raises(BadInput, match="plain LoRA"):
         diffusers_file(tensors, spec)
     with pytest.raises(BadInput, match="plain LoRA"):
-        kohya_file(tensors, spec, {})
+        kohya_file(tensors, spec, {}, SDXL)
 
 
 def test_new_words_travel_beside_both_files(tmp_path: Path) -> None:
     """Their rows are in the embeddings file alone: with them diffusers refuses a kohya file."""
     tensors, spec, _ = random_adapter()
     with pytest.raises(BadInput, match="no new words"):
-        embeddings_file(tensors)
+        embeddings_file(tensors, SDXL)
     tensors["clip_l"], tensors["clip_g"] = torch.randn(2, 64), torch.randn(2, 96)
-    words = load(embeddings_file(tensors))
+    words = load(embeddings_file(tensors, SDXL))
     assert words.keys() == {"clip_l", "clip_g"}
     assert all(torch.equal(rows, tensors[key]) for key, rows in words.items())
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {})
-    check_exports(tensors, spec, diffusers, kohya)
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, {}, SDXL)
+    check_exports(tensors, spec, diffusers, kohya, SDXL)
     for content in (diffusers, kohya):
         assert not any(k.startswith("clip") for k in load(content))
         (tmp_path / "lora.safetensors").write_bytes(content)
@@ -358,7 +367,7 @@ def test_kohya_header_is_what_web_uis_read(tmp_path: Path) -> None:
         "ss_network_alpha": "10.0",
         "ss_num_train_images": "12",
     }
-    content = kohya_file(tensors, spec, sdxl)
+    content = kohya_file(tensors, spec, sdxl, SDXL)
     file = tmp_path / "k.safetensors"
     file.write_bytes(content)
     size = int.from_bytes(content[:8], "little")
@@ -388,7 +397,9 @@ def test_a_header_too_long_for_comfyui_is_refused(big_unet: UNet2DConditionModel
         tensors[f"unet.{module}.lora_A.weight"] = torch.zeros(1, 2)
         tensors[f"unet.{module}.lora_B.weight"] = torch.zeros(2, 1)
     header = header_for(AdapterSpec(1, 1.0))
-    content = kohya_file(tensors, AdapterSpec(1, 1.0), header)
+    content = kohya_file(tensors, AdapterSpec(1, 1.0), header, SDXL)
     assert int.from_bytes(content[:8], "little") < 400_000
     with pytest.raises(BadInput, match="header has"):
-        kohya_file(tensors, AdapterSpec(1, 1.0), {**header, "modelspec.thumbnail": "x" * 2**20})
+        kohya_file(
+            tensors, AdapterSpec(1, 1.0), {**header, "modelspec.thumbnail": "x" * 2**20}, SDXL
+        )

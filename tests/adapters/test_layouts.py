@@ -8,30 +8,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_parts import LORA, inject, mini_pipe, random_adapter, sdxl_unet, spec_of
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from styletune.adapters.export import diffusers_file, kohya_file, kohya_header
+from adapter_parts import (
+    LORA,
+    adapter_tensors,
+    inject,
+    mini_pipe,
+    random_adapter,
+    sdxl_unet,
+    section,
+    spec_of,
+)
+from styletune.adapters.export import diffusers_file, kohya_file
 from styletune.adapters.file import AdapterSpec, save_adapter
-from styletune.adapters.inject import AdapterShape, adapter_tensors, load_into, target_modules
+from styletune.adapters.header import FileLabels, TrainedOn, kohya_header
+from styletune.adapters.inject import load_into, target_modules
 from styletune.adapters.layouts import read_adapter_file, rescaled
 from styletune.adapters.updates import weight_updates
 from styletune.errors import BadInput, IntegrityError, NotFound
+from styletune.models.names import base_words
+from styletune.models.sdxl import SDXL
+from styletune.recipe.training_sections import AdapterSection
 
-WIDE = AdapterShape(
-    "lora", 4, 3.0, True, conv_rank=2, block_ranks={"mid_block.*": 6}, text_encoder_rank=5
+WIDE = section(
+    "lora", 4, 3.0, rslora=True, conv_rank=2, block_ranks={"mid_block.*": 6}, text_encoder_rank=5
 )
 HEADER = kohya_header(
-    title="t",
-    output_name="o",
-    spec=AdapterSpec(4, 3.0, "base", "recipe", 9, tokens=("<acme>",)),
-    base_model="mini",
-    resolution=128,
-    license_id="CC0-1.0",
-    description="",
-    trigger="",
-    strength=1.0,
+    AdapterSpec(4, 3.0, "base", "recipe", 9, tokens=("<acme>",)),
+    1.0,
+    FileLabels("t", "o", "CC0-1.0", description="", trigger=""),
+    TrainedOn("mini", base_words("mini", SDXL), 128),
 )
 
 
@@ -44,7 +52,7 @@ def wide() -> tuple[dict[str, Tensor], AdapterSpec]:
 
 def assert_same_updates(file: Path, tensors: dict[str, Tensor], spec: AdapterSpec) -> AdapterSpec:
     """The file's updates are those of the tensors; its spec is returned."""
-    found, read = read_adapter_file(file)
+    found, read = read_adapter_file(file, SDXL)
     updates = dict(weight_updates(found, read))
     wanted = dict(weight_updates(tensors, spec))
     assert updates.keys() == wanted.keys()
@@ -58,9 +66,9 @@ def test_our_own_files_are_read(
     tmp_path: Path, wide: tuple[dict[str, Tensor], AdapterSpec]
 ) -> None:
     """A checkpoint comes back bit for bit, of whatever kind."""
-    for tensors, spec in (wide, random_adapter(AdapterShape("oft", 8, 8.0))[:2]):
+    for tensors, spec in (wide, random_adapter(section("oft", 8, 8.0))[:2]):
         save_adapter(tmp_path / "own", tensors, spec)
-        back, read = read_adapter_file(tmp_path / "own")
+        back, read = read_adapter_file(tmp_path / "own", SDXL)
         assert read == spec
         assert back.keys() == tensors.keys()
         assert all(torch.equal(back[k], v) for k, v in tensors.items())
@@ -74,11 +82,11 @@ def test_both_exports_are_read_back(
     (tmp_path / "d").write_bytes(diffusers_file(tensors, spec))
     assert_same_updates(tmp_path / "d", tensors, spec)
     # The diffusers file pads all ranks to one; the padding is gone again.
-    again = read_adapter_file(tmp_path / "d")[0]
+    again = read_adapter_file(tmp_path / "d", SDXL)[0]
     assert {k: v.shape for k, v in again.items()} == {k: v.shape for k, v in tensors.items()}
-    (tmp_path / "k").write_bytes(kohya_file(tensors, spec, HEADER))
+    (tmp_path / "k").write_bytes(kohya_file(tensors, spec, HEADER, SDXL))
     read = assert_same_updates(tmp_path / "k", tensors, spec)
-    assert (read.base_hash, read.recipe_hash, read.step) == ("base", "recipe", 9)
+    assert (read.base_hash, read.training_hash, read.step) == ("base", "recipe", 9)
     assert read.tokens == ("<acme>",)
 
 
@@ -99,7 +107,7 @@ def test_kohya_with_diffusers_names_is_read(
             # rsLoRA's factor alpha / sqrt(rank) as a reader of alpha / rank needs it.
             renamed[f"{name}.alpha"] = torch.tensor(3.0 * value.shape[0] ** 0.5)
     save_file(renamed, tmp_path / "k")
-    found, read = read_adapter_file(tmp_path / "k")
+    found, read = read_adapter_file(tmp_path / "k", SDXL)
     assert read.rank == 4
     assert read.alpha == pytest.approx(6.0)
     assert not read.rslora
@@ -110,7 +118,7 @@ def test_kohya_with_diffusers_names_is_read(
 
 def test_peft_dialects_and_their_alphas_are_read(tmp_path: Path) -> None:
     """.lora.down/.up, .alpha beside the weights, and lora_adapter_metadata with patterns."""
-    tensors, spec, _ = random_adapter(AdapterShape("lora", 4, 10.0, block_ranks={"mid_block.*": 2}))
+    tensors, spec, _ = random_adapter(section("lora", 4, 10.0, block_ranks={"mid_block.*": 2}))
     old = {
         k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in tensors.items()
     }
@@ -154,7 +162,7 @@ def test_what_diffusers_saves_is_read(tmp_path: Path) -> None:
     StableDiffusionXLPipeline.save_lora_weights(
         tmp_path, state, unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict()
     )
-    found, read = read_adapter_file(tmp_path / "pytorch_lora_weights.safetensors")
+    found, read = read_adapter_file(tmp_path / "pytorch_lora_weights.safetensors", SDXL)
     assert (read.rank, read.alpha) == (3, 6.0)
     count = 0
     for module, update in weight_updates(found, read):
@@ -167,18 +175,18 @@ def test_what_diffusers_saves_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "shape",
     [
-        AdapterShape("dora", 4, 6.0, conv_rank=2),
-        AdapterShape("loha", 3, 4.5, conv_rank=2),
-        AdapterShape("lokr", 2, 3.0, conv_rank=1),
-        AdapterShape("lokr", 64, 32.0),
+        section("dora", 4, 6.0, conv_rank=2),
+        section("loha", 3, 4.5, conv_rank=2),
+        section("lokr", 2, 3.0, conv_rank=1),
+        section("lokr", 64, 32.0),
     ],
 )
-def test_other_kinds_are_read_back(shape: AdapterShape, tmp_path: Path) -> None:
+def test_other_kinds_are_read_back(shape: AdapterSection, tmp_path: Path) -> None:
     """DoRA, LoHa and LoKr files of the kohya layout give their updates back."""
     tensors, spec, _ = random_adapter(shape)
     pipe = mini_pipe()
-    (tmp_path / "k").write_bytes(kohya_file(tensors, spec, {}))
-    found, read = read_adapter_file(tmp_path / "k")
+    (tmp_path / "k").write_bytes(kohya_file(tensors, spec, {}, SDXL))
+    found, read = read_adapter_file(tmp_path / "k", SDXL)
     assert read.kind == shape.kind
     assert {k: v.shape for k, v in found.items()} == {k: v.shape for k, v in tensors.items()}
 
@@ -196,17 +204,17 @@ def test_other_kinds_are_read_back(shape: AdapterShape, tmp_path: Path) -> None:
     "shape",
     [
         LORA,
-        AdapterShape("dora", 4, 6.0),
-        AdapterShape("loha", 3, 4.5),
-        AdapterShape("lokr", 2, 3.0),
+        section("dora", 4, 6.0),
+        section("loha", 3, 4.5),
+        section("lokr", 2, 3.0),
     ],
 )
-def test_training_goes_on_from_a_foreign_file(shape: AdapterShape, tmp_path: Path) -> None:
+def test_training_goes_on_from_a_foreign_file(shape: AdapterSection, tmp_path: Path) -> None:
     """Rescaled to the recipe's alpha and loaded, the injected layers have the file's updates."""
     tensors, spec, _ = random_adapter(shape, "style-block")
-    (tmp_path / "k").write_bytes(kohya_file(tensors, spec, {}))
-    found, read = read_adapter_file(tmp_path / "k")
-    wanted = replace(shape, alpha=1.0)
+    (tmp_path / "k").write_bytes(kohya_file(tensors, spec, {}, SDXL))
+    found, read = read_adapter_file(tmp_path / "k", SDXL)
+    wanted = shape.model_copy(update={"alpha": 1.0})
     pipe, plain = mini_pipe(), mini_pipe()
     models = inject(pipe, wanted, "style-block")
     load_into(models, rescaled(found, read, spec_of(wanted)))
@@ -230,7 +238,7 @@ def test_names_of_all_sdxl_modules_are_known(tmp_path: Path) -> None:
     for module in modules:
         tensors[f"unet.{module}.lora_A.weight"] = torch.zeros(1, 2)
         tensors[f"unet.{module}.lora_B.weight"] = torch.zeros(2, 1)
-    content = kohya_file(tensors, AdapterSpec(1, 1.0), {})
+    content = kohya_file(tensors, AdapterSpec(1, 1.0), {}, SDXL)
     (tmp_path / "sgm").write_bytes(content)
     flat = {
         "lora_unet_"
@@ -241,13 +249,13 @@ def test_names_of_all_sdxl_modules_are_known(tmp_path: Path) -> None:
     save_file(flat, tmp_path / "flat")
     assert len(modules) == 771
     for name in ("sgm", "flat"):
-        assert read_adapter_file(tmp_path / name)[0].keys() == tensors.keys()
+        assert read_adapter_file(tmp_path / name, SDXL)[0].keys() == tensors.keys()
 
 
 def test_odd_files_are_refused_by_their_first_odd_key(tmp_path: Path) -> None:
     """Unknown keys, mixed layouts, mixed kinds, halves and other models are named and refused."""
     tensors, spec, _ = random_adapter(target="style-block")
-    kohya = load(kohya_file(tensors, spec, {}))
+    kohya = load(kohya_file(tensors, spec, {}, SDXL))
     peft = load(diffusers_file(tensors, spec))
     name = "lora_unet_output_blocks_1_1_transformer_blocks_0_attn1_to_q"
     flat = "lora_unet_mid_block_attentions_0_proj_in"
@@ -269,9 +277,9 @@ def test_odd_files_are_refused_by_their_first_odd_key(tmp_path: Path) -> None:
     for content, words in cases:
         save_file(content, tmp_path / "odd")
         with pytest.raises(BadInput, match=words):
-            read_adapter_file(tmp_path / "odd")
+            read_adapter_file(tmp_path / "odd", SDXL)
     with pytest.raises(NotFound):
-        read_adapter_file(tmp_path / "none")
+        read_adapter_file(tmp_path / "none", SDXL)
     (tmp_path / "odd").write_bytes(b"not safetensors")
     with pytest.raises(IntegrityError):
-        read_adapter_file(tmp_path / "odd")
+        read_adapter_file(tmp_path / "odd", SDXL)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapter_parts import draw, mini_pipe
 from diffusers import StableDiffusionXLPipeline
 
+from adapter_parts import draw, mini_pipe
 from styletune.adapters.export import embeddings_file
 from styletune.adapters.tokens import add_tokens, load_token_rows, token_parameters
 from styletune.errors import IntegrityError, RecipeError
+from styletune.models.sdxl import SDXL
 from styletune.registry.card import new_words_code
 
 WORDS = ("<acme>", "<acme2>")
@@ -144,7 +145,7 @@ def test_rows_come_back_from_an_adapter() -> None:
     rows = add_tokens(one, WORDS, "sea")
     with torch.no_grad():
         for parameter in rows.values():
-            parameter += torch.randn(parameter.shape)
+            parameter.add_(torch.randn(parameter.shape))
     add_tokens(two, WORDS, "noon")
     load_token_rows(two, {k: p.detach() for k, p in rows.items()})
     for a, b in zip(embeds(one, "<acme> <acme2>"), embeds(two, "<acme> <acme2>"), strict=True):
@@ -164,9 +165,9 @@ def test_diffusers_draws_with_the_embeddings_file(tmp_path: Path) -> None:
     rows = add_tokens(ours, WORDS, "sea")
     with torch.no_grad():
         for parameter in rows.values():
-            parameter += 0.5 * torch.randn(parameter.shape)
+            parameter.add_(0.5 * torch.randn(parameter.shape))
     (tmp_path / "diffusers").mkdir()
-    content = embeddings_file({k: p.detach() for k, p in rows.items()})
+    content = embeddings_file({k: p.detach() for k, p in rows.items()}, SDXL)
     (tmp_path / "diffusers" / "learned_embeds.safetensors").write_bytes(content)
     exec(new_words_code(str(tmp_path), WORDS), {"pipe": theirs})  # noqa: S102
     prompt = "the sea in <acme> and <acme2>"

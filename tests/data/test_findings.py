@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from styletune.data.findings import CODES, finding, named, size_findings, too_small_findings
+from styletune.data.findings import CODES, agree, finding, first_few
+from styletune.data.inspection.sizes import size_findings, too_small_findings
 from styletune.data.pixels.buckets import CropPlan, plan_crop
 
 
@@ -19,10 +20,17 @@ def test_a_finding_is_as_severe_as_its_code() -> None:
     assert finding("dark", ["a.png"], "", "", "fact").severity == "fact"
 
 
+def test_verbs_agree_with_their_number() -> None:
+    """Of one image things are said in the singular."""
+    assert agree(1, "are under CC0-1.0") == "is under CC0-1.0"
+    assert agree(1, "lack rights") == "lacks rights"
+    assert agree(2, "have no caption") == "have no caption"
+
+
 def test_long_lists_are_cut_with_their_number() -> None:
     """The first names are shown with their numbers; how many more there are is said."""
-    assert named({"a": "1", "b": "2"}) == "a (1), b (2)"
-    assert named({str(n): "x" for n in range(9)}, most=2) == "0 (x), 1 (x) and 7 more"
+    assert first_few({"a": "1", "b": "2"}) == "a (1), b (2)"
+    assert first_few({str(n): "x" for n in range(9)}, most=2) == "0 (x), 1 (x) and 7 more"
 
 
 def test_too_small_images_are_one_error_smallest_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -10,10 +11,9 @@ import pytest
 from PIL import Image
 
 import world
-from data_parts import load_folder, told
-from styletune.data.load import all_rows, holdout_rows, read_square, train_rows
+from data_parts import load_folder, warnings_of
+from styletune.data.load import as_dataset, holdout_rows, read_square, train_rows
 from styletune.data.pixels.fingerprint import pixel_hash
-from styletune.data.rows import Row
 from styletune.errors import DataError
 
 
@@ -37,14 +37,12 @@ def fill(root: Path, count: int = 10) -> Path:
 def test_a_good_folder_is_loaded(tmp_path: Path) -> None:
     """Every image is there once, with its facts, on one side, and no finding is made up."""
     data = load_folder(fill(tmp_path))
-    assert data.dataset.column_names == list(Row.__slots__)
-    rows = all_rows(data)
+    rows = data.rows
     assert [row.file_name for row in rows] == [f"{i:02}.png" for i in range(10)]
     assert (rows[3].width, rows[3].height, rows[3].text) == (128, 128, "brandlook scene 3")
     assert rows[3].pixel_hash == pixel_hash(scene(3))
     assert (len(train_rows(data)), len(holdout_rows(data))) == (8, 2)
-    assert len({row.group for row in rows}) == 10
-    assert (dict(data.checked.cards), data.groups, told(data)) == ({}, [], [])
+    assert (dict(data.checked.cards), data.groups, warnings_of(data)) == ({}, [], [])
 
 
 def test_loading_twice_gives_the_same(tmp_path: Path) -> None:
@@ -106,11 +104,12 @@ def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:
     save(tmp_path, "variant.jpg", scene(1), "brandlook")
     for holdout in (0.1, 0.2, 0.3, 0.4, 0.5):
         data = load_folder(tmp_path, holdout=holdout)
-        rows = {row.file_name: row for row in all_rows(data)}
+        rows = {row.file_name: row for row in data.rows}
         for pair in (("00.png", "copy.png"), ("01.png", "variant.jpg")):
             a, b = (rows[name] for name in pair)
-            assert (a.group, a.split) == (b.group, b.split)
-        found = told(data, "exact-duplicates", "near-duplicates")
+            assert a.split == b.split
+            assert pair in {group.files for group in data.groups}
+        found = warnings_of(data, "exact-duplicates", "near-duplicates")
         assert [(f.code, f.files) for f in found] == [
             ("exact-duplicates", ("00.png", "copy.png")),
             ("near-duplicates", ("01.png", "variant.jpg")),
@@ -124,10 +123,10 @@ def test_a_missing_trigger_is_reported(tmp_path: Path) -> None:
     (tmp_path / "01.txt").write_text("BrandLook, a scene")
     (tmp_path / "02.txt").write_text("brandlooks like this")
     (tmp_path / "03.txt").write_text("a scene")
-    (finding,) = told(load_folder(tmp_path), "missing-trigger")
+    (finding,) = warnings_of(load_folder(tmp_path), "missing-trigger")
     assert finding.files == ("03.png",)
     assert "1 of 4 captions" in finding.message
-    (finding,) = told(load_folder(tmp_path), "inconsistent-trigger")
+    (finding,) = warnings_of(load_folder(tmp_path), "inconsistent-trigger")
     assert finding.files == ("02.png",)
 
 
@@ -137,7 +136,7 @@ def test_large_crops_and_upscaling_are_reported(tmp_path: Path) -> None:
     save(tmp_path, "wide.png", scene(11).resize((512, 256)), "x")
     save(tmp_path, "mild.png", scene(12).resize((290, 256)), "x")
     save(tmp_path, "small.png", scene(13).resize((110, 110)), "x")
-    cropped, upscaled = told(load_folder(tmp_path), "cropped", "upscaled")
+    cropped, upscaled = warnings_of(load_folder(tmp_path), "cropped", "upscaled")
     assert (cropped.code, cropped.files) == ("cropped", ("wide.png",))
     assert "wide.png loses 65536 pixels (50%)" in cropped.message
     assert (upscaled.code, upscaled.files) == ("upscaled", ("small.png",))
@@ -151,7 +150,7 @@ def test_squares_are_read_from_rows(tmp_path: Path) -> None:
     fill(tmp_path, 2)
     scene(5).resize((200, 128)).save(tmp_path / "turned.png", exif=exif)
     (tmp_path / "turned.txt").write_text("x")
-    rows = all_rows(load_folder(tmp_path))
+    rows = load_folder(tmp_path).rows
     turned = rows[-1]
     assert (turned.width, turned.height) == (128, 200)
     crop = read_square(turned, 128)
@@ -162,7 +161,7 @@ def test_squares_are_read_from_rows(tmp_path: Path) -> None:
 
 def test_an_image_changed_after_loading_is_noticed(tmp_path: Path) -> None:
     """A row never gives the pixels of another picture."""
-    row = all_rows(load_folder(fill(tmp_path, 3)))[0]
+    row = load_folder(fill(tmp_path, 3)).rows[0]
     scene(50).save(row.path)
     with pytest.raises(DataError, match="changed after"):
         read_square(row, 128)
@@ -195,3 +194,26 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "01.png").chmod(0)
     with pytest.raises(DataError, match=r"01\.png"):
         load_folder(tmp_path)
+
+
+def test_a_set_is_a_hugging_face_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows come back in order with upright sRGB pixels, captions, split and rights."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    images = fill(tmp_path / "set", 4)
+    (images / "dataset.toml").write_text('license = "CC0-1.0"\nholder = "Ada Ltd"')
+    scene(5).resize((200, 128)).save(images / "turned.png", exif=exif)
+    (images / "turned.txt").write_text("x")
+    data = load_folder(images)
+    dataset = as_dataset(data)
+    assert dataset["file_name"][:] == [row.file_name for row in data.rows]
+    assert dataset["split"][:] == [row.split for row in data.rows]
+    turned = dataset[4]
+    assert (turned["image"].mode, turned["image"].size) == ("RGB", (128, 200))
+    assert pixel_hash(turned["image"]) == data.rows[4].pixel_hash == turned["pixel_hash"]
+    assert (turned["text"], turned["width"], turned["height"]) == ("x", 128, 200)
+    assert (turned["license"], turned["holder"], turned["consent"]) == ("CC0-1.0", "Ada Ltd", "")
+    scene(50).save(images / "00.png")
+    with pytest.raises(DataError, match="changed after"):
+        as_dataset(dataclasses.replace(data, rows=data.rows[:2]))

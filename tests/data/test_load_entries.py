@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import world
-from data_parts import load_folder, told
+from data_parts import load_folder, warnings_of
 from styletune.data.entries import bucket_report, entries, read_entry
-from styletune.data.load import LoadedData, all_rows, read_square
+from styletune.data.load import LoadedData, read_square
 from styletune.errors import DataError
 
 SIZES = [(128, 128), (300, 200), (200, 300), (140, 130), (320, 180)]
@@ -79,7 +79,7 @@ def test_held_out_images_are_seen_once(tmp_path: Path) -> None:
 def test_without_buckets_entries_are_squares(tmp_path: Path) -> None:
     """The table of one square gives the very pixels of ``read_square``."""
     data = load(fill(tmp_path), buckets=False)
-    for entry, row in zip(entries(data), all_rows(data), strict=True):
+    for entry, row in zip(entries(data), data.rows, strict=True):
         crop, square = read_entry(entry), read_square(row, 128)
         assert (crop.pixels == square.pixels).all()
         assert crop.crops_coords_top_left == square.crops_coords_top_left
@@ -101,15 +101,15 @@ def test_the_report_counts_buckets_and_losses(tmp_path: Path) -> None:
 def test_buckets_lose_less_than_squares(tmp_path: Path) -> None:
     """The wide image that the square crop is reported for is no finding with buckets."""
     fill(tmp_path)
-    (cropped,) = told(load(tmp_path, buckets=False), "cropped")
+    (cropped,) = warnings_of(load(tmp_path, buckets=False), "cropped")
     assert (cropped.code, cropped.files) == ("cropped", ("1.png", "2.png", "4.png"))
-    assert told(load(tmp_path), "cropped") == []
+    assert warnings_of(load(tmp_path), "cropped") == []
     Image.new("RGB", (800, 200), (9, 99, 9)).save(tmp_path / "5.png")
-    (cropped,) = told(load(tmp_path), "cropped")
+    (cropped,) = warnings_of(load(tmp_path), "cropped")
     assert cropped.files == ("5.png",)
     assert "nearest bucket" in cropped.message
     assert "max_aspect" in cropped.fix
-    assert told(load(tmp_path, max_aspect=4.0), "cropped") == []
+    assert warnings_of(load(tmp_path, max_aspect=4.0), "cropped") == []
 
 
 def test_an_image_too_small_for_one_resolution_is_named(tmp_path: Path) -> None:

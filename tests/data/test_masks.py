@@ -47,7 +47,7 @@ def load(images: Path, masks: Path | None, **changes: object) -> LoadedData:
         "holdout": 0.0,
         "resolution": 128,
         "mask": "alpha" if masks is None else "folder",
-        "mask_path": masks,
+        "mask_path": None if masks is None else str(masks),
     }
     return load_folder(images, **{**settings, **changes})
 
@@ -58,8 +58,8 @@ def test_cells_are_area_means() -> None:
     mask[:, :8] = 1
     mask[0:4, 8:16] = 1
     mask[15, 23] = 1
-    assert latent_mask(mask).tolist() == [[1, 0.5, 0], [1, 0, 1 / 64]]
-    assert latent_mask(mask).dtype == np.float32
+    assert latent_mask(mask, 8).tolist() == [[1, 0.5, 0], [1, 0, 1 / 64]]
+    assert latent_mask(mask, 8).dtype == np.float32
 
 
 def test_masks_are_cut_as_images_are() -> None:
@@ -139,23 +139,23 @@ def test_missing_and_extra_masks_are_all_named(tmp_path: Path) -> None:
     message = caught.value.message
     assert "images without a mask: 0.png" in message
     assert "masks without an image: zero.png" in message
-    assert "several masks of one name: 1.bmp, 1.png" in message
+    assert "several masks with one name: 1.bmp, 1.png" in message
 
 
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
         (Image.new("L", (64, 128), 255), "the mask is 64×128 and the image 128×128 pixels"),
-        (Image.new("L", (128, 128), 0), "all the mask is black"),
-        (Image.new("RGB", (128, 128), (255, 0, 0)), "the mask is coloured"),
+        (Image.new("L", (128, 128), 0), "the whole mask is black"),
+        (Image.new("RGB", (128, 128), (255, 0, 0)), "the mask is colored"),
         (Image.new("LA", (128, 128), (255, 9)), "transparent"),
     ],
 )
 def test_unusable_masks_are_named(tmp_path: Path, mask: Image.Image, says: str) -> None:
-    """A mask of another size, all black, coloured or transparent stops the run by name."""
+    """A mask of another size, all black, colored or transparent stops the run by name."""
     images, masks = project(tmp_path)
     mask.save(masks / "1.png")
-    with pytest.raises(DataError, match="1 of 3 images have no mask that can be used") as caught:
+    with pytest.raises(DataError, match="1 of 3 images has no usable mask") as caught:
         load(images, masks)
     assert says in caught.value.message
     assert "1.png (" in caught.value.message

@@ -12,9 +12,10 @@ import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from data_parts import check_folder, load_folder
-from styletune.data.load import LoadedData, all_rows
+from styletune.colors import color_bytes
+from styletune.data.inspection.duplicates import clusters
+from styletune.data.load import LoadedData
 from styletune.data.pixels.decode import decode_image
-from styletune.data.sources.card import color_bytes
 from styletune.errors import DataError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -50,18 +51,15 @@ def link(folder: Path, files: list[Path]) -> Path:
 
 def check_families(data: LoadedData) -> None:
     """Groups are the motifs exactly, and none is on both sides."""
-    found: dict[int, set[str]] = {}
-    sides: dict[int, set[str]] = {}
-    for row in all_rows(data):
-        found.setdefault(row.group, set()).add(family(row.file_name))
-        sides.setdefault(row.group, set()).add(row.split)
-    assert all(len(motifs) == 1 for motifs in found.values())
-    assert len(found) == len({family(row.file_name) for row in all_rows(data)})
-    assert all(len(both) == 1 for both in sides.values())
+    side_of = {row.file_name: row.split for row in data.rows}
+    groups = clusters(list(side_of), data.groups)
+    assert all(len({family(name) for name in group}) == 1 for group in groups)
+    assert len(groups) == len({family(name) for name in side_of})
+    assert all(len({side_of[name] for name in group}) == 1 for group in groups)
 
 
-def test_colour_variants_are_families(tmp_path: Path) -> None:
-    """Four motifs in up to four colours, moons with other logos, and an identical pair."""
+def test_color_variants_are_families(tmp_path: Path) -> None:
+    """Four motifs in up to four colors, moons with other logos, and an identical pair."""
     moons = ["arch.png", "base.png", "slackware.png", "base-vertical.png"]
     files = [WALLPAPERS / "first-collection" / name for name in moons]
     files += sorted((WALLPAPERS / "second-collection").rglob("*.png"))
@@ -75,9 +73,9 @@ def test_colour_variants_are_families(tmp_path: Path) -> None:
 def test_photographs_have_no_false_pair() -> None:
     """Fifteen photographs load untouched, each its own family."""
     data = load(PHOTOS, 0.2)
-    assert len({row.group for row in all_rows(data)}) == len(all_rows(data)) == 15
+    assert len(data.rows) == 15
     assert data.groups == []
-    assert sum(row.split == "holdout" for row in all_rows(data)) == 3
+    assert sum(row.split == "holdout" for row in data.rows) == 3
 
 
 @pytest.mark.slow
@@ -86,7 +84,7 @@ def test_the_whole_brand_set(tmp_path: Path) -> None:
     files = sorted(WALLPAPERS.rglob("*.png"))
     data = load(link(tmp_path, files), 0.2)
     check_families(data)
-    assert len(all_rows(data)) == len(files)
+    assert len(data.rows) == len(files)
     (tmp_path / "dataset.toml").unlink()
     with pytest.raises(DataError, match="transparent and no background"):
         load(tmp_path, 0.2)
@@ -113,7 +111,7 @@ def to_lab(colors: tuple[str, ...]) -> np.ndarray:
 
 @pytest.mark.slow
 def test_the_palette_of_the_brand_set_is_the_published_one(tmp_path: Path) -> None:
-    """Every published colour on more than 0.5 % of the pixels comes out within ΔE00 5."""
+    """Every published color on more than 0.5 % of the pixels comes out within ΔE00 5."""
     files = sorted(WALLPAPERS.rglob("*.png"))
     checked = check_folder(
         link(tmp_path, files), default_caption="x", resolution=1024, buckets=True

@@ -1,4 +1,4 @@
-"""Opt-outs in real files, licences, and what is told of the rights."""
+"""Opt-outs in real files, licenses, and what is told of the rights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ import pytest
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from styletune.data.findings import Finding
+from styletune.data.inspection.opt_out import UNREADABLE, opt_out_term, prohibits_training
 from styletune.data.licenses import license_problem, restrictions
 from styletune.data.rights import (
-    UNREADABLE,
-    holder_names,
-    opt_out_term,
-    prohibits_training,
     publishable_problem,
     rights_findings,
     rights_summary,
 )
 from styletune.data.sources.items import Item, Rights
+from styletune.runs.documents import RightsSummary
 
 VOCABULARY = "http://ns.useplus.org/ldf/vocab/"
 PLUS = 'xmlns:plus="http://ns.useplus.org/ldf/xmp/1.0/"'
@@ -246,11 +244,11 @@ def test_spdx_expressions_are_accepted(text: str) -> None:
         ("x" * 100_000, None),
     ],
 )
-def test_other_licences_are_refused(text: str, near: str | None) -> None:
+def test_other_licenses_are_refused(text: str, near: str | None) -> None:
     """What is not SPDX is said to be so, with the nearest id if there is one."""
     problem = license_problem(text)
     assert problem is not None
-    assert "not an SPDX licence" in problem
+    assert "not an SPDX license" in problem
     if near:
         assert f"did you mean {near}?" in problem
     else:
@@ -287,7 +285,7 @@ def found(*items: Item, require: bool = False) -> list[Finding]:
 
 
 def test_whole_rights_have_no_findings() -> None:
-    """Licence, holder, consent and source of every image, and nothing more to say."""
+    """License, holder, consent and source of every image, and nothing more to say."""
     assert found(item("a.png"), item("b.png"), require=True) == []
     assert publishable_problem([item("a.png"), item("b.png")]) is None
 
@@ -303,13 +301,13 @@ def test_missing_rights_are_counted_by_kind() -> None:
     assert (finding.code, finding.severity) == ("missing-rights", "warning")
     assert finding.files == ("b.png", "c.png")
     assert "2 of 3 images" in finding.message
-    assert "licence of 1, consent of 2 and source of 1" in finding.message
+    assert "license of 1, consent of 2 and source of 1" in finding.message
     assert "dataset.toml" in finding.fix
     assert found(*items, require=True)[0].severity == "error"
 
 
-def test_bad_licence_is_an_error_once_for_all_its_images() -> None:
-    """Images of one wrong licence make one finding; a second wrong one makes a second."""
+def test_bad_license_is_an_error_once_for_all_its_images() -> None:
+    """Images of one wrong license make one finding; a second wrong one makes a second."""
     wrong = Rights("CC-BY 4.0", "Ada Ltd", "yes", "shoot")
     other = Rights("mine", "Ada Ltd", "yes", "shoot")
     first, second = found(item("a.png", wrong), item("b.png", other), item("c.png", wrong))
@@ -326,13 +324,13 @@ def test_deprecated_id_is_a_warning_with_the_new_one() -> None:
     assert "GPL-2.0-only" in finding.fix
 
 
-def test_restricted_licences_say_what_they_mean_for_an_adapter() -> None:
+def test_restricted_licenses_say_what_they_mean_for_an_adapter() -> None:
     """NC and ND each get a warning in training; ND stops publishing."""
     rights = Rights("CC-BY-NC-ND-4.0", "Ada Ltd", "yes", "shoot")
     commercial, derived = found(item("a.png", rights), require=True)
     assert {commercial.code, derived.code} == {"restricted-license"}
     assert {commercial.severity, derived.severity} == {"warning"}
-    assert "no commercial use" in commercial.message
+    assert "prohibits commercial use" in commercial.message
     assert "can be trained but not published" in derived.message
     problem = publishable_problem([item("a.png", rights), item("b.png")])
     assert problem is not None
@@ -439,14 +437,15 @@ def test_holder_names_are_a_line() -> None:
     """The holder of most images first; many are counted, none is the empty string."""
     items = [item(f"{i}.png", Rights(holder=f"H{min(i, 4)}")) for i in range(8)]
     summary = rights_summary(items, opt_outs={}, override=None)
-    assert holder_names(summary) == "H4, H0, H1 and 2 more"
-    assert holder_names(rights_summary([item("a")], opt_outs={}, override=None)) == "Ada Ltd"
+    assert RightsSummary.model_validate(summary).holder_names() == "H4, H0, H1 and 2 more"
+    one = rights_summary([item("a")], opt_outs={}, override=None)
+    assert RightsSummary.model_validate(one).holder_names() == "Ada Ltd"
     nobody = rights_summary([item("a", Rights())], opt_outs={}, override=None)
-    assert holder_names(nobody) == ""
+    assert RightsSummary.model_validate(nobody).holder_names() == ""
 
 
-def test_licence_library_is_not_loaded_before_it_is_needed() -> None:
-    """Importing the room costs nobody the list of licences."""
+def test_license_library_is_not_loaded_before_it_is_needed() -> None:
+    """Importing the room costs nobody the list of licenses."""
     code = (
         "import sys, styletune.data.rights, styletune.project.init\n"
         "bad = {'license_expression', 'boolean', 'defusedxml'} & set(sys.modules)\n"

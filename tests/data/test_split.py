@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 
 import pytest
 
@@ -19,7 +20,7 @@ def singles(count: int, start: int = 0) -> list[list[str]]:
     return [[digest(i)] for i in range(start, start + count)]
 
 
-def held(sides: dict[str, str]) -> set[str]:
+def held(sides: Mapping[str, str]) -> set[str]:
     return {member for member, side in sides.items() if side == "holdout"}
 
 
@@ -110,7 +111,7 @@ def test_an_impossible_share_is_refused() -> None:
         split_groups(singles(3), 1.0)
 
 
-def changed(before: dict[str, str], after: dict[str, str]) -> int:
+def changed(before: Mapping[str, str], after: Mapping[str, str]) -> int:
     """How many images that were there before are on another side."""
     return sum(after[member] != side for member, side in before.items())
 

@@ -87,7 +87,8 @@ def test_no_random_look_is_the_brands() -> None:
 
 
 def test_brand_palette_is_what_the_look_draws() -> None:
-    """The card's colours are the look's own."""
+    """The card's colors are the look's own."""
+    assert HORIZON.accent is not None
     own = {
         "#{:02x}{:02x}{:02x}".format(*c)
         for c in (*HORIZON.ramp, HORIZON.accent, HORIZON.line_color)

@@ -126,7 +126,7 @@ def test_dropout_is_drawn_once(policy: Policy) -> None:
         unet = fresh_unet()
         add_adapter(unet, dropout=0.5)
         unet.train()
-        set_checkpointing(unet, cast(Policy, choice))
+        set_checkpointing(unet, choice)
         found.append(step(unet)[0])
     assert same(*found)
 
@@ -142,7 +142,7 @@ def test_policy_can_be_changed_and_undone() -> None:
     plain = {k: g.clone() for k, g in plain.items()}
     names = list(unet.state_dict())
     for policy in ("ff", "ff", "full", "ff", "none"):
-        set_checkpointing(unet, cast(Policy, policy))
+        set_checkpointing(unet, policy)
     unet.zero_grad()
     after, bytes_after = step(unet)
     assert same(plain, after)
@@ -152,7 +152,7 @@ def test_policy_can_be_changed_and_undone() -> None:
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_checkpointing_works_on_a_quantised_base(quantization: Quantization) -> None:
+def test_checkpointing_works_on_a_quantized_base(quantization: Quantization) -> None:
     """Gradients through 8- and 4-bit layers are the same with and without."""
     found = {}
     for policy in POLICIES:

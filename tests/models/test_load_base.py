@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sgm_names import vae_weights
 
+from sgm_names import vae_weights
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
-from styletune.models.base_files import find_vae
 from styletune.models.load import find_base, load_pipeline
+from styletune.models.sdxl import SDXL
+from styletune.models.vae_files import find_vae
 from styletune.models.weight_files import cached_sha256
 
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -61,7 +62,8 @@ def shard_unet(folder: Path) -> list[Path]:
     weights = load_file(folder / UNET_FILE)
     names = list(weights)
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    files, places = [], {}
+    files: list[Path] = []
+    places: dict[str, str] = {}
     for i, half in enumerate(halves, 1):
         file = folder / "unet" / f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
         save_file({k: weights[k] for k in half}, file)
@@ -223,7 +225,7 @@ def test_any_ddpm_schedule_is_taken(folder: Path, changes: dict[str, str]) -> No
     assert find_base("model", None, folder.parent).folder == folder
 
 
-def test_misspelt_path_gets_its_neighbour(folder: Path) -> None:
+def test_misspelled_path_gets_its_neighbor(folder: Path) -> None:
     """A folder that is not there is answered with the nearest that is."""
     with pytest.raises(NotFound) as caught:
         find_base("./modle", None, folder.parent)
@@ -252,6 +254,16 @@ def test_absent_hub_model_names_the_download(hub: Path) -> None:
     assert caught.value.fix.startswith("hf download acme/sdxl --revision abc1234 --include ")
 
 
+@pytest.mark.parametrize("revision", ["../../models--acme--other/refs/main", "{hub}/secret"])
+def test_a_revision_cannot_point_outside_its_repository(hub: Path, revision: str) -> None:
+    """Neither a relative nor an absolute path is read as a branch."""
+    put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
+    put_in_hub(hub, "acme/other", BASE_DIR, COMMITS[0])
+    (hub / "secret").write_text(COMMITS[0])
+    with pytest.raises(NotFound, match="is not on this machine"):
+        find_base("acme/sdxl", revision.format(hub=hub), Path())
+
+
 def test_other_revision_on_this_machine_is_said(hub: Path) -> None:
     """A pinned commit that is not here is told apart from a model that is not here."""
     put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
@@ -259,7 +271,7 @@ def test_other_revision_on_this_machine_is_said(hub: Path) -> None:
         find_base("acme/sdxl", COMMITS[1], Path())
 
 
-def test_broken_off_download_is_said(hub: Path) -> None:
+def test_interrupted_download_is_named(hub: Path) -> None:
     """Unfinished blobs and missing parts of a snapshot mean that the download must go on."""
     snapshot = put_in_hub(hub, "acme/sdxl", BASE_DIR, COMMITS[0])
     (snapshot.parent.parent / "blobs" / "abc.incomplete").write_bytes(b"x")
@@ -271,17 +283,17 @@ def test_broken_off_download_is_said(hub: Path) -> None:
     assert caught.value.fix.startswith("hf download acme/sdxl --include")
     assert "1 unfinished" in caught.value.fix
     shutil.rmtree(snapshot)
-    with pytest.raises(NotFound, match="broken off"):
+    with pytest.raises(NotFound, match="interrupted"):
         find_base("acme/sdxl", None, Path())
 
 
-def test_download_without_any_file_points_to_the_licence(hub: Path) -> None:
+def test_download_without_any_file_points_to_the_license(hub: Path) -> None:
     """A cache entry without files is what a refused, gated download leaves."""
     (hub / "models--acme--sdxl" / "refs").mkdir(parents=True)
     (hub / "models--acme--sdxl" / "refs" / "main").write_text(COMMITS[0])
-    with pytest.raises(NotFound, match="no file arrived") as caught:
+    with pytest.raises(NotFound, match="nothing was downloaded") as caught:
         find_base("acme/sdxl", None, Path())
-    assert "licence" in caught.value.fix
+    assert "license" in caught.value.fix
     assert "hf auth login" in caught.value.fix
 
 
@@ -313,10 +325,10 @@ def test_separate_vae_replaces_the_bases_own(other_vae: Path) -> None:
 
 def test_vae_of_a_pipeline_folder_and_of_the_hub(hub: Path, folder: Path, other_vae: Path) -> None:
     """A whole pipeline's folder serves as the VAE in it; so does a Hub id."""
-    alone = find_vae(str(BASE_DIR / "vae"), Path())
-    assert find_vae("model", folder.parent).hash == alone.hash
+    alone = find_vae(str(BASE_DIR / "vae"), Path(), SDXL)
+    assert find_vae("model", folder.parent, SDXL).hash == alone.hash
     put_in_hub(hub, "acme/vae", other_vae, COMMITS[0])
-    assert find_vae("acme/vae", Path()).hash == find_vae(str(other_vae), Path()).hash
+    assert find_vae("acme/vae", Path(), SDXL).hash == find_vae(str(other_vae), Path(), SDXL).hash
 
 
 def test_base_without_its_own_vae_needs_the_separate_one(folder: Path, other_vae: Path) -> None:
@@ -341,7 +353,7 @@ def test_vae_files_are_told_apart(tmp_path: Path) -> None:
     """A VAE in the original layout is taken; 16 channels and other files are refused."""
     weights = vae_weights(load_file(BASE_DIR / "vae" / "diffusion_pytorch_model.safetensors"))
     save_file(weights, tmp_path / "vae.safetensors")
-    found = find_vae("vae.safetensors", tmp_path)
+    found = find_vae("vae.safetensors", tmp_path, SDXL)
     assert (found.file, found.factor, found.scaling_factor) == (
         tmp_path / "vae.safetensors",
         8,
@@ -350,10 +362,10 @@ def test_vae_files_are_told_apart(tmp_path: Path) -> None:
     wide = {**weights, "decoder.conv_in.weight": torch.zeros(8, 16, 3, 3)}
     save_file(wide, tmp_path / "wide.safetensors")
     with pytest.raises(BaseModelError, match="16 latent channels"):
-        find_vae("wide.safetensors", tmp_path)
+        find_vae("wide.safetensors", tmp_path, SDXL)
     save_file({"x": torch.zeros(1)}, tmp_path / "no.safetensors")
     with pytest.raises(BaseModelError, match="holds no VAE"):
-        find_vae("no.safetensors", tmp_path)
+        find_vae("no.safetensors", tmp_path, SDXL)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])

@@ -1,4 +1,4 @@
-"""Checkpoints that are one file: recognised by their header, loaded offline, weight by weight."""
+"""Checkpoints that are one file: recognized by their header, loaded offline, weight by weight."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from safetensors.torch import save_file
-from sgm_names import checkpoint
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from sgm_names import checkpoint
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
 from styletune.models.load import find_base, load_pipeline
 from styletune.models.recognize import why_not_sdxl
-from styletune.models.single_file import SDXL_CONFIGS, configs_for, load_single_file
+from styletune.models.sdxl import SDXL
+from styletune.models.single_file import configs_for, load_single_file
 from styletune.models.weight_files import read_header
 
 TOKENIZERS = (BASE_DIR / "tokenizer", BASE_DIR / "tokenizer_2")
@@ -72,7 +73,7 @@ def test_single_file_gives_every_weight_of_the_folder(
     pipe: StableDiffusionXLPipeline, small_file: Path
 ) -> None:
     """All four models come out of the original names with exactly the folder's weights."""
-    loaded = load_single_file(small_file, mini_configs(), TOKENIZERS, torch.float32, None)
+    loaded = load_single_file(small_file, SDXL, TOKENIZERS, mini_configs(), torch.float32, None)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         assert same(getattr(loaded, part).state_dict(), getattr(pipe, part).state_dict()), part
 
@@ -81,7 +82,7 @@ def test_single_file_draws_the_folders_image(
     pipe: StableDiffusionXLPipeline, small_file: Path
 ) -> None:
     """The same prompt and seed give the same pixels, so scheduler and tokenizers agree too."""
-    loaded = load_single_file(small_file, mini_configs(), TOKENIZERS, torch.float32, None)
+    loaded = load_single_file(small_file, SDXL, TOKENIZERS, mini_configs(), torch.float32, None)
     loaded.set_progress_bar_config(disable=True)
     images = [
         p(
@@ -101,25 +102,25 @@ def test_separate_vae_replaces_the_files_own(small_file: Path, tmp_path: Path) -
     """A VAE that is given is the one in the pipeline."""
     config = mini_configs()["vae"]
     other = AutoencoderKL.from_config(config)
-    loaded = load_single_file(small_file, mini_configs(), TOKENIZERS, torch.float32, other)
+    loaded = load_single_file(small_file, SDXL, TOKENIZERS, mini_configs(), torch.float32, other)
     assert loaded.vae is other
 
 
 @pytest.fixture(scope="module")
-def true_models() -> dict[str, torch.nn.Module]:
+def true_models() -> dict[str, Any]:
     """SDXL in full size by our configuration, without memory for weights."""
     with torch.device("meta"):
         return {
-            "unet": UNet2DConditionModel.from_config(dict(SDXL_CONFIGS["unet"])),
-            "vae": AutoencoderKL.from_config(dict(SDXL_CONFIGS["vae"])),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**SDXL_CONFIGS["text_encoder"])),
+            "unet": UNet2DConditionModel.from_config(dict(SDXL.unet)),
+            "vae": AutoencoderKL.from_config(dict(SDXL.vae)),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**SDXL.text_encoders[0].config)),
             "text_encoder_2": CLIPTextModelWithProjection(
-                CLIPTextConfig(**SDXL_CONFIGS["text_encoder_2"])
+                CLIPTextConfig(**SDXL.text_encoders[1].config)
             ),
         }
 
 
-def test_configurations_are_sdxls(true_models: dict[str, torch.nn.Module]) -> None:
+def test_configurations_are_sdxls(true_models: dict[str, Any]) -> None:
     """The four models have exactly the published numbers of parameters."""
     counts = {k: sum(p.numel() for p in m.parameters()) for k, m in true_models.items()}
     assert counts == {
@@ -130,8 +131,8 @@ def test_configurations_are_sdxls(true_models: dict[str, torch.nn.Module]) -> No
     }
 
 
-def test_full_size_names_are_recognised_and_converted(
-    true_models: dict[str, torch.nn.Module],
+def test_full_size_names_are_recognized_and_converted(
+    true_models: dict[str, Any],
 ) -> None:
     """A checkpoint with SDXL's true names and shapes passes, and diffusers maps each of them."""
     states = [m.state_dict() for m in true_models.values()]
@@ -200,7 +201,7 @@ def test_prediction_type_comes_from_the_header(
     zero_snr: bool | None,
 ) -> None:
     """A file that declares v-prediction or zero terminal SNR gets that scheduler."""
-    scheduler = configs_for(names, metadata)["scheduler"]
+    scheduler = configs_for(SDXL, names, metadata)["scheduler"]
     assert scheduler["prediction_type"] == prediction
     assert scheduler.get("rescale_betas_zero_snr") == zero_snr
 
@@ -210,8 +211,10 @@ def test_zero_terminal_snr_is_sampled_from_pure_noise(
     small_file: Path, names: dict[str, tuple[int, ...]], first: int
 ) -> None:
     """A file that declares it starts at the last timestep; others at 3 · 250 + 1, as SDXL does."""
-    configs = {**mini_configs(), "scheduler": configs_for(names, {})["scheduler"]}
-    scheduler = load_single_file(small_file, configs, TOKENIZERS, torch.float32, None).scheduler
+    configs = {**mini_configs(), "scheduler": configs_for(SDXL, names, {})["scheduler"]}
+    scheduler = load_single_file(
+        small_file, SDXL, TOKENIZERS, configs, torch.float32, None
+    ).scheduler
     assert scheduler.config.timestep_spacing == ("trailing" if names else "leading")
     scheduler.set_timesteps(4)
     assert int(scheduler.timesteps[0]) == first

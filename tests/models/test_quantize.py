@@ -1,9 +1,10 @@
-"""8- and 4-bit weights: what is quantised, how far it is off, and that an adapter can learn."""
+"""8- and 4-bit weights: what is quantized, how far it is off, and that an adapter can learn."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,9 @@ from styletune.models.quantize import (
     check_quantized,
     count_quantized,
     eligible_linears,
-    plain_weight,
     quantize_unet,
 )
-from styletune.models.single_file import SDXL_CONFIGS
+from styletune.models.sdxl import SDXL
 
 KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 # fmt: off
@@ -30,6 +30,19 @@ KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 NF4 = [-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0,
        0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0]
 # fmt: on
+
+
+def plain_weight(module: nn.Linear) -> Tensor:
+    """The weight that a quantized layer computes with, (out, in) float32."""
+    weight: Any = module.weight
+    if getattr(weight, "SCB", None) is not None:
+        from styletune.models.int8_linear import int8_values
+
+        return int8_values(weight.data, weight.SCB, torch.float32)
+    import bitsandbytes
+
+    values: Tensor = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    return values.float()
 
 
 def load_unet(
@@ -68,9 +81,9 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def test_sdxl_has_722_eligible_layers_with_86_percent_of_its_weights() -> None:
-    """Attention, feed-forward and projections are quantised: what an adapter can target."""
+    """Attention, feed-forward and projections are quantized: what an adapter can target."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(dict(SDXL_CONFIGS["unet"]))
+        unet = UNet2DConditionModel.from_config(dict(SDXL.unet))
     found = eligible_linears(unet)
     share = sum(m.weight.numel() for m in found.values()) / sum(
         p.numel() for p in unet.parameters()
@@ -80,7 +93,7 @@ def test_sdxl_has_722_eligible_layers_with_86_percent_of_its_weights() -> None:
 
 
 @pytest.mark.parametrize(("kind", "bytes_a_weight"), [("int8", 1.0), ("nf4", 0.5)])
-def test_every_eligible_layer_is_quantised_and_nothing_else(
+def test_every_eligible_layer_is_quantized_and_nothing_else(
     plain: UNet2DConditionModel, kind: Quantization, bytes_a_weight: float
 ) -> None:
     """Weights of the attention blocks shrink to 8 or 4 bits, the rest keeps its dtype."""
@@ -154,7 +167,7 @@ def adapter_gradients(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 def test_adapter_gradients_flow_and_are_close(
     exact: dict[str, Tensor], kind: Quantization, cosine: float
 ) -> None:
-    """Every adapter tensor learns through quantised layers, in nearly the exact direction."""
+    """Every adapter tensor learns through quantized layers, in nearly the exact direction."""
     found = adapter_gradients(load_unet(kind))
     assert found.keys() == exact.keys()
     assert len(found) == 2 * 132

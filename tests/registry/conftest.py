@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from obstore.store import ObjectStore
-from published_small import publish_small
 
+from registry_parts import publish_small
 from styletune.registry.store import open_store
 from styletune.registry.versions import Published
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 from obstore.store import ObjectStore
-from published_small import publish_small
 
+from registry_parts import publish_small
 from styletune.errors import BadInput, NotFound
 from styletune.registry.resolve import parse_spec, resolve
 from styletune.registry.store import open_store
@@ -110,7 +110,7 @@ def test_no_match_names_the_versions(full: ObjectStore) -> None:
         resolve(full, parse_spec("horizon@1.2.4"))
 
 
-def test_misspelt_name_gets_the_nearest(full: ObjectStore) -> None:
+def test_misspelled_name_gets_the_nearest(full: ObjectStore) -> None:
     """An adapter that is not there brings the nearest that is."""
     with pytest.raises(NotFound, match=r"did you mean horizon\?"):
         resolve(full, parse_spec("horizn@^1"))

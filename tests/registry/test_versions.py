@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 from obstore.store import ObjectStore
-from published_small import publish_small
 
+from registry_parts import publish_small
 from styletune.errors import BadInput, Conflict, IntegrityError, NotFound
-from styletune.registry.manifest import Event, Manifest, canonical, manifest_digest, parse_version
+from styletune.registry.manifest import Event, Manifest, canonical, parse_version
 from styletune.registry.store import get_blob, open_store
 from styletune.registry.versions import (
     Published,
@@ -38,7 +38,7 @@ def test_published_version_is_read_back(store: ObjectStore, publish: Publish) ->
     done = publish(store)
     manifest, digest = read_manifest(store, "horizon", "1.0.0")
     assert done == Published("horizon", "1.0.0", digest)
-    assert digest == manifest_digest(manifest)
+    assert digest == hashlib.sha256(canonical(manifest)).hexdigest()
     assert [entry.path for entry in manifest.files] == ["README.md", "diffusers/w.safetensors"]
     for entry in manifest.files:
         assert len(get_blob(store, entry.sha256)) == entry.size
@@ -180,7 +180,7 @@ def test_semver_precedence() -> None:
     ],
 )
 def test_next_free_version(taken: list[str], asked: str, free: str) -> None:
-    """The proposed version is free and above its neighbours."""
+    """The proposed version is free and above its neighbors."""
     assert str(next_free_version(taken, asked)) == free
 
 
@@ -281,7 +281,7 @@ def test_publishing_again_completes_a_history_cut_by_a_crash(
 _CHILD = """
 import os, sys, time
 sys.path.insert(0, sys.argv[1])
-from published_small import publish_small
+from registry_parts import publish_small
 from styletune.errors import Conflict
 from styletune.registry.store import open_store
 store = open_store(sys.argv[2], create=True)
@@ -297,7 +297,7 @@ except Conflict as error:
 
 
 def _child(folder: Path, version: str, who: str, parts: int) -> subprocess.Popen[str]:
-    arguments = [str(Path(__file__).parent), str(folder), version, who, str(parts)]
+    arguments = [str(Path(__file__).parents[1]), str(folder), version, who, str(parts)]
     return subprocess.Popen(
         [sys.executable, "-c", _CHILD, *arguments],
         stdin=subprocess.PIPE,

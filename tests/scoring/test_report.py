@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,22 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 from browser_parts import open_page
-from styletune.errors import BadInput
+from styletune.errors import BadInput, IntegrityError
+from styletune.runs import Run
+from styletune.runs.documents import (
+    BaseFacts,
+    DataFacts,
+    DeclaredRights,
+    RightsSummary,
+    RunFacts,
+    write_facts,
+)
+from styletune.runs.scores import write_scores
+from styletune.runs.summary import ScoreInputs, read_summary, write_summary
 from styletune.scoring.figures import draw_grid
-from styletune.scoring.report import write_report
-from styletune.scoring.score import Column, Scores, score_columns
-from styletune.scoring.suite import Suite, SuiteGates
+from styletune.scoring.report import write_picture, write_report
+from styletune.scoring.score import Column, score_columns
+from styletune.scoring.suite import Suite, SuiteGates, sample_names, suite_hash
 from world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 
 SCENES = ("mountains", "sea", "city", "forest")
@@ -27,77 +38,112 @@ CHROMIUM = shutil.which("chromium")
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What a report is made of."""
-
-    folder: Path
-    suite: Suite
-    columns: list[Column]
-    references: list[Path]
-    scores: Scores
-
-
 def feature(pixels: np.ndarray, content: int, follow: float) -> np.ndarray:
     color = pixels.reshape(-1, 3).mean(0) / 255 - 0.5
     return np.concatenate([color / np.linalg.norm(color), follow * np.eye(4)[content]])
 
 
-@pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
-    """Base and three checkpoints of four prompts, one prompt with markup in it."""
-    folder = tmp_path_factory.mktemp("report")
-    prompts = ("mountains at noon", 'the sea <b>&</b> "sky"', "a city", "a forest")
-    suite = Suite(name="small", prompts=prompts, seeds=SEEDS, gates=SuiteGates(clip_text_loss=0.6))
+PROMPTS = ("mountains at noon", 'the sea <b>&</b> "sky"', "a city", "a forest")
+TEXTS = np.concatenate([np.zeros((4, 3)), np.eye(4)], axis=1)
+MIXES = {"base": 0.0, "step-000010": 0.3, "step-000020": 0.9, "step-000030": 1.0}
 
-    def column(name: str, step: int | None, mix: float) -> Column:
-        files, features = [], []
-        for i, scene in enumerate(SCENES):
-            for seed in SEEDS:
-                view = View(scene, "noon", (), seed)
-                blend = render(view, NATURAL, 64) * (1 - mix) + render(view, HORIZON, 64) * mix
-                pixels = blend.astype(np.uint8)
-                files.append(folder / f"{name}-{i}-{seed}.png")
-                Image.fromarray(pixels).save(files[-1])
-                features.append(feature(pixels, i, 1 - 0.2 * mix))
-        return Column(name, step, 1.0, files, np.stack(features))
 
-    columns = [
-        column("base", None, 0),
-        column("step-000010", 10, 0.3),
-        column("step-000020", 20, 0.9),
-        column("step-000030", 30, 1.0),
-    ]
-    references, features = [], []
+def small_suite(gates: SuiteGates) -> Suite:
+    return Suite(name="small", prompts=PROMPTS, seeds=SEEDS, gates=gates)
+
+
+def draw_column(run: Run, suite: Suite, name: str) -> Column:
+    """Images between the base's look and the brand's, where a run keeps them."""
+    folder, mix = run.samples_dir(suite_hash(suite), name), MIXES[name]
+    files, features = [folder / file for file in sample_names(suite)], []
+    folder.mkdir(parents=True)
+    for i, file in enumerate(files):
+        scene = i // len(SEEDS)
+        view = View(SCENES[scene], "noon", (), SEEDS[i % len(SEEDS)])
+        blend = render(view, NATURAL, 64) * (1 - mix) + render(view, HORIZON, 64) * mix
+        pixels = blend.astype(np.uint8)
+        Image.fromarray(pixels).save(file)
+        features.append(feature(pixels, scene, 1 - 0.2 * mix))
+    step = None if name == "base" else int(name.removeprefix("step-"))
+    return Column(name, step, 0.0 if step is None else 1.0, files, np.stack(features))
+
+
+def draw_references(run: Run, suite: Suite) -> tuple[list[Path], np.ndarray]:
+    folder = run.references_dir(suite_hash(suite))
+    folder.mkdir(parents=True)
+    files, features = [], []
     for i in range(8):
         pixels = render(View(SCENES[i % 4], "noon", (), 100 + i), HORIZON, 64)
-        references.append(folder / f"ref-{i}.png")
-        Image.fromarray(pixels).save(references[-1])
+        files.append(folder / f"{i:04d}.png")
+        Image.fromarray(pixels).save(files[-1])
         features.append(feature(pixels, i % 4, 1))
-    texts = np.concatenate([np.zeros((4, 3)), np.eye(4)], axis=1)
+    return files, np.stack(features)
+
+
+def run_facts(title: str, palette: tuple[str, ...]) -> RunFacts:
+    rights = DeclaredRights(images=12, license="CC0-1.0", holder="A & B", source="", consent="")
+    return RunFacts(
+        recipe=title,
+        recipe_hash="a" * 64,
+        training_hash="b" * 64,
+        seed=3,
+        base=BaseFacts(model="/home/eve/models/sdxl", hash="c" * 64, resolution=64),
+        data=DataFacts(
+            fingerprint="d" * 64,
+            order="e" * 64,
+            train=("a.png",),
+            holdout=("b.png",),
+            trigger="",
+            palette=palette,
+            rights=RightsSummary(images=12, declared=(rights,), opt_out=None, lowered={}),
+            warnings=(),
+        ),
+        versions={"torch": "2.15.0"},
+        platform="somewhere",
+        device="cpu",
+    )
+
+
+def make_scored(
+    folder: Path,
+    *,
+    gates: SuiteGates | None = None,
+    columns: Sequence[str] = tuple(MIXES),
+    palette: Sequence[str] = HORIZON_PALETTE,
+) -> Run:
+    """A scored run: base and checkpoints of four prompts, one prompt with markup in it."""
+    run, suite = Run(folder), small_suite(gates or SuiteGates(clip_text_loss=0.6))
+    drawn = [draw_column(run, suite, name) for name in columns]
+    references, features = draw_references(run, suite)
     scores = score_columns(
         suite=suite,
-        columns=columns,
-        text_features=texts,
+        columns=drawn,
+        text_features=TEXTS,
         references=references,
-        reference_features=np.stack(features),
+        reference_features=features,
         encoder_id="hand-made",
     )
-    return Material(folder, suite, columns, references, scores)
-
-
-def make_report(material: Material, path: Path, title: str = "a <brand>") -> Path:
-    write_report(
-        path,
-        title=title,
-        suite=material.suite,
-        scores=material.scores,
-        columns=material.columns,
-        references=material.references,
-        brand_palette=HORIZON_PALETTE,
-        facts={"Recipe": "demo & more"},
+    inputs = ScoreInputs(
+        suite=suite.model_dump(mode="json"),
+        base="c" * 64,
+        data="d" * 64,
+        trigger="",
+        palette=tuple(palette),
+        adapters={},
+        styletune="0",
     )
-    return path
+    write_facts(run, run_facts("a <brand>", tuple(palette)))
+    write_scores(run, scores.rows)
+    write_summary(run, scores.summary.model_copy(update={"inputs": inputs}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose report is written."""
+    run = make_scored(tmp_path_factory.mktemp("report"))
+    write_report(run)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +157,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def report(material: Material) -> Path:
-    return make_report(material, material.folder / "out" / "report.html")
+def report(scored: Run) -> Path:
+    return scored.report_file
 
 
 def test_report_is_quiet_and_alone(browser: Browser, report: Path) -> None:
@@ -242,91 +288,93 @@ def test_text_has_contrast(browser: Browser, report: Path, scheme: str) -> None:
     page.close()
 
 
-def test_report_says_what_matters(report: Path, material: Material) -> None:
+def test_report_says_what_matters(report: Path, scored: Run) -> None:
     """Choice, gates, FID's warning and provenance are in the text; markup is escaped."""
     html = report.read_text(encoding="utf-8")
-    step = material.scores.summary["chosen"]["step"]
+    step = read_summary(scored).chosen.step
     assert re.search(rf"<h1>[^<]*step {step}</h1>", html)
     assert "a &lt;brand&gt;" in html
     assert "<b>&</b>" not in html
-    assert "demo &amp; more" in html
+    assert "A &amp; B" in html
     assert "never a gate" in html
+    assert "FID on CLIP features" in html
+    assert "/home/eve" not in html
     assert html.count("★ chosen") == 2
     assert "default-src 'none'" in html
     assert not re.search(r"(?:src|href)=\"(?!data:|#)", html)
 
 
-def test_failed_gates_change_the_headline(material: Material, tmp_path: Path) -> None:
+def test_failed_gates_change_the_headline(tmp_path: Path) -> None:
     """A suite that nothing passes never reads as ready."""
-    strict = material.suite.model_copy(update={"gates": SuiteGates(clip_image_gain=1.9)})
-    scores = score_columns(
-        suite=strict,
-        columns=material.columns,
-        text_features=np.concatenate([np.zeros((4, 3)), np.eye(4)], axis=1),
-        references=material.references,
-        reference_features=material.columns[3].image_features,
-        encoder_id="hand-made",
-    )
-    failed = Material(tmp_path, strict, material.columns, material.references, scores)
-    html = make_report(failed, tmp_path / "r.html").read_text()
+    run = make_scored(tmp_path, gates=SuiteGates(clip_image_gain=1.9))
+    write_report(run)
+    html = run.report_file.read_text()
     assert "Not ready: step" in html
     assert "Ready for" not in html
 
 
-def test_palette_must_be_hex(material: Material, tmp_path: Path) -> None:
-    """A colour goes into a style attribute, so only #rrggbb is let through."""
-    with pytest.raises(BadInput, match="not a colour"):
-        write_report(
-            tmp_path / "r.html",
-            title="x",
-            suite=material.suite,
-            scores=material.scores,
-            columns=material.columns,
-            references=material.references,
-            brand_palette=["red;background:url(x)"],
-            facts={},
-        )
+def test_palette_must_be_hex(scored: Run, tmp_path: Path) -> None:
+    """A color goes into a style attribute, so only #rrggbb is let through."""
+    shutil.copytree(scored.dir, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    facts = json.loads(run.facts_file.read_text())
+    facts["data"]["palette"] = ["red;background:url(x)"]
+    run.facts_file.write_text(json.dumps(facts))
+    with pytest.raises(IntegrityError, match=r"data\.palette"):
+        write_report(run)
 
 
-def test_one_checkpoint_and_no_palette_make_a_report(material: Material, tmp_path: Path) -> None:
-    """A single checkpoint, without brand colours and facts, still gives a whole page."""
-    columns = material.columns[:1] + material.columns[2:3]
-    scores = score_columns(
-        suite=material.suite,
-        columns=columns,
-        text_features=np.concatenate([np.zeros((4, 3)), np.eye(4)], axis=1),
-        references=material.references,
-        reference_features=material.columns[3].image_features,
-        encoder_id="hand-made",
-    )
-    path = tmp_path / "r.html"
-    write_report(
-        path,
-        title="one",
-        suite=material.suite,
-        scores=scores,
-        columns=columns,
-        references=material.references,
-        brand_palette=[],
-        facts={},
-    )
-    html = path.read_text()
+def test_one_checkpoint_and_no_palette_make_a_report(tmp_path: Path) -> None:
+    """A single checkpoint, without brand colors, still gives a whole page."""
+    run = make_scored(tmp_path, columns=("base", "step-000020"), palette=())
+    write_report(run)
+    html = run.report_file.read_text()
     assert html.rstrip().endswith("</html>")
     assert html.count('<figure class="fig">') == 4
 
 
-def test_same_scores_same_report(material: Material, report: Path, tmp_path: Path) -> None:
-    """Written twice, the report is the same byte for byte."""
-    assert make_report(material, tmp_path / "again.html").read_bytes() == report.read_bytes()
+def test_same_folder_same_report(scored: Run, tmp_path: Path) -> None:
+    """Written from a copy of the folder, the report is the same byte for byte."""
+    shutil.copytree(scored.dir, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    run.report_file.unlink()
+    write_report(run)
+    assert run.report_file.read_bytes() == scored.report_file.read_bytes()
 
 
-def test_contact_sheet_has_rows_and_cells(material: Material, tmp_path: Path) -> None:
+def test_missing_images_are_named(scored: Run, tmp_path: Path) -> None:
+    """Without a sample or a reference there is no page, and the message says which."""
+    shutil.copytree(scored.dir, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    suite_id = read_summary(run).suite_hash
+    sample = run.samples_dir(suite_id, "step-000010") / "p01-6.png"
+    sample.rename(tmp_path / "kept.png")
+    with pytest.raises(IntegrityError, match=r"p01-6\.png is missing"):
+        write_report(run)
+    (tmp_path / "kept.png").rename(sample)
+    (run.references_dir(suite_id) / "0003.png").unlink()
+    with pytest.raises(IntegrityError, match="7 references, the scores are of 8"):
+        write_report(run)
+
+
+def test_picture_shows_base_choice_and_references(scored: Run) -> None:
+    """Three rows of one image per prompt, from the folder alone."""
+    write_picture(scored)
+    with Image.open(scored.picture_file) as picture:
+        assert picture.width > 4 * 192
+        assert picture.height > 3 * 192
+
+
+def test_contact_sheet_has_rows_and_cells(scored: Run, tmp_path: Path) -> None:
     """The sheet is a PNG wide enough for the longest row, with the images in it."""
-    rows = [("Base", material.columns[0].images[:4]), ("References", material.references[:3])]
+    suite_id = read_summary(scored).suite_hash
+    base = sorted(scored.samples_dir(suite_id, "base").iterdir())
+    references = sorted(scored.references_dir(suite_id).iterdir())
+    rows = [("Base", base[:4]), ("References", references[:3])]
     draw_grid(tmp_path / "g" / "sheet.png", rows, cell_px=64)
     sheet = np.asarray(Image.open(tmp_path / "g" / "sheet.png"))
     assert sheet.shape[1] == 2 * 12 + 4 * 64 + 3 * 4
-    first = np.asarray(Image.open(material.columns[0].images[0]).convert("RGB"))
+    first = np.asarray(Image.open(base[0]).convert("RGB"))
     top = 12 + int(13 * 1.9)
     np.testing.assert_array_equal(sheet[top : top + 64, 12:76], first)
     with pytest.raises(BadInput):

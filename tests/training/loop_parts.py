@@ -19,22 +19,27 @@ from torch.optim import optimizer as optimizers
 import world
 from data_parts import load_folder
 from styletune.data.entries import entries, read_entry
-from styletune.job.adapt import Models, adapt, parameter_groups
+from styletune.job.adapt import AdaptedPipeline, adapt
 from styletune.models.conditioning import token_ids
 from styletune.models.load import find_base, load_pipeline
+from styletune.models.sdxl import SDXL
 from styletune.recipe import Recipe
+from styletune.recipe.data_sections import DataSection
+from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.runs import Run
-from styletune.training.cache import Cache, build_cache
-from styletune.training.checkpoint import Identity
-from styletune.training.denoise import Denoiser, NoiseSettings, Objective, Texts, live_texts
-from styletune.training.loop import LoopSettings, Material, Prior, train_adapter
-from styletune.training.optimizer import OptimizerSettings
+from styletune.training.cache import Cache, CachePlace, build_cache
+from styletune.training.denoise import Denoiser
+from styletune.training.groups import ParameterGroup, parameter_groups
+from styletune.training.identity import Identity
+from styletune.training.images import Prior, TrainingData, TrainingImages
+from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
 from styletune.training.processes import make_accelerator
+from styletune.training.texts import Texts, live_texts
 from styletune.training.validation import validation_losses
 
 Size = tuple[int, int]
-PLAIN = Objective("epsilon", "none", 5.0, "mse", 0.1)
-NOISE = NoiseSettings(caption_dropout=0.0)
+IMAGES = DataSection(path="images")
+PLAIN = TrainSection(weighting="none", caption_dropout=0.0)
 NAMES = ["a.png", "b.png", "c.png", "d.png"]
 
 
@@ -71,7 +76,7 @@ def small_cache(
     )
     found = entries(data)
     assert [entry.row.file_name for entry in found] == [f"{i}.png" for i in range(len(sizes))]
-    return build_cache(pipe, found, captions, read_entry, device="cpu")
+    return build_cache(pipe, found, captions, read_entry, IMAGES, CachePlace("cpu"))
 
 
 def squares(folder: Path) -> Cache:
@@ -86,7 +91,7 @@ def part_of(cache: Cache, chosen: Sequence[int]) -> Cache:
         cache,
         bucket_of=tuple(cache.bucket_of[i] for i in chosen),
         places=tuple(cache.places[i] for i in chosen),
-        time_ids=cache.time_ids[list(chosen)],
+        sizes={name: values[list(chosen)] for name, values in cache.sizes.items()},
         caption_rows=cache.caption_rows[list(chosen)],
     )
 
@@ -97,7 +102,7 @@ def recipe(sections: Mapping[str, Mapping[str, Any]]) -> Recipe:
 
 def denoiser_of(
     pipe: StableDiffusionXLPipeline,
-    objective: Objective = PLAIN,
+    prediction_type: PredictionType = "epsilon",
     dtype: torch.dtype = torch.float32,
 ) -> Denoiser:
     """As a job makes it, for noise that the base's own schedule mixes in."""
@@ -106,18 +111,15 @@ def denoiser_of(
         dtype,
         pipe.scheduler.alphas_cumprod.float(),
         float(pipe.vae.config.scaling_factor),
-        objective,
+        prediction_type,
     )
 
 
 def live(pipe: StableDiffusionXLPipeline, captions: Sequence[str]) -> Texts:
     """Captions, and the empty one last, as the pipeline's own encoders see them now."""
-    return live_texts(
-        pipe.text_encoder,
-        pipe.text_encoder_2,
-        token_ids(pipe, [*captions, ""]),
-        empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
-    )
+    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+    ids = token_ids(pipe, [*captions, ""])
+    return live_texts(SDXL, encoders, ids, bool(pipe.config.force_zeros_for_empty_prompt))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,15 @@ class Trainee:
     """An untrained adapter in the mini base, and the recipe that says how it is trained."""
 
     recipe: Recipe
-    models: Models
+    models: AdaptedPipeline
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         return self.models.parameters
+
+    def groups(self) -> list[ParameterGroup]:
+        block_rates = self.recipe.adapter.block_learning_rates
+        return parameter_groups(self.recipe.optimizer, block_rates, self.parameters)
 
 
 def trainee(
@@ -147,7 +153,8 @@ def trainee(
             },
         }
     )
-    return Trainee(wanted, adapt(wanted, pipe or mini_pipe(), None))
+    models = adapt(pipe or mini_pipe(), wanted.adapter, wanted.train.seed, None)
+    return Trainee(wanted, models)
 
 
 def values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,65 +163,47 @@ def values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def train(
     who: Trainee,
-    material: Material,
+    images: TrainingImages,
     folder: Path,
+    section: TrainSection = PLAIN,
     *,
-    steps: int,
-    batch_size: int,
-    accumulation: int = 1,
-    objective: Objective = PLAIN,
-    noise: NoiseSettings = NOISE,
+    prediction_type: PredictionType = "epsilon",
     prior: Prior | None = None,
-    held_out: Material | None = None,
-    seed: int = 0,
-    log_every: int = 1,
-    validation_every: int = 0,
+    held_out: TrainingImages | None = None,
+    **keys: Any,
 ) -> Run:
-    """``train_adapter`` with the recipe's [adapter] and [optimizer]; the last step is saved."""
+    """``train_adapter`` with the recipe's [adapter] and [optimizer]; the last step is saved.
+
+    ``keys`` are of [train], by default a line in the log for each step.
+    """
     run = Run(folder)
     folder.mkdir(parents=True)
-    section = who.recipe.optimizer
+    every = {"log_every": 1, "checkpoint_every": keys["steps"]}
     train_adapter(
-        denoiser=denoiser_of(who.models.pipe, objective),
-        parameters=who.parameters,
-        groups=parameter_groups(who.recipe, who.parameters),
-        optimizer_settings=OptimizerSettings(
-            section.name,
-            section.learning_rate,
-            section.weight_decay,
-            section.beta1,
-            section.beta2,
-            section.schedule,
-            section.schedule_power,
-            section.warmup_steps,
-            steps,
-            section.lora_plus_ratio,
-            section.max_grad_norm,
+        AdaptedModel(
+            denoiser_of(who.models.pipe, prediction_type),
+            who.models.modules,
+            who.parameters,
+            who.groups(),
+            who.models.spec,
         ),
-        noise=noise,
-        material=material,
-        held_out=held_out,
-        prior=prior,
-        settings=LoopSettings(
-            steps,
-            batch_size,
-            accumulation,
-            seed,
-            section.ema_decay,
-            checkpoint_every=steps,
-            keep_last=None,
-            validation_every=validation_every,
-            log_every=log_every,
+        TrainingData(images, held_out, prior),
+        section_with(section, **{**every, **keys}),
+        who.recipe.optimizer,
+        output=RunOutput(
+            run,
+            Identity(**{field.name: field.name for field in fields(Identity)}),
+            on_checkpoint=lambda _: None,
         ),
-        spec_at=lambda step: replace(who.models.spec, step=step),
-        identity=Identity(**{field.name: field.name for field in fields(Identity)}),
-        run=run,
         accelerator=make_accelerator("no", "none", run),
         done=0,
-        on_checkpoint=lambda _: None,
-        set_training=who.models.set_training,
     )
     return run
+
+
+def section_with(section: TrainSection, **keys: Any) -> TrainSection:
+    """The section with other keys, checked like any recipe."""
+    return TrainSection(**{**section.model_dump(), **keys})
 
 
 def lines_of(run: Run) -> list[dict[str, Any]]:
@@ -222,9 +211,12 @@ def lines_of(run: Run) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.log_file.read_text().splitlines()]
 
 
-def mean_error(who: Trainee, cache: Cache, texts: Texts, objective: Objective = PLAIN) -> float:
+def mean_error(
+    who: Trainee, cache: Cache, texts: Texts, prediction_type: PredictionType = "epsilon"
+) -> float:
     """Over the validation's timesteps, with its own noise."""
-    found = validation_losses(denoiser_of(who.models.pipe, objective), cache, texts, 4)
+    images = TrainingImages(cache, texts, NAMES)
+    found = validation_losses(denoiser_of(who.models.pipe, prediction_type), images, 4)
     return sum(found.values()) / len(found)
 
 

@@ -23,10 +23,12 @@ from styletune.data.entries import entries, read_entry
 from styletune.data.pixels.crop import Crop
 from styletune.data.rows import Entry
 from styletune.errors import DataError
-from styletune.models.conditioning import encode_prompts, make_time_ids
+from styletune.models.conditioning import encode_prompts, size_conditions
 from styletune.models.latents import latent_mask
 from styletune.models.load import find_base, load_pipeline
-from styletune.training.cache import Cache, build_cache
+from styletune.models.sdxl import SDXL
+from styletune.recipe.data_sections import DataSection
+from styletune.training.cache import Cache, CachePlace, build_cache
 from styletune.training.cache_files import latent_key, tokenizer_hash, weights_hash
 
 SIZES = [(128, 128), (200, 130), (140, 140), (130, 200), (210, 130)]
@@ -75,6 +77,10 @@ def read(entry: Entry) -> Crop:
     return read_entry(entry)
 
 
+def section(mask_floor: float = 0.0) -> DataSection:
+    return DataSection(path="images", mask="alpha", mask_floor=mask_floor)
+
+
 def build(
     pipe: StableDiffusionXLPipeline,
     found: list[Entry],
@@ -83,13 +89,13 @@ def build(
     mask_floor: float = 0.0,
 ) -> Cache:
     texts = captions or [[f"scene {e.row.file_name}"] for e in found]
-    return build_cache(
-        pipe, found, texts, read, device="cpu", cache_dir=cache_dir, mask_floor=mask_floor
-    )
+    return build_cache(pipe, found, texts, read, section(mask_floor), CachePlace("cpu", cache_dir))
 
 
 def tensors_of(cache: Cache) -> list[Tensor]:
-    parts = [cache.embeds, cache.pooled, cache.time_ids, cache.caption_rows]
+    parts = [*cache.sizes.values(), cache.caption_rows]
+    if cache.texts is not None:
+        parts += [cache.texts.embeds, *cache.texts.added.values()]
     for bucket in cache.buckets:
         parts += [t for t in (bucket.mean, bucket.logvar, bucket.mask) if t is not None]
     return parts
@@ -155,13 +161,17 @@ def test_it_holds_what_the_encoders_give(pipe: StableDiffusionXLPipeline, images
         assert torch.allclose(mean, expected.mean, atol=1e-5)
         assert torch.allclose(logvar, expected.logvar, atol=1e-4)
         assert (mask is None) == (i != 3)
-        sizes = make_time_ids(crop.original_size, crop.crops_coords_top_left, crop.target_size)
-        assert torch.equal(cache.time_ids[i], sizes)
+        sizes = (crop.original_size, crop.crops_coords_top_left, crop.target_size)
+        conditions = size_conditions(SDXL, *sizes)
+        assert torch.equal(cache.sizes["time_ids"][i], conditions["time_ids"])
+        assert conditions["time_ids"].tolist() == [side for size in sizes for side in size]
     encoded = encode_prompts(pipe, list(cache.captions))
-    embeds, pooled = cache.texts(torch.arange(6))
-    assert torch.allclose(embeds, encoded.embeds, atol=1e-5)
-    assert torch.allclose(pooled, encoded.pooled, atol=1e-5)
-    assert not cache.embeds[-1].any()  # this base's empty caption is zeros
+    text = cache.text_rows(torch.arange(6))
+    assert torch.allclose(text.embeds, encoded.embeds, atol=1e-5)
+    assert text.added.keys() == encoded.added.keys() == {"text_embeds"}
+    assert torch.allclose(text.added["text_embeds"], encoded.added["text_embeds"], atol=1e-5)
+    assert cache.texts is not None
+    assert not cache.texts.embeds[-1].any()  # this base's empty caption is zeros
 
 
 def test_a_batch_is_gathered_in_its_order(pipe: StableDiffusionXLPipeline, images: Path) -> None:
@@ -185,7 +195,7 @@ def test_masks_are_resident_with_their_floor(pipe: StableDiffusionXLPipeline, im
     mask = cache.latents([3, 5])[2]
     assert mask is not None
     assert mask.shape == (2, 1, 20, 12)
-    expected = 0.25 + 0.75 * torch.from_numpy(latent_mask(crop.mask))
+    expected = 0.25 + 0.75 * torch.from_numpy(latent_mask(crop.mask, 8))
     assert torch.equal(mask[0, 0], expected)
     assert mask[0].min() == 0.25
     assert mask[0].max() == 1
@@ -271,7 +281,7 @@ def test_a_killed_build_goes_on_where_it_was(
 
     texts = [["x"]] * 5
     with pytest.raises(Killed):
-        build_cache(pipe, found, texts, dying, device="cpu", cache_dir=tmp_path / "cache")
+        build_cache(pipe, found, texts, dying, section(), CachePlace("cpu", tmp_path / "cache"))
     done = calls.vae
     assert done == len(files_in(tmp_path / "cache")) == 3
     cache = build(pipe, found, tmp_path / "cache", texts)
@@ -359,15 +369,18 @@ def test_models_are_put_back(pipe: StableDiffusionXLPipeline, images: Path) -> N
     assert seen == {torch.float32}
     assert weights_hash(half.vae) == before
     assert cache.buckets[0].mean.dtype == torch.float32
-    assert cache.embeds.dtype == torch.bfloat16
+    assert cache.texts is not None
+    assert cache.texts.embeds.dtype == torch.bfloat16
 
 
 def test_text_encoders_can_be_left_out(pipe: StableDiffusionXLPipeline, images: Path) -> None:
     """For trained text encoders the cache keeps the captions, not their embeddings."""
     found = found_in(images)[:2]
-    cache = build_cache(pipe, found, [["a"], ["b"]], read, device="cpu", with_text=False)
+    cache = build_cache(
+        pipe, found, [["a"], ["b"]], read, section(), CachePlace("cpu"), with_text=False
+    )
     assert cache.captions == ("a", "b")
-    assert cache.embeds.numel() == cache.pooled.numel() == 0
+    assert cache.texts is None
 
 
 def test_nan_latents_name_their_image(
@@ -445,11 +458,11 @@ def test_the_cache_is_resident_where_it_fits(images: Path, monkeypatch: pytest.M
     pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cuda")
     found = found_in(images)
     texts = [["x"]] * len(found)
-    resident = build_cache(pipe, found, texts, read, device="cuda")
+    resident = build_cache(pipe, found, texts, read, section(), CachePlace("cuda"))
     assert all(b.mean.is_cuda for b in resident.buckets)
     monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
-    pinned = build_cache(pipe, found, texts, read, device="cuda")
+    pinned = build_cache(pipe, found, texts, read, section(), CachePlace("cuda"))
     assert all(b.mean.is_pinned() for b in pinned.buckets)
     assert pinned.latents([1, 4])[0].is_cuda
     assert torch.allclose(pinned.latents([1, 4])[0], resident.latents([1, 4])[0])
-    assert pinned.texts(torch.tensor([0]))[0].is_cuda
+    assert pinned.text_rows(torch.tensor([0])).embeds.is_cuda

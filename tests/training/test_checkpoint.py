@@ -102,7 +102,7 @@ def test_the_way_back_from_a_damaged_state_works(
     run.state_file(4).write_bytes(b"half")
     answer = train(styletune, recipe, run)
     assert answer.code == 4
-    assert answer.json["error"]["fix"] == f"delete {run.checkpoint_dir(4)} to go on from step 2"
+    assert answer.json["error"]["fix"] == f"delete {run.checkpoint_dir(4)} to resume from step 2"
     shutil.rmtree(run.checkpoint_dir(4))
     assert train(styletune, recipe, run).code == 0
     assert run.adapter_file(6).read_bytes() == trained[1].adapter_file(6).read_bytes()

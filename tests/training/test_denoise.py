@@ -11,30 +11,41 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from loop_parts import NOISE, PLAIN, denoiser_of, live, mini_pipe, small_cache, trainee
+from loop_parts import (
+    PLAIN,
+    Trainee,
+    denoiser_of,
+    live,
+    mini_pipe,
+    section_with,
+    small_cache,
+    trainee,
+)
 from torch import Tensor
 
 from styletune.adapters.inject import adapter_off
 from styletune.models.conditioning import empty_prompt, encode_prompts
+from styletune.models.family import Conditioning
+from styletune.recipe.training_sections import TrainSection
+from styletune.training.batches import MicroBatch
 from styletune.training.cache import Cache
 from styletune.training.denoise import (
+    CLASS_POSITION,
     Denoiser,
-    NoiseSettings,
-    Objective,
-    cached_texts,
-    draw,
-    losses,
-    noised_inputs,
-    prior_losses,
+    class_losses,
+    denoising_losses,
+    noisy_batch,
+    with_noise,
 )
-from styletune.training.noise import Draw
+from styletune.training.images import Prior, TrainingImages
+from styletune.training.noise import NoiseSample, sample_noise
 
 # Sides that bfloat16 rounds; the last image is of another bucket.
 SIZES = [(333, 333), (261, 261), (64, 64), (64, 64), (140, 70)]
 CAPTIONS = [[f"scene {i}", f"{i} seen", f"the sea, {i}"] for i in range(5)]
 SQUARE = [0, 1, 2, 3]
 POSITIONS = [3, 8, 5, 40]
-PERTURBED = NoiseSettings(caption_dropout=0.0, input_perturbation=0.4)
+PERTURBED = section_with(PLAIN, seed=7, input_perturbation=0.4)
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +60,16 @@ def cache(pipe: StableDiffusionXLPipeline, tmp_path_factory: pytest.TempPathFact
     return small_cache(pipe, folder, SIZES, CAPTIONS, masked=[1])
 
 
-def drawn_for(denoiser: Denoiser, cache: Cache, noise: NoiseSettings = PERTURBED) -> Draw:
-    return draw(noise, denoiser, 7, 2, POSITIONS, cache.latent_shape(cache.bucket_of[0]))
+def drawn_for(cache: Cache, train: TrainSection = PERTURBED) -> NoiseSample:
+    return sample_noise(train, 2, POSITIONS, cache.latent_shape(cache.bucket_of[0]), 1000)
 
 
-def alpha_at(denoiser: Denoiser, drawn: Draw, i: int) -> float:
+def alpha_at(denoiser: Denoiser, drawn: NoiseSample, i: int) -> float:
     """ᾱ at the drawn timestep of the i-th sample."""
     return float(denoiser.alphas_cumprod[int(drawn.timesteps[i])])
 
 
-def latent_by_hand(denoiser: Denoiser, cache: Cache, drawn: Draw, i: int) -> Tensor:
+def latent_by_hand(denoiser: Denoiser, cache: Cache, drawn: NoiseSample, i: int) -> Tensor:
     mean, logvar = (part[i].double() for part in cache.latents(SQUARE)[:2])
     return (mean + (logvar / 2).exp() * drawn.posterior_noise[i]) * denoiser.scaling_factor
 
@@ -76,32 +87,27 @@ def latent_by_hand(denoiser: Denoiser, cache: Cache, drawn: Draw, i: int) -> Ten
     ],
 )
 def test_each_setting_changes_its_own_draws(
-    pipe: StableDiffusionXLPipeline, cache: Cache, setting: Mapping[str, Any], changed: set[str]
+    cache: Cache, setting: Mapping[str, Any], changed: set[str]
 ) -> None:
     """And no others."""
-    denoiser = denoiser_of(pipe)
-    plain, other = (
-        drawn_for(denoiser, cache, replace(NOISE, **changes)) for changes in ({}, setting)
-    )
+    plain, other = (drawn_for(cache, section_with(PLAIN, **keys)) for keys in ({}, setting))
     assert changed == {
         field.name
-        for field in fields(Draw)
+        for field in fields(NoiseSample)
         if not torch.equal(getattr(plain, field.name), getattr(other, field.name))
     }
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_input_and_target_are_what_was_drawn(
-    pipe: StableDiffusionXLPipeline, cache: Cache, prediction_type: str
+    pipe: StableDiffusionXLPipeline, cache: Cache, prediction_type: Any
 ) -> None:
     """A perturbed input is mixed from the input's noise, the target made of the unperturbed one."""
     # SDXL scales latents by 0.13025, the mini base by 1.
-    denoiser = replace(
-        denoiser_of(pipe, replace(PLAIN, prediction_type=prediction_type)), scaling_factor=0.13025
-    )
-    drawn = drawn_for(denoiser, cache)
+    denoiser = replace(denoiser_of(pipe, prediction_type), scaling_factor=0.13025)
+    drawn = drawn_for(cache)
     assert not torch.allclose(drawn.noise, drawn.input_noise, atol=0.1)
-    inputs = noised_inputs(denoiser, cache, SQUARE, drawn)
+    inputs = with_noise(denoiser, PERTURBED, cache, SQUARE, drawn)
     for i in range(4):
         a = alpha_at(denoiser, drawn, i)
         latent = latent_by_hand(denoiser, cache, drawn, i)
@@ -119,9 +125,11 @@ def test_another_posterior_sample_moves_the_input_by_its_spread(
 ) -> None:
     """Without the posterior's noise the input is made of the mean, and of nothing else."""
     denoiser = denoiser_of(pipe)
-    drawn = drawn_for(denoiser, cache)
+    drawn = drawn_for(cache)
     still = replace(drawn, posterior_noise=torch.zeros_like(drawn.posterior_noise))
-    moved, kept = (noised_inputs(denoiser, cache, SQUARE, d).noisy_latents for d in (drawn, still))
+    moved, kept = (
+        with_noise(denoiser, PERTURBED, cache, SQUARE, d).noisy_latents for d in (drawn, still)
+    )
     _, logvar, _ = cache.latents(SQUARE)
     roots = denoiser.alphas_cumprod[drawn.timesteps].sqrt()[:, None, None, None]
     spread = roots * (logvar / 2).exp() * drawn.posterior_noise * denoiser.scaling_factor
@@ -130,35 +138,35 @@ def test_another_posterior_sample_moves_the_input_by_its_spread(
 
 
 def prediction_alone(
-    denoiser: Denoiser, cache: Cache, noisy: Tensor, drawn: Draw, i: int
+    denoiser: Denoiser, cache: Cache, noisy: Tensor, drawn: NoiseSample, i: int
 ) -> Tensor:
     """What the UNet says of one sample with its first caption, asked directly."""
-    embeds, pooled = cache.texts(cache.caption_rows[i, :1])
+    texts = cache.text_rows(cache.caption_rows[i, :1])
     output: Tensor = denoiser.unet(
         noisy[i : i + 1],
         drawn.timesteps[i : i + 1],
-        encoder_hidden_states=embeds,
-        added_cond_kwargs={"text_embeds": pooled, "time_ids": cache.time_ids[i : i + 1]},
+        encoder_hidden_states=texts.embeds,
+        added_cond_kwargs={**texts.added, "time_ids": cache.sizes["time_ids"][i : i + 1]},
     ).sample[0]
     return output.double()
 
 
-def error_by_hand(objective: Objective, said: Tensor, target: Tensor) -> Tensor:
+def error_by_hand(train: TrainSection, said: Tensor, target: Tensor) -> Tensor:
     error = (said - target).abs()
-    if objective.loss == "mse":
+    if train.loss == "mse":
         return error**2
-    delta = objective.huber_delta
+    delta = train.huber_delta
     return torch.where(error <= delta, error**2, delta * (2 * error - delta))
 
 
-def weight_by_hand(objective: Objective, a: float) -> float:
+def weight_by_hand(train: TrainSection, prediction_type: str, a: float) -> float:
     snr = a / (1 - a)
-    if objective.weighting == "none":
+    if train.weighting == "none":
         return 1.0
-    if objective.weighting == "debiased":
+    if train.weighting == "debiased":
         return 1 / math.sqrt(min(snr, 1000))
-    over = snr + 1 if objective.prediction_type == "v_prediction" else snr
-    return min(snr, objective.snr_gamma) / over
+    over = snr + 1 if prediction_type == "v_prediction" else snr
+    return min(snr, train.snr_gamma) / over
 
 
 @torch.no_grad()
@@ -176,20 +184,20 @@ def test_a_samples_loss_is_its_masked_error_times_its_weight(
     pipe: StableDiffusionXLPipeline, cache: Cache, changes: Mapping[str, Any]
 ) -> None:
     """Each sample is predicted on its own, under its caption and size, and weighed by hand."""
-    objective = replace(PLAIN, **changes)
-    denoiser = denoiser_of(pipe, objective)
-    drawn = drawn_for(denoiser, cache)
-    drawn = replace(drawn, caption_choice=torch.zeros(4, dtype=torch.float64))
-    inputs = noised_inputs(denoiser, cache, SQUARE, drawn)
-    found = losses(denoiser, inputs, cached_texts(cache)(inputs.text_rows))
+    train = section_with(PERTURBED, **changes)
+    denoiser = denoiser_of(pipe, "epsilon" if train.prediction_type == "auto" else "v_prediction")
+    drawn = replace(drawn_for(cache), caption_choice=torch.zeros(4, dtype=torch.float64))
+    inputs = with_noise(denoiser, train, cache, SQUARE, drawn)
+    found = denoising_losses(denoiser, train, inputs, cache.text_rows(inputs.text_rows))
     _, _, mask = cache.latents(SQUARE)
     assert mask is not None
     weights = []
     for i in range(4):
         said = prediction_alone(denoiser, cache, inputs.noisy_latents, drawn, i)
-        errors = error_by_hand(objective, said, inputs.target[i])
+        errors = error_by_hand(train, said, inputs.target[i])
         assert bool(mask[i].all()) == (i != 1)
-        weights.append(weight_by_hand(objective, alpha_at(denoiser, drawn, i)))
+        alpha = alpha_at(denoiser, drawn, i)
+        weights.append(weight_by_hand(train, denoiser.prediction_type, alpha))
         wanted = (errors * mask[i]).sum() / (4 * mask[i].sum()) * weights[-1]
         assert float(found[i]) == pytest.approx(float(wanted), rel=1e-4)
     assert (max(weights) - min(weights) > 0.05) == bool(changes)
@@ -199,16 +207,16 @@ def test_a_samples_loss_is_its_masked_error_times_its_weight(
 def test_nothing_under_a_mask_is_counted(pipe: StableDiffusionXLPipeline, cache: Cache) -> None:
     """Where the mask is 0 another target is the same loss, anywhere else it is not."""
     denoiser = denoiser_of(pipe)
-    inputs = noised_inputs(denoiser, cache, SQUARE, drawn_for(denoiser, cache))
+    inputs = with_noise(denoiser, PERTURBED, cache, SQUARE, drawn_for(cache))
     assert inputs.mask is not None
-    text = cached_texts(cache)(inputs.text_rows)
-    before = losses(denoiser, inputs, text)
+    text = cache.text_rows(inputs.text_rows)
+    before = denoising_losses(denoiser, PERTURBED, inputs, text)
     nothing = (inputs.mask == 0).float()
     assert bool(nothing[1].any())
     outside = replace(inputs, target=inputs.target + nothing)
     inside = replace(inputs, target=inputs.target + (1 - nothing))
-    assert torch.equal(losses(denoiser, outside, text), before)
-    assert bool((losses(denoiser, inside, text) != before).all())
+    assert torch.equal(denoising_losses(denoiser, PERTURBED, outside, text), before)
+    assert bool((denoising_losses(denoiser, PERTURBED, inside, text) != before).all())
 
 
 def test_a_sample_picks_the_variant_that_it_drew(
@@ -216,10 +224,10 @@ def test_a_sample_picks_the_variant_that_it_drew(
 ) -> None:
     """The row is that of the entry's own caption number int(choice · 3)."""
     denoiser, asked = denoiser_of(pipe), [2, 0, 3, 1]
-    drawn = drawn_for(denoiser, cache)
+    drawn = drawn_for(cache)
     for choices in ([0.0, 0.32, 0.34, 0.999], [0.66, 0.67, 0.5, 0.01]):
         these = replace(drawn, caption_choice=torch.tensor(choices, dtype=torch.float64))
-        rows = noised_inputs(denoiser, cache, asked, these).text_rows.tolist()
+        rows = with_noise(denoiser, PERTURBED, cache, asked, these).text_rows.tolist()
         assert [cache.captions[row] for row in rows] == [
             CAPTIONS[entry][int(choice * 3)] for entry, choice in zip(asked, choices, strict=True)
         ]
@@ -231,20 +239,19 @@ def test_entries_bring_their_own_latents_and_sizes(
     """Whatever order entries are asked for in, and whichever bucket they are of."""
     denoiser = denoiser_of(pipe)
     drawn = replace(
-        drawn_for(denoiser, cache),
+        drawn_for(cache),
         timesteps=torch.zeros(4, dtype=torch.int64),
         drop_caption=torch.zeros(4, dtype=torch.bool),
     )
-    turned = noised_inputs(denoiser, cache, [3, 0, 1, 2], drawn)
-    assert torch.equal(turned.time_ids, cache.time_ids[[3, 0, 1, 2]])
+    turned = with_noise(denoiser, PERTURBED, cache, [3, 0, 1, 2], drawn)
+    assert torch.equal(turned.sizes["time_ids"], cache.sizes["time_ids"][[3, 0, 1, 2]])
     mean, _, _ = cache.latents([3, 0, 1, 2])
     scaled = mean * denoiser.scaling_factor
     # At timestep 0 there is nearly no noise.
     assert float((turned.noisy_latents - scaled).square().mean()) < 0.1 * float(scaled.var())
-    wide = draw(PERTURBED, denoiser, 7, 2, [0], cache.latent_shape(cache.bucket_of[4]))
-    inputs = noised_inputs(denoiser, cache, [4], wide)
+    inputs = noisy_batch(denoiser, PERTURBED, cache, MicroBatch(2, [4], [0]))
     assert inputs.noisy_latents.shape[2:] != turned.noisy_latents.shape[2:]
-    assert torch.equal(inputs.time_ids, cache.time_ids[4:])
+    assert torch.equal(inputs.sizes["time_ids"], cache.sizes["time_ids"][4:])
 
 
 @pytest.mark.parametrize("force_zeros", [True, False])
@@ -257,19 +264,20 @@ def test_a_dropped_caption_is_the_pipelines_empty_prompt(
     texts = [CAPTIONS[0]]
     own = small_cache(pipe, tmp_path / "images", [(64, 64)], texts)
     denoiser = denoiser_of(pipe)
-    shape = own.latent_shape(0)
     kept, dropped = (
-        noised_inputs(denoiser, own, [0], draw(NoiseSettings(share), denoiser, 7, 2, [3], shape))
+        noisy_batch(
+            denoiser, section_with(PLAIN, caption_dropout=share), own, MicroBatch(2, [0], [3])
+        )
         for share in (0.0, 1.0)
     )
     wanted = empty_prompt(pipe)
     assert bool(wanted.embeds.any()) != force_zeros
-    for found in (cached_texts(own), live(pipe, own.captions)):
+    for found in (own.text_rows, live(pipe, own.captions)):
         empty, said = found(dropped.text_rows), found(kept.text_rows)
         assert torch.allclose(empty.embeds, wanted.embeds, atol=1e-5)
-        assert torch.allclose(empty.pooled, wanted.pooled, atol=1e-5)
+        assert torch.allclose(empty.added["text_embeds"], wanted.added["text_embeds"], atol=1e-5)
         assert not torch.allclose(said.embeds, wanted.embeds, atol=1e-2)
-        assert not torch.allclose(said.pooled, wanted.pooled, atol=1e-2)
+        assert not torch.allclose(said.added["text_embeds"], wanted.added["text_embeds"], atol=1e-2)
 
 
 def test_only_those_that_drew_it_lose_their_caption(
@@ -278,8 +286,8 @@ def test_only_those_that_drew_it_lose_their_caption(
     """Others in the batch keep theirs."""
     denoiser = denoiser_of(pipe)
     drop = torch.tensor([False, True, True, False])
-    drawn = replace(drawn_for(denoiser, cache), drop_caption=drop)
-    rows = noised_inputs(denoiser, cache, SQUARE, drawn).text_rows
+    drawn = replace(drawn_for(cache), drop_caption=drop)
+    rows = with_noise(denoiser, PERTURBED, cache, SQUARE, drawn).text_rows
     assert (rows == len(cache.captions)).tolist() == drop.tolist()
 
 
@@ -291,10 +299,10 @@ def test_sizes_reach_the_unet_unrounded(pipe: StableDiffusionXLPipeline, cache: 
     denoiser = denoiser_of(half, dtype=torch.bfloat16)
     seen: list[Tensor] = []
     hook = half.unet.add_time_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    inputs = noised_inputs(denoiser, cache, SQUARE, drawn_for(denoiser, cache))
-    losses(denoiser, inputs, cached_texts(cache)(inputs.text_rows))
+    inputs = with_noise(denoiser, PERTURBED, cache, SQUARE, drawn_for(cache))
+    denoising_losses(denoiser, PERTURBED, inputs, cache.text_rows(inputs.text_rows))
     hook.remove()
-    assert torch.equal(seen[0].float(), cache.time_ids[SQUARE].flatten())
+    assert torch.equal(seen[0].float(), cache.sizes["time_ids"][SQUARE].flatten())
 
 
 def test_live_captions_equal_cached_ones_before_training(
@@ -303,9 +311,9 @@ def test_live_captions_equal_cached_ones_before_training(
     """With an untrained adapter in both encoders every caption is as it was, the empty one too."""
     who = trainee({"adapter": {"text_encoders": "both"}})
     rows = torch.tensor([2, len(cache.captions), 0, 14])
-    cached, now = cached_texts(cache)(rows), live(who.models.pipe, cache.captions)(rows)
+    cached, now = cache.text_rows(rows), live(who.models.pipe, cache.captions)(rows)
     assert torch.allclose(now.embeds, cached.embeds, atol=1e-5)
-    assert torch.allclose(now.pooled, cached.pooled, atol=1e-5)
+    assert torch.allclose(now.added["text_embeds"], cached.added["text_embeds"], atol=1e-5)
     assert not now.embeds[1].any()
 
 
@@ -315,7 +323,7 @@ def test_gradients_reach_both_encoders() -> None:
     texts = live(who.models.pipe, ["the sea at noon"])
     for row, reached in ((0, True), (1, False)):
         found = texts(torch.tensor([row]))
-        (found.embeds.square().sum() + found.pooled.square().sum()).backward()
+        (found.embeds.square().sum() + found.added["text_embeds"].square().sum()).backward()
         for encoder in ("text_encoder", "text_encoder_2"):
             grads = [
                 p.grad
@@ -327,20 +335,20 @@ def test_gradients_reach_both_encoders() -> None:
             parameter.grad = None
 
 
+def prior_of(who: Trainee, base_text: Conditioning) -> Prior:
+    """By prediction: the class in the adapted encoders' words and in the base's."""
+    text = live(who.models.pipe, ["the sea at noon"])
+    return Prior(1.0, None, text, lambda _: base_text, lambda: adapter_off(who.models.modules))
+
+
 def test_the_prior_of_an_untrained_adapter_is_nothing(cache: Cache) -> None:
     """Loss and gradients are 0: the adapted model still says what the base says."""
     who = trainee({"adapter": {"text_encoders": "both"}})
     pipe = who.models.pipe
-    denoiser = denoiser_of(pipe)
-    words = live(pipe, ["the sea at noon"])
-    rows = torch.zeros(4, dtype=torch.long)
-    inputs = noised_inputs(denoiser, cache, SQUARE, drawn_for(denoiser, cache))
-    found = prior_losses(
-        denoiser,
-        inputs,
-        words(rows),
-        lambda: adapter_off(who.models.adapted),
-        encode_prompts(pipe, ["the sea at noon"] * 4),
+    prior = prior_of(who, encode_prompts(pipe, ["the sea at noon"] * 4))
+    images = TrainingImages(cache, cache.text_rows, [])
+    found = class_losses(
+        denoiser_of(pipe), PERTURBED, images, prior, MicroBatch(2, SQUARE, POSITIONS)
     )
     found.sum().backward()
     assert found.shape == (4,)
@@ -354,23 +362,24 @@ def test_the_prior_pulls_a_moved_adapter_back(cache: Cache) -> None:
     """Its target is the bare base's answer to its own words, and gradients reach all three."""
     who = trainee({"adapter": {"text_encoders": "both"}})
     pipe, generator = who.models.pipe, torch.Generator().manual_seed(5)
-    denoiser = denoiser_of(pipe, replace(PLAIN, weighting="debiased"))
+    denoiser, train = denoiser_of(pipe), section_with(PERTURBED, weighting="debiased")
     base_text = encode_prompts(pipe, ["the sea at noon"] * 4)
     bare = mini_pipe()
-    inputs = noised_inputs(denoiser, cache, SQUARE, drawn_for(denoiser, cache))
     for parameter in who.parameters.values():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    words = live(pipe, ["the sea at noon"])(torch.zeros(4, dtype=torch.long))
-    found = prior_losses(
-        denoiser, inputs, words, lambda: adapter_off(who.models.adapted), base_text
-    )
+    prior, images = prior_of(who, base_text), TrainingImages(cache, cache.text_rows, [])
+    found = class_losses(denoiser, train, images, prior, MicroBatch(2, SQUARE, POSITIONS))
+    words = prior.text(torch.zeros(4, dtype=torch.long))
+    # The class has noise of its own.
+    apart_batch = MicroBatch(2, SQUARE, [CLASS_POSITION + p for p in POSITIONS])
+    inputs = noisy_batch(denoiser, train, cache, apart_batch)
     with torch.no_grad():
         answers = [
             unet(
                 inputs.noisy_latents,
                 inputs.timesteps,
                 encoder_hidden_states=text.embeds,
-                added_cond_kwargs={"text_embeds": text.pooled, "time_ids": inputs.time_ids},
+                added_cond_kwargs={**text.added, **inputs.sizes},
             ).sample
             for unet, text in ((pipe.unet, words), (bare.unet, base_text))
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from job_parts import Answer
 from styletune.adapters.file import load_adapter
 from styletune.adapters.updates import merged
 from styletune.mini import BASE_DIR
-from styletune.models.conditioning import encode_prompts, make_time_ids
+from styletune.models.conditioning import encode_prompts, size_conditions
 from styletune.models.load import find_base, load_pipeline
+from styletune.models.sdxl import SDXL
 from styletune.runs import Run
 
 Command = Callable[..., Answer]
@@ -58,19 +60,21 @@ def predictions(prompt: str, run: Run | None) -> Tensor:
     pipe = load_pipeline(find_base(str(BASE_DIR), None, Path()), torch.float32, "cpu")
     text = encode_prompts(pipe, [prompt] * 3)
     latents = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(5))
+    sizes = size_conditions(SDXL, (128, 128), (0, 0), (128, 128))
     inputs = {
         "timestep": torch.tensor([300, 600, 900]),
         "encoder_hidden_states": text.embeds,
         "added_cond_kwargs": {
-            "text_embeds": text.pooled,
-            "time_ids": make_time_ids((128, 128), (0, 0), (128, 128)).expand(3, -1),
+            **text.added,
+            **{name: values.expand(3, -1) for name, values in sizes.items()},
         },
     }
-    if run is None:
-        return pipe.unet(latents, **inputs).sample
-    tensors, spec = load_adapter(run.adapter_file(24))
-    with merged({"unet": pipe.unet}, tensors, spec, 1.0):
-        return pipe.unet(latents, **inputs).sample
+    adapter: AbstractContextManager[None] = nullcontext()
+    if run is not None:
+        adapter = merged({"unet": pipe.unet}, *load_adapter(run.adapter_file(24)), 1.0)
+    with adapter:
+        noise_pred: Tensor = pipe.unet(latents, **inputs).sample
+    return noise_pred
 
 
 @pytest.mark.slow
@@ -158,7 +162,7 @@ def test_training_goes_on_from_a_published_layout(
 
     first = train("first")
     tensors, spec = load_adapter(first.adapter_file(24))
-    (tmp_path / "project" / "k.safetensors").write_bytes(kohya_file(tensors, spec, {}))
+    (tmp_path / "project" / "k.safetensors").write_bytes(kohya_file(tensors, spec, {}, SDXL))
     again = train(
         "again",
         'adapter.start_from="k.safetensors"',

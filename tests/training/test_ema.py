@@ -26,7 +26,7 @@ def test_average_in_closed_form() -> None:
     for step in range(20):
         with torch.no_grad():
             for parameter in named.values():
-                parameter += 1
+                parameter.add_(1)
         ema_update(shadow, named, 0.6, step)
     behind, weight = 0.0, 1.0
     for step in reversed(range(20)):
@@ -49,7 +49,7 @@ def test_early_average_forgets_the_start() -> None:
     named = {"a": nn.Parameter(torch.zeros(2))}
     shadow = ema_start(named)
     with torch.no_grad():
-        named["a"] += 1
+        named["a"].add_(1)
     ema_update(shadow, named, 0.999, 0)
     assert torch.allclose(shadow["a"], torch.full((2,), 0.9))
 
@@ -59,7 +59,7 @@ def test_start_is_a_copy() -> None:
     named = {"a": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
     shadow = ema_start(named)
     with torch.no_grad():
-        named["a"] += 1
+        named["a"].add_(1)
     assert torch.equal(shadow["a"], torch.ones(2))
     assert shadow["a"].dtype == torch.float32
     assert not shadow["a"].requires_grad

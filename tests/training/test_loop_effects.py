@@ -12,13 +12,13 @@ import pytest
 import torch
 from loop_parts import (
     NAMES,
-    NOISE,
     PLAIN,
     Trainee,
     denoiser_of,
     mean_error,
     norm,
     part_of,
+    section_with,
     squares,
     train,
     trainee,
@@ -26,16 +26,11 @@ from loop_parts import (
 )
 from torch import Tensor
 
+from styletune.recipe.training_sections import PredictionType, TrainSection
+from styletune.training.batches import MicroBatch
 from styletune.training.cache import Cache
-from styletune.training.denoise import (
-    NoiseSettings,
-    Objective,
-    cached_texts,
-    draw,
-    noised_inputs,
-    predict,
-)
-from styletune.training.loop import Material
+from styletune.training.denoise import noisy_batch, predict
+from styletune.training.images import TrainingImages
 from styletune.training.validation import validation_losses
 
 SHORT = 10
@@ -47,8 +42,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 @pytest.fixture
-def material(cache: Cache) -> Material:
-    return Material(cache, cached_texts(cache), NAMES)
+def material(cache: Cache) -> TrainingImages:
+    return TrainingImages(cache, cache.text_rows, NAMES)
 
 
 def learner() -> Trainee:
@@ -61,79 +56,96 @@ def learner() -> Trainee:
     )
 
 
-def learnt(
-    material: Material,
+def learned(
+    material: TrainingImages,
     folder: Path,
-    objective: Objective = PLAIN,
-    noise: NoiseSettings = NOISE,
+    section: TrainSection = PLAIN,
     steps: int = 24,
+    prediction_type: PredictionType = "epsilon",
 ) -> Trainee:
     """After some steps with all four images each."""
     who = learner()
-    train(who, material, folder, steps=steps, batch_size=4, objective=objective, noise=noise)
+    train(
+        who,
+        material,
+        folder,
+        section,
+        prediction_type=prediction_type,
+        steps=steps,
+        batch_size=4,
+    )
     return who
 
 
 @pytest.fixture(scope="module")
 def plain(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Trainee:
     """Trained on noise as it is, all timesteps alike."""
-    return learnt(Material(cache, cached_texts(cache), NAMES), tmp_path_factory.mktemp("p") / "run")
+    return learned(
+        TrainingImages(cache, cache.text_rows, NAMES), tmp_path_factory.mktemp("p") / "run"
+    )
 
 
-def errors(who: Trainee, material: Material) -> dict[int, float]:
+def errors(who: Trainee, material: TrainingImages) -> dict[int, float]:
     """The validation's, by timestep."""
-    return validation_losses(denoiser_of(who.models.pipe), material.cache, material.texts, 4)
+    return validation_losses(denoiser_of(who.models.pipe), material, 4)
 
 
 # -- what is predicted, and what counts -----------------------------------------------------------
 
 
 @torch.no_grad()
-def velocity_error(who: Trainee, material: Material) -> float:
+def velocity_error(who: Trainee, material: TrainingImages) -> float:
     """How far the UNet is from √ᾱ · ε − √(1 − ᾱ) · x_0 on the mean."""
     denoiser, cache, found = denoiser_of(who.models.pipe), material.cache, []
     for step in range(6):
-        drawn = draw(NOISE, denoiser, 99, step, range(4), cache.latent_shape(0))
-        inputs = noised_inputs(denoiser, cache, range(4), drawn)
+        batch = MicroBatch(step, range(4), range(4))
+        inputs = noisy_batch(denoiser, section_with(PLAIN, seed=99), cache, batch)
         said = predict(denoiser, inputs, material.texts(inputs.text_rows))
-        a = denoiser.alphas_cumprod[drawn.timesteps].view(-1, 1, 1, 1)
-        start = (inputs.noisy_latents - (1 - a).sqrt() * drawn.noise) / a.sqrt()
-        found.append((said - a.sqrt() * drawn.noise + (1 - a).sqrt() * start).square().mean())
+        # The base predicts noise, so the target is the noise itself.
+        a, noise = denoiser.alphas_cumprod[inputs.timesteps].view(-1, 1, 1, 1), inputs.target
+        start = (inputs.noisy_latents - (1 - a).sqrt() * noise) / a.sqrt()
+        found.append((said - a.sqrt() * noise + (1 - a).sqrt() * start).square().mean())
     return float(torch.stack(found).mean())
 
 
-def test_velocity_is_learnt(material: Material, tmp_path: Path) -> None:
+def test_velocity_is_learned(material: TrainingImages, tmp_path: Path) -> None:
     """A noise-predicting base errs on it, by hand and by the validation; training halves that."""
-    velocity, start = replace(PLAIN, prediction_type="v_prediction"), learner()
-    who = learnt(material, tmp_path / "run", velocity, steps=SHORT)
+    start = learner()
+    who = learned(material, tmp_path / "run", steps=SHORT, prediction_type="v_prediction")
     assert velocity_error(who, material) < 0.5 * velocity_error(start, material)
-    validated = [mean_error(w, material.cache, material.texts, velocity) for w in (who, start)]
+    validated = [
+        mean_error(w, material.cache, material.texts, "v_prediction") for w in (who, start)
+    ]
     assert validated[0] < 0.5 * validated[1]
 
 
 @pytest.mark.parametrize(
     "weighting", [{"weighting": "min-snr", "snr_gamma": 0.1}, {"weighting": "debiased"}]
 )
-def test_weightings_favour_the_noisy_end(
-    material: Material, plain: Trainee, tmp_path: Path, weighting: Mapping[str, Any]
+def test_weightings_favor_the_noisy_end(
+    material: TrainingImages, plain: Trainee, tmp_path: Path, weighting: Mapping[str, Any]
 ) -> None:
     """Against weighing all alike, high timesteps gain on low ones."""
-    found = errors(learnt(material, tmp_path / "run", replace(PLAIN, **weighting)), material)
+    found = errors(learned(material, tmp_path / "run", section_with(PLAIN, **weighting)), material)
     alike = errors(plain, material)
     gained = {timestep: found[timestep] / alike[timestep] for timestep in found}
     assert gained[700] * gained[900] < 0.95 * gained[100] * gained[300]
 
 
 def test_timesteps_that_are_trained_are_those_that_improve(
-    material: Material, tmp_path: Path
+    material: TrainingImages, tmp_path: Path
 ) -> None:
     """Above 800 alone, or below 200 alone: each is the better one where it was trained."""
     seen: dict[str, list[int]] = {}
     found = {}
-    for name, limits in (("late", {"min_timestep": 800}), ("early", {"max_timestep": 199})):
-        who, noise = learner(), replace(NOISE, **limits)
+    limited: dict[str, dict[str, Any]] = {
+        "late": {"min_timestep": 800},
+        "early": {"max_timestep": 199},
+    }
+    for name, limits in limited.items():
+        who = learner()
         with timesteps_seen(who) as seen[name]:
-            train(who, material, tmp_path / name, steps=SHORT, batch_size=4, noise=noise)
+            train(who, material, tmp_path / name, steps=SHORT, batch_size=4, **limits)
         found[name] = errors(who, material)
     assert len(seen["late"]) == len(seen["early"]) == 4 * SHORT
     assert 800 <= min(seen["late"]) < 830
@@ -156,14 +168,14 @@ def timesteps_seen(who: Trainee) -> Iterator[list[int]]:
 
 
 def test_huber_bothers_less_about_an_outlier(cache: Cache, tmp_path: Path) -> None:
-    """Beside an image ten times too bright the others are learnt better, and that one less."""
+    """Beside an image ten times too bright the others are learned better, and that one less."""
     (bucket,) = cache.buckets
     mean = bucket.mean.clone()
     mean[cache.places[3]] *= 10
     odd = replace(cache, buckets=(replace(bucket, mean=mean),))
-    shown = Material(odd, cached_texts(odd), NAMES)
+    shown = TrainingImages(odd, odd.text_rows, NAMES)
     square, huber = (
-        learnt(shown, tmp_path / loss, replace(PLAIN, loss=loss), steps=SHORT)
+        learned(shown, tmp_path / loss, section_with(PLAIN, loss=loss), steps=SHORT)
         for loss in ("mse", "huber")
     )
     usual, outlier = part_of(odd, range(3)), part_of(odd, [3])
@@ -175,12 +187,14 @@ def test_huber_bothers_less_about_an_outlier(cache: Cache, tmp_path: Path) -> No
 
 
 @torch.no_grad()
-def error_under(who: Trainee, material: Material, noise: NoiseSettings, coarse: bool) -> float:
+def error_under(
+    who: Trainee, material: TrainingImages, section: TrainSection, coarse: bool
+) -> float:
     """The mean square of what is wrong about fresh noise; ``coarse``, of its mean by channel."""
     denoiser, cache, found = denoiser_of(who.models.pipe), material.cache, []
     for step in range(6):
-        drawn = draw(noise, denoiser, 99, step, range(4), cache.latent_shape(0))
-        inputs = noised_inputs(denoiser, cache, range(4), drawn)
+        batch = MicroBatch(step, range(4), range(4))
+        inputs = noisy_batch(denoiser, section_with(section, seed=99), cache, batch)
         error = predict(denoiser, inputs, material.texts(inputs.text_rows)) - inputs.target
         found.append((error.mean(dim=(2, 3)) if coarse else error).square().mean())
     return float(torch.stack(found).mean())
@@ -194,18 +208,22 @@ def error_under(who: Trainee, material: Material, noise: NoiseSettings, coarse: 
         ({"input_perturbation": 1.0}, False),
     ],
 )
-def test_noise_is_learnt_as_it_was_trained(
-    material: Material, plain: Trainee, tmp_path: Path, setting: Mapping[str, float], coarse: bool
+def test_noise_is_learned_as_it_was_trained(
+    material: TrainingImages,
+    plain: Trainee,
+    tmp_path: Path,
+    setting: Mapping[str, float],
+    coarse: bool,
 ) -> None:
     """Offsets and coarse noise in what a channel is on the whole; a perturbed input all over."""
-    noise = replace(NOISE, **setting)
-    who = learnt(material, tmp_path / "run", noise=noise)
-    found, before = (error_under(w, material, noise, coarse) for w in (who, plain))
+    section = section_with(PLAIN, **setting)
+    who = learned(material, tmp_path / "run", section)
+    found, before = (error_under(w, material, section, coarse) for w in (who, plain))
     assert found < 0.95 * before
 
 
 def test_full_caption_dropout_trains_on_the_empty_caption_alone(
-    material: Material, tmp_path: Path
+    material: TrainingImages, tmp_path: Path
 ) -> None:
     """The adapter is bit for bit that of images whose captions are all the empty one."""
     cached, last = material.texts, len(material.cache.captions)
@@ -217,8 +235,7 @@ def test_full_caption_dropout_trains_on_the_empty_caption_alone(
         ("captioned", material, 0.0),
     ):
         who = trainee({})
-        noise = NoiseSettings(caption_dropout=share)
-        train(who, shown, tmp_path / name, steps=3, batch_size=2, noise=noise)
+        train(who, shown, tmp_path / name, steps=3, batch_size=2, caption_dropout=share)
         adapters.append(values(who.parameters))
     dropped, never, captioned = adapters
     assert all(torch.equal(dropped[name], never[name]) for name in dropped)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from styletune.errors import BadInput
+from styletune.recipe.training_sections import TrainSection
 from styletune.training.noise import (
-    _enlarge,
+    NoiseSample,
+    Shape,
     add_noise,
-    draw_batch,
     multi_resolution_noise,
+    sample_noise,
     velocity,
     zero_terminal_snr,
 )
@@ -23,6 +27,19 @@ OPTIONS = [
     {"timestep_sampling": "logit-normal", "min_timestep": 100, "max_timestep": 800},
     {"noise_offset": 0.1, "pyramid_noise": 0.5, "input_perturbation": 0.1},
 ]
+
+
+def sample(
+    seed: int,
+    step: int,
+    positions: Sequence[int],
+    shape: Shape = SHAPE,
+    caption_dropout: float = 0.0,
+    **keys: Any,
+) -> NoiseSample:
+    """By a [train] section with these keys, on a schedule of 1000 timesteps."""
+    train = TrainSection(seed=seed, caption_dropout=caption_dropout, **keys)
+    return sample_noise(train, step, positions, shape, 1000)
 
 
 def scheduler(prediction_type: str = "epsilon"):  # type: ignore[no-untyped-def]
@@ -36,11 +53,19 @@ def scheduler(prediction_type: str = "epsilon"):  # type: ignore[no-untyped-def]
     )
 
 
+def linear_weights(small: int, large: int) -> torch.Tensor:
+    """(small, large) float64: torch's linear interpolation, each column divided by its norm."""
+    identity = torch.eye(small, dtype=torch.float64)[None]
+    weights = torch.nn.functional.interpolate(identity, size=large, mode="linear")[0]
+    unit: torch.Tensor = weights / torch.linalg.vector_norm(weights, dim=0)
+    return unit
+
+
 @pytest.mark.parametrize("options", OPTIONS)
-def test_two_halves_draw_what_one_whole_draws(options: dict[str, float]) -> None:
+def test_two_halves_draw_what_one_whole_draws(options: dict[str, Any]) -> None:
     """A position draws the same whatever else is in the batch, with every option."""
-    whole = draw_batch(3, 11, range(4), SHAPE, 1000, 0.5, **options)
-    odd = draw_batch(3, 11, [3, 1], SHAPE, 1000, 0.5, **options)
+    whole = sample(3, 11, range(4), caption_dropout=0.5, **options)
+    odd = sample(3, 11, [3, 1], caption_dropout=0.5, **options)
     for field in dataclasses.fields(whole):
         expected = getattr(whole, field.name)[[3, 1]]
         assert torch.equal(getattr(odd, field.name), expected), field.name
@@ -49,17 +74,14 @@ def test_two_halves_draw_what_one_whole_draws(options: dict[str, float]) -> None
 def test_draws_differ_by_seed_step_and_position() -> None:
     """No two of them share their noise."""
     draws = [
-        draw_batch(seed, step, range(2), SHAPE, 1000, 0.1).noise[i]
-        for seed in (0, 1)
-        for step in (0, 1)
-        for i in (0, 1)
+        sample(seed, step, range(2)).noise[i] for seed in (0, 1) for step in (0, 1) for i in (0, 1)
     ]
     assert len({d.sum().item() for d in draws}) == len(draws)
 
 
 def test_default_draws_are_pinned() -> None:
     """The default draw of seed 0 never changes, so an old run can be repeated."""
-    draw = draw_batch(0, 0, [0], SHAPE, 1000, 0.1)
+    draw = sample(0, 0, [0], caption_dropout=0.1)
     assert draw.timesteps.tolist() == [856]
     assert draw.noise.flatten()[:3].tolist() == pytest.approx([-1.4017470, -1.4554843, -0.3202319])
     assert draw.posterior_noise.flatten()[:2].tolist() == pytest.approx([-0.4513156, 0.4847006])
@@ -67,7 +89,7 @@ def test_default_draws_are_pinned() -> None:
 
 def test_draws_have_the_right_distribution() -> None:
     """Noise is standard normal, timesteps and choices uniform, dropout of the asked share."""
-    draws = [draw_batch(0, s, range(8), SHAPE, 1000, 0.25) for s in range(100)]
+    draws = [sample(0, s, range(8), caption_dropout=0.25) for s in range(100)]
     noise = torch.cat([d.noise for d in draws])
     timesteps = torch.cat([d.timesteps for d in draws]).float()
     dropped = torch.cat([d.drop_caption for d in draws]).float()
@@ -86,14 +108,12 @@ def test_draws_have_the_right_distribution() -> None:
 
 def test_options_do_not_disturb_each_other() -> None:
     """Switching options on changes what they are about and no other draw."""
-    plain = draw_batch(1, 2, range(3), SHAPE, 1000, 0.5)
-    other = draw_batch(
+    plain = sample(1, 2, range(3), caption_dropout=0.5)
+    other = sample(
         1,
         2,
         range(3),
-        SHAPE,
-        1000,
-        0.5,
+        caption_dropout=0.5,
         timestep_sampling="logit-normal",
         input_perturbation=0.2,
     )
@@ -108,13 +128,11 @@ def test_timesteps_stay_in_their_range() -> None:
     for sampling in ("uniform", "logit-normal"):
         drawn = torch.cat(
             [
-                draw_batch(
+                sample(
                     0,
                     s,
                     range(16),
                     (1, 1, 1),
-                    1000,
-                    0,
                     timestep_sampling=sampling,
                     min_timestep=498,
                     max_timestep=503,
@@ -132,9 +150,7 @@ def test_logit_normal_matches_the_library() -> None:
 
     ours = torch.cat(
         [
-            draw_batch(
-                0, s, range(16), (1, 1, 1), 1000, 0, timestep_sampling="logit-normal"
-            ).timesteps
+            sample(0, s, range(16), (1, 1, 1), timestep_sampling="logit-normal").timesteps
             for s in range(150)
         ]
     )
@@ -148,15 +164,15 @@ def test_logit_normal_matches_the_library() -> None:
 
 @pytest.mark.parametrize(("first", "last"), [(0, 1000), (600, 500), (-1, 10)])
 def test_timesteps_beyond_the_schedule_are_refused(first: int, last: int) -> None:
-    """A range that the base model does not have is an error, not clamped."""
-    with pytest.raises(BadInput, match="timesteps"):
-        draw_batch(0, 0, [0], SHAPE, 1000, 0, min_timestep=first, max_timestep=last)
+    """A range that no schedule has is an error of the recipe, not clamped."""
+    with pytest.raises(ValidationError, match="timestep"):
+        TrainSection(min_timestep=first, max_timestep=last)
 
 
 def test_noise_offset_moves_whole_channels() -> None:
     """The offset is one number a channel, of the asked scale, in target and input alike."""
-    plain = draw_batch(0, 0, range(400), SHAPE, 1000, 0)
-    moved = draw_batch(0, 0, range(400), SHAPE, 1000, 0, noise_offset=0.3)
+    plain = sample(0, 0, range(400))
+    moved = sample(0, 0, range(400), noise_offset=0.3)
     offset = moved.noise - plain.noise
     assert torch.allclose(offset, offset[..., :1, :1].expand_as(offset), atol=1e-5)
     assert offset[..., 0, 0].std().item() == pytest.approx(0.3, rel=0.06)
@@ -165,8 +181,8 @@ def test_noise_offset_moves_whole_channels() -> None:
 
 def test_input_perturbation_leaves_the_target() -> None:
     """Only the input gets the extra noise, of standard deviation gamma."""
-    draw = draw_batch(0, 0, range(50), SHAPE, 1000, 0, input_perturbation=0.2)
-    plain = draw_batch(0, 0, range(50), SHAPE, 1000, 0)
+    draw = sample(0, 0, range(50), input_perturbation=0.2)
+    plain = sample(0, 0, range(50))
     assert torch.equal(draw.noise, plain.noise)
     extra = draw.input_noise - draw.noise
     assert extra.std().item() == pytest.approx(0.2, rel=0.03)
@@ -176,9 +192,7 @@ def test_input_perturbation_leaves_the_target() -> None:
 @pytest.mark.parametrize("shape", [(4, 16, 16), (4, 9, 20), (4, 1, 7)])
 def test_pyramid_noise_has_unit_variance_everywhere(shape: tuple[int, int, int]) -> None:
     """Each pixel, corners included, keeps variance 1, and latents need not be square."""
-    draws = torch.stack(
-        [draw_batch(0, s, [0], shape, 1000, 0, pyramid_noise=0.7).noise[0] for s in range(800)]
-    )
+    draws = torch.stack([sample(0, s, [0], shape, pyramid_noise=0.7).noise[0] for s in range(800)])
     assert draws.shape[1:] == shape
     variance = draws.var(dim=0).mean(dim=0)
     # The mean of 4 sample variances of 800 draws has a standard deviation of 0.025.
@@ -198,7 +212,7 @@ def test_pyramid_noise_moves_power_to_coarse_structures() -> None:
     ]
     expected, power = 1 / size**2, 1.0
     for level in range(1, 5):
-        shares = _enlarge(size >> level, size).double().mean(dim=1)
+        shares = linear_weights(size >> level, size).mean(dim=1)
         expected += discount ** (2 * level) * shares.square().sum().item() ** 2
         power += discount ** (2 * level)
     variance = torch.cat(means).var().item()
@@ -206,13 +220,20 @@ def test_pyramid_noise_moves_power_to_coarse_structures() -> None:
     assert variance > 2 / size**2
 
 
-def test_enlarging_interpolates_linearly() -> None:
-    """Up to the norm of its columns the matrix is torch's linear interpolation."""
-    values = torch.randn(1, 1, 5, generator=torch.Generator().manual_seed(0))
-    wanted = torch.nn.functional.interpolate(values, size=12, mode="linear")[0, 0]
-    matrix = _enlarge(5, 12)
-    assert torch.allclose(values[0, 0] @ (matrix / matrix.sum(dim=0)), wanted, atol=1e-6)
-    assert torch.allclose(matrix.square().sum(dim=0), torch.ones(12))
+def test_coarse_noise_is_enlarged_linearly() -> None:
+    """Each level is torch's bilinear interpolation, up to the norm that keeps the variance 1."""
+    interpolate, discount = torch.nn.functional.interpolate, 0.5
+    generator = torch.Generator().manual_seed(0)
+    ours = multi_resolution_noise(torch.zeros(2, 5, 12), discount, generator)
+    generator.manual_seed(0)
+    expected, power = torch.zeros(2, 5, 12, dtype=torch.float64), 1.0
+    for level, (h, w) in enumerate(((2, 6), (1, 3), (1, 1)), 1):
+        coarse = torch.randn((2, h, w), generator=generator).double()
+        plain = interpolate(coarse[None], size=(5, 12), mode="bilinear")[0]
+        rows, columns = (linear_weights(*sizes).sum(dim=0) for sizes in ((h, 5), (w, 12)))
+        expected += discount**level * plain * rows[:, None] * columns
+        power += discount ** (2 * level)
+    assert torch.allclose(ours, (expected / power**0.5).float(), atol=1e-6)
 
 
 def test_add_noise_matches_diffusers() -> None:

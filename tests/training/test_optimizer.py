@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import sys
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from styletune.errors import BadInput
+from styletune.recipe import Recipe
+from styletune.recipe.training_sections import OptimizerSection
+from styletune.training.groups import ParameterGroup, split_lora_plus
 from styletune.training.optimizer import (
-    Group,
-    OptimizerSettings,
     learning_rate_at,
     make_optimizer,
     set_rates,
-    split_lora_plus,
     to_eval,
     to_train,
 )
 
-PLAIN = OptimizerSettings(
-    name="adamw",
-    learning_rate=0.01,
-    weight_decay=0.1,
-    beta1=0.9,
-    beta2=0.999,
-    schedule="constant",
-    schedule_power=2.0,
-    warmup_steps=0,
-    steps=100,
-    lora_plus_ratio=1.0,
-    max_grad_norm=1.0,
-)
+STEPS = 100
 NAMES = [
     "adamw",
     "adamw8bit",
@@ -61,19 +49,29 @@ def set_gradients(named: dict[str, nn.Parameter], step: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def settings(name: str = "adamw", **changes: float | str) -> OptimizerSettings:
-    return dataclasses.replace(PLAIN, name=name, **changes)
+def settings(name: str = "adamw", **keys: float | str) -> OptimizerSection:
+    """A section with a large rate and decay."""
+    rate = 1.0 if name == "prodigy" else 0.01
+    given = {"name": name, "learning_rate": rate, "weight_decay": 0.1, **keys}
+    return OptimizerSection.model_validate(given)
 
 
-def moved(
-    chosen: OptimizerSettings, steps: int = 1, factor: float = 1.0
-) -> dict[str, nn.Parameter]:
+def set_step(
+    optimizer: torch.optim.Optimizer, step: int, section: OptimizerSection, steps: int = STEPS
+) -> float:
+    """Set the rates of a step, as the loop does."""
+    rate = learning_rate_at(step, section, steps)
+    set_rates(optimizer, rate)
+    return rate
+
+
+def moved(chosen: OptimizerSection, steps: int = 1, factor: float = 1.0) -> dict[str, nn.Parameter]:
     """The parameters after some steps."""
     named = parameters()
-    optimizer = make_optimizer([Group("unet", named, factor)], chosen)
+    optimizer = make_optimizer([ParameterGroup("unet", named, factor)], chosen)
     for step in range(steps):
         set_gradients(named, step)
-        set_rates(optimizer, step, chosen)
+        set_step(optimizer, step, chosen)
         optimizer.step()
     return named
 
@@ -90,16 +88,15 @@ def test_adamw_matches_torch_unfused() -> None:
         assert torch.allclose(ours[name], theirs[name], atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("name", ["adamw8bit", "paged-adamw8bit"])
 def test_8bit_adamw_stays_near_adamw_and_is_8bit(name: str) -> None:
     """Large moments are one byte each, small ones 32 bits, and the path is AdamW's."""
     named = parameters()
     chosen = settings(name)
-    optimizer = make_optimizer([Group("unet", named, 1.0)], chosen)
+    optimizer = make_optimizer([ParameterGroup("unet", named, 1.0)], chosen)
     for step in range(5):
         set_gradients(named, step)
-        set_rates(optimizer, step, chosen)
+        set_step(optimizer, step, chosen)
         optimizer.step()
     large, small = named.values()
     assert optimizer.state[large]["state1"].dtype == torch.uint8
@@ -130,6 +127,7 @@ def test_lion_blends_momentum_with_the_gradient() -> None:
     first = {n: p.grad.clone() for n, p in start.items() if p.grad is not None}
     set_gradients(start, 1)
     for name, parameter in start.items():
+        assert parameter.grad is not None
         blend = 0.5 * (0.1 * first[name]) + 0.5 * parameter.grad
         assert torch.allclose(two[name], one[name] - 0.01 * blend.sign(), atol=1e-6)
 
@@ -152,7 +150,7 @@ def test_adafactor_first_step_in_closed_form() -> None:
 def test_adafactor_state_is_factored() -> None:
     """The second moment of a matrix takes one row and one column."""
     named = parameters()
-    optimizer = make_optimizer([Group("unet", named, 1.0)], settings("adafactor"))
+    optimizer = make_optimizer([ParameterGroup("unet", named, 1.0)], settings("adafactor"))
     set_gradients(named, 0)
     optimizer.step()
     state = optimizer.state[named["block.lora_A.weight"]]
@@ -165,13 +163,13 @@ def test_prodigy_finds_a_rate_and_prints_nothing(capsys: pytest.CaptureFixture[s
     goal = torch.randn(64, 80, generator=torch.Generator().manual_seed(5))
     named = {"weight": nn.Parameter(torch.zeros(64, 80))}
     chosen = settings("prodigy", learning_rate=1.0, weight_decay=0.001)
-    optimizer = make_optimizer([Group("unet", named, 1.0)], chosen)
+    optimizer = make_optimizer([ParameterGroup("unet", named, 1.0)], chosen)
     estimates, losses = [], []
     for step in range(110):
         loss = (named["weight"] - goal).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        set_rates(optimizer, step, chosen)
+        set_step(optimizer, step, chosen)
         optimizer.step()
         estimates.append(optimizer.param_groups[0]["d"])
         losses.append(loss.item())
@@ -194,11 +192,11 @@ def test_schedule_free_average_is_the_mean_of_its_iterates() -> None:
     """With a constant rate, evaluation weights are the average of z over all steps."""
     named = parameters()
     chosen = settings("schedule-free-adamw", weight_decay=0.0)
-    optimizer = make_optimizer([Group("unet", named, 1.0)], chosen)
+    optimizer = make_optimizer([ParameterGroup("unet", named, 1.0)], chosen)
     iterates = []
     for step in range(6):
         set_gradients(named, step)
-        set_rates(optimizer, step, chosen)
+        set_step(optimizer, step, chosen)
         optimizer.step()
         iterates.append({n: optimizer.state[p]["z"].clone() for n, p in named.items()})
     live = {n: p.detach().clone() for n, p in named.items()}
@@ -227,13 +225,12 @@ def test_schedule_free_warm_up_is_its_own() -> None:
         assert torch.allclose(ours[name], theirs[name], atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "schedule-free-adamw"])
 def test_modes_change_nothing_elsewhere(name: str) -> None:
     """Only schedule-free has two sets of weights; switching is a no-op for the others."""
     named = parameters()
     chosen = settings(name)
-    optimizer = make_optimizer([Group("unet", named, 1.0)], chosen)
+    optimizer = make_optimizer([ParameterGroup("unet", named, 1.0)], chosen)
     set_gradients(named, 0)
     optimizer.step()
     before = copy.deepcopy(named)
@@ -242,7 +239,6 @@ def test_modes_change_nothing_elsewhere(name: str) -> None:
     assert all(torch.equal(before[n], named[n]) for n in named)
 
 
-@pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_lowers_a_loss(name: str) -> None:
     """A small regression is learned, by prodigy after it has found its rate."""
@@ -251,13 +247,13 @@ def test_every_optimizer_lowers_a_loss(name: str) -> None:
     inputs, goal = torch.randn(32, 16), torch.randn(32, 16)
     named = dict(model.named_parameters())
     chosen = settings(name, learning_rate=1.0 if name == "prodigy" else 0.003, weight_decay=0.01)
-    optimizer = make_optimizer([Group("unet", named, 1.0)], chosen)
+    optimizer = make_optimizer([ParameterGroup("unet", named, 1.0)], chosen)
     losses = []
     for step in range(120 if name == "prodigy" else 40):
         loss = (model(inputs) - goal).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        set_rates(optimizer, step, chosen)
+        set_step(optimizer, step, chosen)
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
@@ -289,49 +285,53 @@ def test_lora_plus_multiplies_the_step_of_b() -> None:
 def test_lora_plus_splits_by_name() -> None:
     """No parameter is lost or doubled; the factors multiply."""
     named = parameters() | {"block.magnitude": nn.Parameter(torch.ones(3))}
-    rest, faster = split_lora_plus(Group("unet", named, 0.5), 16)
+    rest, faster = split_lora_plus(ParameterGroup("unet", named, 0.5), 16)
     assert list(faster.parameters) == ["block.lora_B.weight"]
     assert faster.rate_factor == 8
     assert list(rest.parameters) == ["block.lora_A.weight", "block.magnitude"]
     assert rest.rate_factor == 0.5
-    assert split_lora_plus(Group("unet", named, 0.5), 1) == [Group("unet", named, 0.5)]
+    assert split_lora_plus(ParameterGroup("unet", named, 0.5), 1) == [
+        ParameterGroup("unet", named, 0.5)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("chosen", "named", "word"),
+    ("sections", "word"),
     [
-        (settings(lora_plus_ratio=4.0), {"w": nn.Parameter(torch.ones(2))}, "LoRA"),
-        (settings("prodigy", lora_plus_ratio=4.0), parameters(), "one learning rate"),
-        (settings("adafactor", beta1=0.5), parameters(), "no moments"),
-        (settings("adam"), parameters(), "unknown"),
-        (settings(), {}, "nothing to train"),
+        ({"optimizer": {"lora_plus_ratio": 4.0}, "adapter": {"kind": "loha"}}, "lora and dora"),
+        (
+            {"optimizer": {"name": "prodigy", "learning_rate": 1.0, "lora_plus_ratio": 4.0}},
+            "one learning rate",
+        ),
+        ({"optimizer": {"name": "adafactor", "beta1": 0.5}}, "no moments"),
+        ({"optimizer": {"name": "adam"}}, "'adamw', 'adamw8bit'"),
+        ({"optimizer": {"schedule": "cosin"}}, "'constant', 'linear'"),
     ],
 )
 def test_settings_without_a_use_are_refused(
-    chosen: OptimizerSettings, named: dict[str, nn.Parameter], word: str
+    sections: dict[str, dict[str, object]], word: str
 ) -> None:
-    """A setting that would silently do nothing is an error."""
-    with pytest.raises(BadInput, match=word):
-        make_optimizer([Group("unet", named, 1.0)], chosen)
+    """A setting that would silently do nothing is an error of the recipe."""
+    with pytest.raises(ValidationError, match=word):
+        Recipe.model_validate({"data": {"path": "images"}, **sections})
 
 
-@pytest.mark.filterwarnings("ignore:Paged optimizers")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_group_of_rate_zero_is_frozen(name: str) -> None:
     """Neither steps nor weight decay move it, and the others learn as if it were not there."""
     chosen = settings(name, learning_rate=1.0 if name == "prodigy" else 0.01)
     both, alone = parameters(), {"weight": parameters()["block.lora_A.weight"]}
     a, b = both.values()
-    groups = [Group("unet", {"a": a}, 1.0), Group("text", {"b": b}, 0.0)]
+    groups = [ParameterGroup("unet", {"a": a}, 1.0), ParameterGroup("text", {"b": b}, 0.0)]
     with torch.no_grad():
-        b += 1
+        b.add_(1)
     pair = make_optimizer(groups, chosen)
-    single = make_optimizer([Group("unet", alone, 1.0)], chosen)
+    single = make_optimizer([ParameterGroup("unet", alone, 1.0)], chosen)
     for step in range(5):
         set_gradients(both, step)
         set_gradients(alone, step)
-        set_rates(pair, step, chosen)
-        set_rates(single, step, chosen)
+        set_step(pair, step, chosen)
+        set_step(single, step, chosen)
         pair.step()
         single.step()
     assert torch.equal(b, torch.ones_like(b))
@@ -349,7 +349,7 @@ def test_missing_library_is_named(name: str, package: str, monkeypatch: pytest.M
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(BadInput, match=package) as caught:
-        make_optimizer([Group("unet", parameters(), 1.0)], settings(name))
+        make_optimizer([ParameterGroup("unet", parameters(), 1.0)], settings(name))
     assert f"pip install {package}" in caught.value.fix
 
 
@@ -383,12 +383,10 @@ def test_schedules_match_transformers(
         wanted.append(theirs.get_last_lr()[0])
         optimizer.step()
         theirs.step()
-    ours = [
-        learning_rate_at(
-            s, peak=peak, steps=steps, warmup_steps=warmup_steps, schedule=schedule, power=2.0
-        )
-        for s in range(steps)
-    ]
+    section = settings(
+        learning_rate=peak, warmup_steps=warmup_steps, schedule=schedule, schedule_power=2.0
+    )
+    ours = [learning_rate_at(s, section, steps) for s in range(steps)]
     assert ours[warmup_steps:] == pytest.approx(wanted[warmup_steps:], rel=1e-6)
     assert ours[: max(0, warmup_steps - 1)] == pytest.approx(wanted[1:warmup_steps], rel=1e-6)
     assert ours[0] > 0
@@ -396,18 +394,15 @@ def test_schedules_match_transformers(
 
 
 def test_set_rates_follows_the_schedule() -> None:
-    """Each group's rate is its factor times the schedule, and the plain one is returned."""
+    """Each group's rate is its factor times the schedule."""
     named = parameters()
     a, b = named
-    chosen = settings(schedule="linear", warmup_steps=2, steps=10)
-    groups = [Group("unet", {a: named[a]}, 1.0), Group("text", {b: named[b]}, 0.1)]
+    chosen = settings(schedule="linear", warmup_steps=2)
+    groups = [
+        ParameterGroup("unet", {a: named[a]}, 1.0),
+        ParameterGroup("text", {b: named[b]}, 0.1),
+    ]
     optimizer = make_optimizer(groups, chosen)
     for step, rate in [(0, 0.005), (1, 0.01), (2, 0.01), (6, 0.005), (9, 0.00125)]:
-        assert set_rates(optimizer, step, chosen) == pytest.approx(rate)
+        assert set_step(optimizer, step, chosen, steps=10) == pytest.approx(rate)
         assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([rate, rate / 10])
-
-
-def test_unknown_schedule_is_refused() -> None:
-    """A misspelt schedule is an error, not a constant rate."""
-    with pytest.raises(BadInput, match="unknown"):
-        learning_rate_at(0, peak=1, steps=1, warmup_steps=0, schedule="cosin")

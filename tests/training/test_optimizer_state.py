@@ -12,9 +12,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from styletune.errors import IntegrityError
+from styletune.recipe.training_sections import OptimizerSection
+from styletune.training.groups import ParameterGroup
 from styletune.training.optimizer import (
-    Group,
-    OptimizerSettings,
+    learning_rate_at,
     make_optimizer,
     set_rates,
     to_eval,
@@ -40,20 +41,16 @@ NAMES = [
 ONE_RATE = ("prodigy",)
 
 
-def settings(name: str) -> OptimizerSettings:
-    return OptimizerSettings(
-        name=name,
-        learning_rate=1.0 if name == "prodigy" else 0.003,
-        weight_decay=0.01,
-        beta1=0.9,
-        beta2=0.999,
-        schedule="constant" if name == "schedule-free-adamw" else "cosine",
-        schedule_power=1.0,
-        warmup_steps=3,
-        steps=12,
-        lora_plus_ratio=1.0 if name in ONE_RATE else 4.0,
-        max_grad_norm=1.0,
-    )
+def settings(name: str) -> OptimizerSection:
+    keys = {
+        "name": name,
+        "learning_rate": 1.0 if name == "prodigy" else 0.003,
+        "weight_decay": 0.01,
+        "schedule": "constant" if name == "schedule-free-adamw" else "cosine",
+        "warmup_steps": 3,
+        "lora_plus_ratio": 1.0 if name in ONE_RATE else 4.0,
+    }
+    return OptimizerSection.model_validate(keys)
 
 
 class Net(nn.Module):
@@ -80,7 +77,10 @@ def build(
     named = dict(net.named_parameters())
     first = {n: p for n, p in named.items() if n != "gain"}
     factor = 1.0 if name in ONE_RATE else 0.5
-    groups = [Group("unet", first, 1.0), Group("gain", {"gain": named["gain"]}, factor)]
+    groups = [
+        ParameterGroup("unet", first, 1.0),
+        ParameterGroup("gain", {"gain": named["gain"]}, factor),
+    ]
     return net, named, make_optimizer(groups, settings(name))
 
 
@@ -89,7 +89,7 @@ def train(net: Net, optimizer: torch.optim.Optimizer, name: str, first: int, las
         generator = torch.Generator().manual_seed(step)
         inputs = torch.randn(24, 16, generator=generator).to(net.wide.device)
         loss = (net(inputs) - inputs[:, :2].sin()).square().mean()
-        set_rates(optimizer, step, settings(name))
+        set_rates(optimizer, learning_rate_at(step, settings(name), steps=12))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -226,10 +226,12 @@ def test_infinite_settings_survive_json() -> None:
     assert fresh.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_quantised_moments_are_bytes_and_the_map_is_stored_once() -> None:
+def test_quantized_moments_are_bytes_and_the_map_is_stored_once() -> None:
     """Large moments take a byte an element; all parameters share two quantile maps."""
     named = {f"w{i}": nn.Parameter(torch.randn(64, 64)) for i in range(3)}
-    optimizer = make_optimizer([Group("unet", named, 1.0)], settings_without_lora("adamw8bit"))
+    optimizer = make_optimizer(
+        [ParameterGroup("unet", named, 1.0)], settings_without_lora("adamw8bit")
+    )
     for parameter in named.values():
         parameter.grad = torch.randn(64, 64)
     optimizer.step()
@@ -237,15 +239,16 @@ def test_quantised_moments_are_bytes_and_the_map_is_stored_once() -> None:
     maps = [key for key in tensors if ":qmap" in key]
     assert len(maps) == 2
     assert tensors["optimizer:state1:w1"].dtype == torch.uint8
-    fresh = make_optimizer([Group("unet", named, 1.0)], settings_without_lora("adamw8bit"))
+    fresh = make_optimizer([ParameterGroup("unet", named, 1.0)], settings_without_lora("adamw8bit"))
     unpack_state(fresh, list(named), tensors, facts)
     states = [fresh.state[p] for p in named.values()]
     assert states[0]["qmap1"].data_ptr() == states[2]["qmap1"].data_ptr()
     assert torch.equal(states[1]["absmax1"], optimizer.state[named["w1"]]["absmax1"])
 
 
-def settings_without_lora(name: str) -> OptimizerSettings:
-    return OptimizerSettings(name, 0.01, 0.0, 0.9, 0.999, "constant", 1.0, 0, 10, 1.0, 1.0)
+def settings_without_lora(name: str) -> OptimizerSection:
+    keys = {"name": name, "learning_rate": 0.01, "weight_decay": 0.0}
+    return OptimizerSection.model_validate(keys)
 
 
 def test_state_belongs_to_names_not_to_places() -> None:
@@ -258,7 +261,7 @@ def test_state_belongs_to_names_not_to_places() -> None:
         which: {n: nn.Parameter(start[n].clone()) for n in names} for which, names in order.items()
     }
     optimizers = {
-        which: make_optimizer([Group("unet", p, 1.0)], settings_without_lora("adamw"))
+        which: make_optimizer([ParameterGroup("unet", p, 1.0)], settings_without_lora("adamw"))
         for which, p in named.items()
     }
     for scale, parameter in enumerate(named["packed"].values(), start=1):

@@ -24,8 +24,7 @@ from styletune.job.prepare import prepare
 from styletune.recipe import load_recipe
 from styletune.runs import Run
 from styletune.training.cache import Cache
-from styletune.training.denoise import cached_texts
-from styletune.training.loop import Material, Prior
+from styletune.training.images import Prior, TrainingImages
 
 Command = Callable[..., Answer]
 UNCLIPPED = {"optimizer": {"max_grad_norm": 1e9}}
@@ -39,7 +38,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 def test_the_prior_is_added_with_its_weight(cache: Cache, tmp_path: Path) -> None:
     """Three times the weight adds three times the gradient; the log has the bare loss."""
-    shown = Material(cache, cached_texts(cache), NAMES)
+    shown = TrainingImages(cache, cache.text_rows, NAMES)
     gradients, logged = [], []
     for weight in (None, 1.0, 3.0):
         prior = Prior(weight, shown, shown.texts, shown.texts, nullcontext) if weight else None
@@ -60,7 +59,7 @@ def test_the_prior_is_added_with_its_weight(cache: Cache, tmp_path: Path) -> Non
 def test_class_images_have_noise_of_their_own(cache: Cache, tmp_path: Path) -> None:
     """An image that is its own class image is not seen twice in the same noise."""
     one = part_of(cache, [0])
-    shown = Material(one, cached_texts(one), NAMES[:1])
+    shown = TrainingImages(one, one.text_rows, NAMES[:1])
     prior = Prior(1.0, shown, shown.texts, shown.texts, nullcontext)
     run = train(trainee({}), shown, tmp_path / "run", steps=1, batch_size=1, prior=prior)
     (line,) = lines_of(run)

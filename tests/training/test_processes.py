@@ -344,7 +344,9 @@ def test_a_launcher_that_starts_one_process_of_two_is_refused(brand: Path, tmp_p
         "styletune",
     ]
     [answer] = finish([start(command + arguments(brand, run, TINY), {})])
-    assert "accelerate launch: was asked for several processes and has started one" in answer.err
+    assert (
+        "accelerate launch: should have started several processes and has started one" in answer.err
+    )
     assert "returned non-zero exit status 2" in answer.err
     assert not run.dir.exists()
 

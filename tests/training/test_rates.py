@@ -22,9 +22,8 @@ from torch import Tensor
 
 from styletune.adapters.tokens import add_tokens
 from styletune.errors import BadInput
-from styletune.job.adapt import parameter_groups
 from styletune.training.cache import Cache
-from styletune.training.loop import Material
+from styletune.training.images import TrainingImages
 
 TEXT = {"adapter": {"text_encoders": "both"}}
 
@@ -62,7 +61,11 @@ def test_each_part_moves_at_its_own_rate(cache: Cache, tmp_path: Path) -> None:
     start = values(who.parameters)
     captions = [f"<horizon>, scene {i}" for i in range(4)]
     train(
-        who, Material(cache, live(pipe, captions), NAMES), tmp_path / "run", steps=1, batch_size=4
+        who,
+        TrainingImages(cache, live(pipe, captions), NAMES),
+        tmp_path / "run",
+        steps=1,
+        batch_size=4,
     )
     for component, rate in (("unet", 1e-3), ("text_encoder", 2e-3), ("text_encoder_2", 5e-3)):
         assert moved(who, start, component) == pytest.approx(rate, rel=0.01), component
@@ -77,7 +80,7 @@ def test_rate_zero_freezes_that_encoder_alone(cache: Cache, tmp_path: Path, froz
     who = trainee({**TEXT, "optimizer": {f"{frozen}_learning_rate": 0.0, "weight_decay": 0.1}})
     start = values(who.parameters)
     captions = live(who.models.pipe, cache.captions)
-    train(who, Material(cache, captions, NAMES), tmp_path / "run", steps=2, batch_size=2)
+    train(who, TrainingImages(cache, captions, NAMES), tmp_path / "run", steps=2, batch_size=2)
     for name, parameter in who.parameters.items():
         if name.startswith(f"{frozen}."):
             assert torch.equal(parameter, start[name]), name
@@ -99,7 +102,7 @@ def test_text_encoders_learn(cache: Cache, tmp_path: Path) -> None:
     )
     texts = live(who.models.pipe, cache.captions)
     before = mean_error(who, cache, texts)
-    train(who, Material(cache, texts, NAMES), tmp_path / "run", steps=12, batch_size=4)
+    train(who, TrainingImages(cache, texts, NAMES), tmp_path / "run", steps=12, batch_size=4)
     assert mean_error(who, cache, texts) < 0.98 * before
 
 
@@ -125,7 +128,7 @@ def test_rates_by_block_go_to_the_first_pattern_that_matches() -> None:
         }
     )
     seen = set()
-    for group in parameter_groups(who.recipe, who.parameters):
+    for group in who.groups():
         for name in group.parameters:
             seen.add(name)
             factor = 1.0
@@ -143,5 +146,5 @@ def test_a_block_pattern_without_a_module_is_refused() -> None:
     """It would do nothing."""
     who = trainee({"adapter": {"block_learning_rates": {"up_block.0": 0.5}}})
     with pytest.raises(BadInput, match=r'"up_block\.0" matches nothing') as caught:
-        parameter_groups(who.recipe, who.parameters)
+        who.groups()
     assert "_blocks." in caught.value.fix

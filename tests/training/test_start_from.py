@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from job_parts import Answer
-from styletune.adapters.export import diffusers_file, kohya_file, kohya_name
+from styletune.adapters.export import diffusers_file, kohya_file
 from styletune.adapters.file import load_adapter
+from styletune.adapters.names import kohya_name
 from styletune.adapters.updates import weight_updates
+from styletune.models.sdxl import SDXL
 from styletune.runs import Run
 
 Command = Callable[..., Answer]
@@ -58,11 +60,11 @@ def given(folder: Path, run: Run, layout: str) -> None:
         k: 0.1 * torch.randn(v.shape, generator=generator) if "lora_B" in k else v
         for k, v in tensors.items()
     }
-    write = {
+    write: dict[str, Callable[[], bytes]] = {
         "diffusers": lambda: diffusers_file(shaken, spec),
-        "kohya": lambda: kohya_file(shaken, spec, {}),
-    }[layout]
-    (folder / "given.safetensors").write_bytes(write())
+        "kohya": lambda: kohya_file(shaken, spec, {}, SDXL),
+    }
+    (folder / "given.safetensors").write_bytes(write[layout]())
 
 
 def updates(tensors: dict[str, Tensor], run: Run) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ def test_published_files_are_gone_on_from_under_their_own_recipe(
         if layout == "diffusers":
             wanted = file[f"{module}.lora_B.weight"] @ file[f"{module}.lora_A.weight"]
         else:
-            name = kohya_name(module)
+            name = kohya_name(module, SDXL)
             down, up = file[f"{name}.lora_down.weight"], file[f"{name}.lora_up.weight"]
             wanted = float(file[f"{name}.alpha"]) / down.shape[0] * up @ down
         assert torch.allclose(update, wanted, atol=1e-6), module

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from styletune.adapters.export import check_exports, diffusers_file, kohya_file, kohya_header
+from styletune.adapters.export import check_exports, diffusers_file, kohya_file
 from styletune.adapters.file import load_adapter
-from styletune.models.sdxl import (
-    meta_unet,
-)
+from styletune.adapters.header import FileLabels, TrainedOn, kohya_header
+from styletune.models.meta import meta_unet
+from styletune.models.sdxl import SDXL
 from styletune.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -124,19 +124,10 @@ def test_true_sdxl_trains_resumes_and_exports(
     tensors, spec = load_adapter(run.adapter_file(2))
     assert len(tensors) == 2 * 560
     assert any(t.abs().max() > 0 for n, t in tensors.items() if "lora_B" in n)
-    header = kohya_header(
-        title="t 1.0.0",
-        output_name="t",
-        spec=spec,
-        base_model="sdxl",
-        resolution=side,
-        license_id="CC0-1.0",
-        description="",
-        trigger="",
-        strength=1.0,
-    )
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
-    check_exports(tensors, spec, diffusers, kohya)
+    labels = FileLabels("t 1.0.0", "t", "CC0-1.0", description="", trigger="")
+    header = kohya_header(spec, 1.0, labels, TrainedOn("sdxl", SDXL.words, side))
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header, SDXL)
+    check_exports(tensors, spec, diffusers, kohya, SDXL)
     for name, content in (("d.safetensors", diffusers), ("k.safetensors", kohya)):
         (tmp_path / name).write_bytes(content)
         assert int.from_bytes(content[:8], "little") < 2**20
@@ -146,7 +137,7 @@ def test_true_sdxl_trains_resumes_and_exports(
     from diffusers import StableDiffusionXLPipeline
 
     converted, _ = StableDiffusionXLPipeline.lora_state_dict(
-        str(tmp_path / "k.safetensors"), unet_config=meta_unet().config
+        str(tmp_path / "k.safetensors"), unet_config=meta_unet(SDXL.unet).config
     )
     assert len({n.rsplit(".", 2)[0] for n in converted if "lora" in n}) == 560
 

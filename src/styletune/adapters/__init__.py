@@ -1,1 +1,1 @@
-"""Adapters: injected into a base, in files, as updates, in every layout, exported."""
+"""Adapters: injected into a base, in files, as weight updates, in other tools' layouts."""

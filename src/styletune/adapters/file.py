@@ -1,9 +1,9 @@
 """What an adapter is on disk.
 
 An adapter travels as a flat dictionary of float32 tensors named
-``<component>.<module>.<part>``, the component being ``unet``, ``text_encoder`` or
-``text_encoder_2``. The parts of each kind, for a module's weight W of shape (out, in) or
-(out, in, kh, kw), with the factor s = alpha / rank, or alpha / sqrt(rank) for rsLoRA
+``<component>.<module>.<part>``, the component being ``unet`` or the name of a text encoder in the
+pipeline. The parts of each kind, for a module's weight W of shape (out, in) or
+(out, in, kh, kw), with the scale s = alpha / rank, or alpha / sqrt(rank) for rsLoRA
 (arXiv 2312.03732):
 
     lora  ``lora_A.weight`` (rank, in[, kh, kw]), ``lora_B.weight`` (out, rank[, 1, 1]):
@@ -15,7 +15,7 @@ An adapter travels as a flat dictionary of float32 tensors named
     oft   ``oft_R.weight`` (blocks, b(b-1)/2): W' = W · Rᵀ, R = (I - Q)(I + Q)⁻¹ blockwise
           with Q skew-symmetric (arXiv 2306.07280, section 4)
 
-New words' embeddings lie beside them as ``clip_l`` (n, d1) and ``clip_g`` (n, d2).
+New tokens' embeddings are beside them, one tensor (n, d) per text encoder: ``clip_l``, ``clip_g``.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from torch import Tensor
 
 from styletune.errors import IntegrityError, NotFound
 from styletune.files import write_bytes
+from styletune.models.families import EMBEDDING_KEYS
 
 Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
 
-TOKEN_KEYS = ("clip_l", "clip_g")
 PART = re.compile(
     r"\.(lora_[AB]\.weight|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
     r"|oft_R\.weight)$"
@@ -46,16 +46,18 @@ PART = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpec:
-    """What the numbers in an adapter mean, and where it came from.
+    """What the numbers in an adapter mean, and what it was trained on.
 
-    ``alphas`` names only the modules whose scale is not that of ``alpha`` and ``rank`` (files
-    of other tools); ``tokens`` are the new words, in the order of the rows in ``clip_l``.
+    ``training_hash`` is that of the recipe's keys that decide the adapter; files have it as
+    ``recipe_hash``. ``alphas`` names only the modules whose scale is not that of ``alpha`` and
+    ``rank`` (files of other tools); ``tokens`` are the new tokens, in the order of
+    their embeddings' rows.
     """
 
     rank: int
     alpha: float
     base_hash: str = ""
-    recipe_hash: str = ""
+    training_hash: str = ""
     step: int = 0
     kind: Kind = "lora"
     rslora: bool = False
@@ -64,29 +66,31 @@ class AdapterSpec:
 
     @property
     def scale(self) -> float:
-        """The factor of a module that has ``rank``."""
+        """The scale of a module that has ``rank``."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 def module_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """An adapter's tensors by ``component.module`` and part, without new words' embeddings.
+    """An adapter's tensors by ``component.module`` and part, without new tokens' embeddings.
 
     Raises:
-        IntegrityError: a tensor is no part of any kind of adapter.
+        IntegrityError: a tensor is not a part of any kind of adapter.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    modules: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         part = PART.search(key)
         if part:
-            found.setdefault(key[: part.start()], {})[part[1]] = value
-        elif key not in TOKEN_KEYS:
-            raise IntegrityError(f"{key} is no part of an adapter")
-    return found
+            modules.setdefault(key[: part.start()], {})[part[1]] = value
+        elif key not in EMBEDDING_KEYS:
+            raise IntegrityError(f"{key} is not a part of an adapter")
+    return modules
 
 
 def save_adapter(file: Path, tensors: Mapping[str, Tensor], spec: AdapterSpec) -> None:
     """Write an adapter; equal tensors and spec give equal bytes."""
-    header = {"format": "pt", "styletune.adapter": json.dumps(asdict(spec), sort_keys=True)}
+    facts = asdict(spec)
+    facts["recipe_hash"] = facts.pop("training_hash")
+    header = {"format": "pt", "styletune.adapter": json.dumps(facts, sort_keys=True)}
     write_bytes(file, pack_tensors(tensors, header))
 
 
@@ -112,6 +116,7 @@ def load_adapter(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
         facts = json.loads(header["styletune.adapter"])
         facts["alphas"] = tuple((str(m), float(a)) for m, a in facts.get("alphas", ()))
         facts["tokens"] = tuple(facts.get("tokens", ()))
+        facts["training_hash"] = facts.pop("recipe_hash", "")
         return tensors, AdapterSpec(**facts)
     except FileNotFoundError:
         raise NotFound("no such adapter", where=str(file)) from None

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from typing import assert_never
 
 import torch
 from peft import (
@@ -27,48 +27,70 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styletune.adapters.file import PART, TOKEN_KEYS, Kind
+from styletune.adapters.file import PART, AdapterSpec
+from styletune.adapters.names import (
+    ATTENTION,
+    FEED_FORWARD,
+    PROJECTIONS,
+    TEXT_ATTENTION,
+    TEXT_FEED_FORWARD,
+)
 from styletune.errors import IntegrityError, RecipeError
+from styletune.models.families import DEFAULT_FAMILY, EMBEDDING_KEYS
+from styletune.models.family import Family, chosen_encoders
+from styletune.recipe.training_sections import AdapterSection
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
-PROJECTIONS = ("proj_in", "proj_out")
-# Which linear modules, and in which block: style and content as arXiv 2403.14572, section 4.
+# Which linear modules; the blocks' presets mean attention in one block of the family's UNet.
 PRESETS = {
-    "attention": (ATTENTION, ""),
-    "attention-ff": (ATTENTION + FEED_FORWARD, ""),
-    "all": (ATTENTION + FEED_FORWARD + PROJECTIONS, ""),
-    "style-block": (ATTENTION, "up_blocks.0.attentions.1."),
-    "content-block": (ATTENTION, "up_blocks.0.attentions.0."),
+    "attention": ATTENTION,
+    "attention-ff": ATTENTION + FEED_FORWARD,
+    "all": ATTENTION + FEED_FORWARD + PROJECTIONS,
 }
-TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-TEXT_FEED_FORWARD = ("mlp.fc1", "mlp.fc2")
 _NAME = "styletune"
 _START_AT_ZERO = ("lora_B.weight", "hada_w2_b", "lokr_w1", "oft_R.weight")
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterShape:
-    """What is injected; ``alpha`` belongs to ``rank``, other ranks keep the scale.
+def adapter_spec(adapter: AdapterSection) -> AdapterSpec:
+    """What the numbers of an adapter of this section mean."""
+    return AdapterSpec(
+        rank=adapter.rank,
+        alpha=adapter.base_alpha,
+        kind=adapter.kind,
+        rslora=adapter.rslora,
+        tokens=adapter.new_tokens,
+    )
 
-    ``rank`` is OFT's block size. ``block_ranks`` gives ranks by pattern over the UNet's module
-    names, linear and convolution alike, first match counts; ``conv_rank`` is the rank of the
-    other convolutions, ``text_encoder_rank`` that of the text encoders.
+
+def adapted_modules(
+    models: Mapping[str, nn.Module], adapter: AdapterSection, family: Family = DEFAULT_FAMILY
+) -> dict[str, list[str]]:
+    """Names of the modules that the section adapts, by component.
+
+    Args:
+        models: "unet", and the text encoders that the section trains.
+        adapter: its target, convolutions and text encoders are used.
+        family: of the base model.
+
+    Raises:
+        RecipeError: as ``target_modules``.
     """
-
-    kind: Kind
-    rank: int
-    alpha: float
-    rslora: bool = False
-    conv_rank: int | None = None
-    block_ranks: Mapping[str, int] = field(default_factory=dict)
-    text_encoder_rank: int | None = None
+    unet, conv = models["unet"], adapter.conv_rank is not None
+    modules = {"unet": target_modules(unet, adapter.target, conv, family)}
+    for encoder in chosen_encoders(family, adapter.text_encoders):
+        model = models[encoder.name]
+        modules[encoder.name] = text_encoder_modules(model, adapter.text_encoder_target)
+    return modules
 
 
-def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = False) -> list[str]:
+def target_modules(
+    unet: nn.Module,
+    target: str | tuple[str, ...],
+    conv: bool = False,
+    family: Family = DEFAULT_FAMILY,
+) -> list[str]:
     """Names of the UNet's modules that a target means, in the UNet's order.
 
-    On SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all", 80 for "style-block"
+    For SDXL: 560 for "attention", 700 for "attention-ff", 722 for "all", 80 for "style-block"
     and "content-block". Patterns are shell style over full names:
     ``up_blocks.0.attentions.1.*to_q``. With ``conv`` the convolutions of resnets and samplers
     come too; patterns then choose among them as well.
@@ -87,9 +109,10 @@ def target_modules(unet: nn.Module, target: str | tuple[str, ...], conv: bool = 
         _refuse_unmatched(target, names, "target pattern")
         chosen = [n for n in names if any(fnmatch.fnmatchcase(n, p) for p in target)]
     else:
-        suffixes, block = PRESETS[target]
-        wanted = tuple(f".{s}" for s in suffixes)
-        picked = {n for n in linear if n.endswith(wanted) and n.startswith(block)}
+        block = family.target_blocks.get(target, "")
+        leaves = ATTENTION if block else PRESETS[target]
+        endings = tuple(f".{leaf}" for leaf in leaves)
+        picked = {n for n in linear if n.endswith(endings) and n.startswith(block)}
         picked |= {n for n in convolutions if n.startswith(block)}
         chosen = [n for n in unet_order(unet) if n in picked]
     if conv and not any(n in convolutions for n in chosen):
@@ -132,7 +155,7 @@ def _refuse_unmatched(patterns: tuple[str, ...], names: list[str], what: str) ->
 
 def inject_adapter(
     models: Mapping[str, nn.Module],
-    shape: AdapterShape,
+    adapter: AdapterSection,
     modules: Mapping[str, list[str]],
     seed: int,
 ) -> None:
@@ -142,26 +165,29 @@ def inject_adapter(
     dtype or device, nor on what else is adapted. Other parameters keep their ``requires_grad``.
 
     Args:
-        models: by component, "unet", "text_encoder", "text_encoder_2".
-        shape: kind and ranks.
-        modules: names to adapt, by component.
+        models: by component, "unet" or a text encoder's name.
+        adapter: kind, alpha and ranks. ``alpha`` belongs to ``rank``; other ranks keep the scale.
+        modules: names to adapt, by component, from ``adapted_modules``.
         seed: of the starting values.
 
     Raises:
-        RecipeError: settings that the kind does not have, or a block pattern without a match.
+        RecipeError: a block pattern without a match, or an OFT block size that does not divide.
     """
-    _refuse_shape(models, shape, modules)
+    block_patterns = tuple(adapter.block_ranks)
+    _refuse_unmatched(block_patterns, modules.get("unet", []), "block_ranks pattern")
+    if adapter.kind == "oft":
+        _refuse_block_sizes(models, adapter, modules)
     for component, names in modules.items():
         model = models[component]
         before = [(p, p.requires_grad) for p in model.parameters()]
         groups: dict[int, list[str]] = {}
         for name in names:
-            groups.setdefault(_rank_of(shape, component, model, name), []).append(name)
+            groups.setdefault(_rank_of(adapter, component, model, name), []).append(name)
         with torch.random.fork_rng(devices=[]):
             for rank, members in groups.items():
-                inject_adapter_in_model(_config(shape, rank, members), model, adapter_name=_NAME)
+                inject_adapter_in_model(_config(adapter, rank, members), model, adapter_name=_NAME)
                 del model.peft_config  # peft would take the next rank for a second adapter
-        if shape.kind == "lora":
+        if adapter.kind == "lora":
             _compute_in_input_dtype(model)
         for parameter, trained in before:
             parameter.requires_grad_(trained)
@@ -170,77 +196,59 @@ def inject_adapter(
         parameter.requires_grad_(True)
 
 
-def _rank_of(shape: AdapterShape, component: str, model: nn.Module, name: str) -> int:
+def _rank_of(adapter: AdapterSection, component: str, model: nn.Module, name: str) -> int:
     if component != "unet":
-        return shape.text_encoder_rank or shape.rank
-    for pattern, rank in shape.block_ranks.items():
+        return adapter.text_encoder_rank or adapter.rank
+    for pattern, rank in adapter.block_ranks.items():
         if fnmatch.fnmatchcase(name, pattern):
             return rank
-    if isinstance(model.get_submodule(name), nn.Conv2d) and shape.conv_rank is not None:
-        return shape.conv_rank
-    return shape.rank
+    if isinstance(model.get_submodule(name), nn.Conv2d) and adapter.conv_rank is not None:
+        return adapter.conv_rank
+    return adapter.rank
 
 
-def _refuse_shape(
-    models: Mapping[str, nn.Module], shape: AdapterShape, modules: Mapping[str, list[str]]
+def _refuse_block_sizes(
+    models: Mapping[str, nn.Module], adapter: AdapterSection, modules: Mapping[str, list[str]]
 ) -> None:
-    kind = shape.kind
-    _refuse_unmatched(tuple(shape.block_ranks), modules.get("unet", []), "block_ranks pattern")
-    if shape.rslora and kind not in ("lora", "dora"):
-        raise RecipeError(
-            f"{kind} has no rsLoRA scale",
-            where="[adapter] rslora",
-            fix='leave rslora out, or kind = "lora"',
-        )
-    if kind == "oft" and shape.alpha != shape.rank:
-        raise RecipeError("oft has no alpha", where="[adapter] alpha", fix="leave alpha out")
+    """OFT rotates blocks of inputs, so the block size must divide their number."""
     for component, names in modules.items():
         for name in names:
-            module = models[component].get_submodule(name)
-            weight = module.weight
+            weight = models[component].get_submodule(name).weight
             assert isinstance(weight, Tensor)
-            if not weight.is_floating_point() and kind != "lora":
+            size = _rank_of(adapter, component, models[component], name)
+            if size < 2 or weight.shape[1] % size:
                 raise RecipeError(
-                    f"{kind} needs base weights that are not quantised",
-                    where="[adapter] kind",
-                    fix='kind = "lora"',
-                )
-            if kind != "oft":
-                continue
-            if isinstance(module, nn.Conv2d):
-                raise RecipeError(
-                    "oft adapts no convolutions",
-                    where="[adapter] conv_rank",
-                    fix="leave conv_rank out",
-                )
-            rank = _rank_of(shape, component, models[component], name)
-            if rank < 2 or weight.shape[1] % rank:
-                raise RecipeError(
-                    f"oft's block size {rank} does not divide the {weight.shape[1]} inputs of "
+                    f"oft's block size {size} does not divide the {weight.shape[1]} inputs of "
                     f"{name}",
                     where="[adapter] rank",
-                    fix="8, 16 and 32 divide all of SDXL's",
+                    fix="8, 16 and 32 divide all of a full-size base's",
                 )
 
 
-def _config(shape: AdapterShape, rank: int, names: list[str]) -> PeftConfig:
+def _config(adapter: AdapterSection, rank: int, names: list[str]) -> PeftConfig:
     # The scale of the base setting stays the meaning of alpha.
-    alpha = shape.alpha if shape.rslora else shape.alpha * rank / shape.rank
-    if shape.kind == "loha":
-        return LoHaConfig(r=rank, alpha=alpha, target_modules=names)
-    if shape.kind == "lokr":
-        return LoKrConfig(r=rank, alpha=alpha, target_modules=names)
-    if shape.kind == "oft":
-        # The exact Cayley transform: the truncated series is not orthogonal far from zero.
-        return OFTConfig(oft_block_size=rank, use_cayley_neumann=False, target_modules=names)
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=names,
-        use_rslora=shape.rslora,
-        use_dora=shape.kind == "dora",
-        init_lora_weights=True,
-    )
+    alpha = adapter.base_alpha
+    if not adapter.rslora:
+        alpha = alpha * rank / adapter.rank
+    match adapter.kind:
+        case "loha":
+            return LoHaConfig(r=rank, alpha=alpha, target_modules=names)
+        case "lokr":
+            return LoKrConfig(r=rank, alpha=alpha, target_modules=names)
+        case "oft":
+            # The exact Cayley transform: the truncated series is not orthogonal far from zero.
+            return OFTConfig(oft_block_size=rank, use_cayley_neumann=False, target_modules=names)
+        case "lora" | "dora":
+            return LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=names,
+                use_rslora=adapter.rslora,
+                use_dora=adapter.kind == "dora",
+                init_lora_weights=True,
+            )
+        case _:
+            assert_never(adapter.kind)
 
 
 class _Linear(nn.Linear):
@@ -293,7 +301,7 @@ def _start_value(
 
 def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     """The trainable tensors by their name in a file, in the models' order."""
-    found: dict[str, nn.Parameter] = {}
+    parameters: dict[str, nn.Parameter] = {}
     for component, model in models.items():
         for name, parameter in model.named_parameters():
             if f".{_NAME}" not in name:
@@ -303,8 +311,8 @@ def adapter_parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Paramete
             # transformers has flattened CLIPTextModel; files keep the name all readers know.
             if component != "unet" and not path.startswith("text_model."):
                 path = f"text_model.{path}"
-            found[f"{component}.{path}"] = parameter
-    return found
+            parameters[f"{component}.{path}"] = parameter
+    return parameters
 
 
 def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -316,7 +324,7 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
     """The module that an adapter calls ``component.module``. Raises IntegrityError."""
     component, _, path = name.partition(".")
     if component not in models:
-        raise IntegrityError(f"the adapter changes {component}, which is not given")
+        raise IntegrityError(f"the adapter changes {component}, which is missing here")
     for candidate in (path, path.removeprefix("text_model.")):
         with contextlib.suppress(AttributeError):
             return models[component].get_submodule(candidate)
@@ -324,23 +332,23 @@ def find_module(models: Mapping[str, nn.Module], name: str) -> nn.Module:
 
 
 def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Copy an adapter's values into the injected one; new words' rows are not its business.
+    """Copy an adapter's values into the injected one, new tokens' rows are left alone.
 
     A whole component that the adapter does not have, such as a text encoder, stays as it is.
 
     Raises:
         IntegrityError: other names or shapes than were injected.
     """
-    given = tensors.keys() - set(TOKEN_KEYS)
-    components = {name.partition(".")[0] for name in given}
+    names = tensors.keys() - set(EMBEDDING_KEYS)
+    components = {name.partition(".")[0] for name in names}
     parameters = adapter_parameters({c: m for c, m in models.items() if c in components})
-    if parameters.keys() != given:
-        odd = sorted(parameters.keys() ^ given)
+    if parameters.keys() != names:
+        odd = sorted(parameters.keys() ^ names)
         raise IntegrityError(f"the adapter's modules differ, first: {odd[0]}")
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise IntegrityError(
-                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, wanted is "
+                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, expected "
                 f"{tuple(parameter.shape)}"
             )
     for name, parameter in parameters.items():
@@ -349,14 +357,14 @@ def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
 
 @contextlib.contextmanager
 def adapter_off(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    """The base models' own answers for a while, with the adapter left in place."""
+    """Turn the adapter off inside the block: the models predict what the base does."""
     layers = [
         m
         for model in models.values()
         for m in model.modules()
         if isinstance(m, BaseTunerLayer) and not m.disable_adapters
     ]
-    trained = [(p, p.requires_grad) for p in adapter_parameters(models).values()]
+    required = [(p, p.requires_grad) for p in adapter_parameters(models).values()]
     try:
         for layer in layers:
             layer.enable_adapters(False)
@@ -364,5 +372,5 @@ def adapter_off(models: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        for parameter, before in trained:
+        for parameter, before in required:
             parameter.requires_grad_(before)

@@ -1,6 +1,6 @@
 """Adapter files of this and other tools -> one form, to continue training from them.
 
-Read are: our own checkpoints; diffusers and PEFT (``.lora_A``/``.lora_B`` or
+Reads our own checkpoints; diffusers and PEFT (``.lora_A``/``.lora_B`` or
 ``.lora.down``/``.lora.up``, alpha in ``.alpha`` or in the header's ``lora_adapter_metadata``);
 kohya with sgm block names or with diffusers block names. A file that mixes them is refused,
 because its readers disagree about it.
@@ -8,30 +8,23 @@ because its readers disagree about it.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from styletune.adapters.export import COMPONENTS, SGM_RESNET, kohya_name
-from styletune.adapters.file import TOKEN_KEYS, AdapterSpec, Kind, load_adapter
-from styletune.adapters.inject import (
-    ATTENTION,
-    FEED_FORWARD,
-    PROJECTIONS,
-    TEXT_ATTENTION,
-    TEXT_FEED_FORWARD,
-)
-from styletune.adapters.updates import factors
+from styletune.adapters.file import AdapterSpec, Kind, load_adapter
+from styletune.adapters.names import known_modules, modules_by_flat_name, modules_by_kohya_name
+from styletune.adapters.updates import module_scales
 from styletune.errors import BadInput, IntegrityError, NotFound
+from styletune.models.families import EMBEDDING_KEYS
+from styletune.models.family import Family
 
 _OURS = {
     "lora_down.weight": "lora_A.weight",
@@ -50,10 +43,9 @@ _PARTS: dict[Kind, set[str]] = {
     "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
 }
 _LOKR = re.compile(r"lokr_w[12](_[ab])?")
-FIX_FILE = "give a file of this tool, diffusers, PEFT or kohya for SDXL"
 
 
-def read_adapter_file(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
+def read_adapter_file(file: Path, family: Family) -> tuple[dict[str, Tensor], AdapterSpec]:
     """Tensors by our names, float32, and what they mean.
 
     The rank is the most common one and alpha belongs to it; modules with another scale are
@@ -62,7 +54,7 @@ def read_adapter_file(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
     Raises:
         NotFound: no such file.
         IntegrityError: not a whole safetensors file.
-        BadInput: another model's adapter, mixed layouts or unknown keys; the first is named.
+        BadInput: another family's adapter, mixed layouts or unknown keys; the first is named.
     """
     try:
         with safe_open(str(file), framework="pt") as reader:
@@ -75,30 +67,32 @@ def read_adapter_file(file: Path) -> tuple[dict[str, Tensor], AdapterSpec]:
     own = _json(header.get("styletune.adapter"))
     if "rank" in own:
         return load_adapter(file)
-    modules, alphas = _modules(content, file)
-    if not modules:
-        raise BadInput("holds no adapter", where=str(file), fix=FIX_FILE)
-    kind = _kind(modules, file)
-    modules = {m: _own_shape(m, parts, file) for m, parts in modules.items()}
+    fix = f"give a file of this tool, diffusers, PEFT or kohya for {family.name}"
+    try:
+        modules, alphas = _modules(content, family)
+        kind = _kind(modules)
+        modules = {m: _own_shape(m, parts) for m, parts in modules.items()}
+    except _UnknownFile as error:
+        raise BadInput(str(error), where=str(file), fix=fix) from None
     settings = _json(header.get("lora_adapter_metadata"))
-    factor_of = {m: _factor(m, parts, alphas, settings) for m, parts in modules.items()}
+    scale_of = {m: _scale(m, parts, alphas, settings) for m, parts in modules.items()}
     if kind in ("lora", "dora"):
         modules = {m: _trimmed(parts) for m, parts in modules.items()}
     ranks = {m: _rank(parts) for m, parts in modules.items()}
     rank = Counter(ranks.values()).most_common(1)[0][0]
-    factor = Counter(factor_of.values()).most_common(1)[0][0]
-    # Only LoRA's own rank counts in ``factors``; of the others it is the file's.
+    scale = Counter(scale_of.values()).most_common(1)[0][0]
+    # ``module_scales`` takes each module's own rank for LoRA, and the file's for the others.
     counted = ranks if kind in ("lora", "dora") else dict.fromkeys(ranks, rank)
     tensors = {f"{m}.{part}": v for m, parts in modules.items() for part, v in parts.items()}
-    tensors |= {k: content[k].float() for k in TOKEN_KEYS if k in content}
+    tensors |= {k: content[k].float() for k in EMBEDDING_KEYS if k in content}
     spec = AdapterSpec(
         rank,
-        factor * rank,
+        scale * rank,
         own.get("base_hash", ""),
         own.get("recipe_hash", ""),
         own.get("step", 0),
         kind,
-        alphas=tuple((m, f * counted[m]) for m, f in factor_of.items() if f != factor),
+        alphas=tuple((m, s * counted[m]) for m, s in scale_of.items() if s != scale),
         tokens=tuple(own.get("tokens", ())),
     )
     return tensors, spec
@@ -118,7 +112,7 @@ def rescaled(
             where="[adapter] start_from",
             fix=f'kind = "{spec.kind}"',
         )
-    before, after = factors(tensors, spec), factors(tensors, to)
+    before, after = module_scales(tensors, spec), module_scales(tensors, to)
     scaled = dict(tensors)
     for module in before:
         for part in ("lora_B.weight", "hada_w1_a", "lokr_w1"):
@@ -130,111 +124,114 @@ def rescaled(
 
 def _json(text: str | None) -> dict[str, Any]:
     try:
-        found = json.loads(text or "{}")
+        content = json.loads(text or "{}")
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
+
+
+class _UnknownFile(Exception):
+    """What is wrong with the content of a file."""
 
 
 def _modules(
-    content: Mapping[str, Tensor], file: Path
+    content: Mapping[str, Tensor], family: Family
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
-    """Parts by ``component.module``, and the alphas that stand beside them."""
+    """Parts by ``component.module``, and the alphas beside them."""
     modules: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     first: tuple[str, str] | None = None
     for key, value in content.items():
-        if key in TOKEN_KEYS:
+        if key in EMBEDDING_KEYS:
             continue
-        found = _place(key)
-        if found is None:
-            raise BadInput(f"the key {key} is not known", where=str(file), fix=FIX_FILE)
-        layout, module, part = found
+        parsed = _parse_key(key, family)
+        if parsed is None:
+            raise _UnknownFile(f"the key {key} is not known")
+        layout, module, part = parsed
         # Text encoders have one name in both of kohya's layouts.
         if layout != "kohya text":
             first = first or (layout, key)
             if layout != first[0]:
-                raise BadInput(
-                    f"{key} is {layout}, but {first[1]} is {first[0]}; readers disagree on "
-                    "such files",
-                    where=str(file),
-                    fix=FIX_FILE,
+                raise _UnknownFile(
+                    f"{key} is {layout}, but {first[1]} is {first[0]}; readers disagree on such "
+                    "files"
                 )
         if part == "alpha":
             alphas[module] = float(value)
         elif part in modules.setdefault(module, {}):
-            raise BadInput(f"{key} is there twice", where=str(file), fix=FIX_FILE)
+            raise _UnknownFile(f"{key} is there twice")
         else:
             modules[module][part] = value
     stray = sorted(alphas.keys() - modules.keys())
     if stray:
-        raise BadInput(f"{stray[0]} has an alpha but no weights", where=str(file), fix=FIX_FILE)
+        raise _UnknownFile(f"{stray[0]} has an alpha but no weights")
+    if not modules:
+        raise _UnknownFile("holds no adapter")
     return modules, alphas
 
 
-def _place(key: str) -> tuple[str, str, str] | None:
-    """(layout, component.module, part) of a key."""
+def _parse_key(key: str, family: Family) -> tuple[str, str, str] | None:
+    """(layout, component.module, part) of a key; None for an unknown one."""
     if key.startswith("lora_"):
         name, _, part = key.partition(".")
-        layout = "kohya text" if name.startswith("lora_te") else None
-        for label, table in (("kohya sgm", _sgm_names()), ("kohya diffusers", _flat_names())):
-            if name in table:
-                return layout or label, table[name], _OURS.get(part, part)
+        layout = None if name.startswith(family.unet_prefix) else "kohya text"
+        for label, modules in (
+            ("kohya sgm", modules_by_kohya_name(family)),
+            ("kohya diffusers", modules_by_flat_name(family)),
+        ):
+            if name in modules:
+                return layout or label, modules[name], _OURS.get(part, part)
         return None
     plain = re.sub(r"^base_model\.model\.", "unet.", key)
-    found = re.fullmatch(
-        r"((?:unet|text_encoder|text_encoder_2)\..+?)\."
+    match = re.fullmatch(
+        rf"((?:{'|'.join(family.components)})\..+?)\."
         r"(lora_[AB]\.weight|lora\.(?:down|up)\.weight|lora_linear_layer\.(?:down|up)\.weight"
         r"|lora_magnitude_vector(?:\.weight)?|alpha)",
         plain,
     )
-    if found is None:
+    if match is None:
         return None
-    component, _, path = found[1].partition(".")
+    component, _, path = match[1].partition(".")
     if component != "unet" and not path.startswith("text_model."):
         path = f"text_model.{path}"
     module = f"{component}.{path}"
-    return ("PEFT", module, _OURS.get(found[2], found[2])) if module in _known() else None
+    part = _OURS.get(match[2], match[2])
+    return ("PEFT", module, part) if module in known_modules(family) else None
 
 
-def _kind(modules: Mapping[str, Mapping[str, Tensor]], file: Path) -> Kind:
-    """The one kind of all modules. Raises BadInput for unknown or mixed ones."""
+def _kind(modules: Mapping[str, Mapping[str, Tensor]]) -> Kind:
+    """The one kind of all modules. Raises _UnknownFile for unknown or mixed ones."""
     kinds: dict[Kind, str] = {}
     for module, parts in modules.items():
         names = set(parts)
         if all(_LOKR.fullmatch(n) for n in names):
             kinds.setdefault("lokr", module)
             continue
-        kind = next((k for k, wanted in _PARTS.items() if wanted == names), None)
+        kind = next((k for k, expected in _PARTS.items() if expected == names), None)
         if kind is None:
-            raise BadInput(
-                f"{module} has {', '.join(sorted(names))}, which makes up no kind of adapter",
-                where=str(file),
-                fix=FIX_FILE,
+            raise _UnknownFile(
+                f"{module} has {', '.join(sorted(names))}, which makes up no kind of adapter"
             )
         kinds.setdefault(kind, module)
     if len(kinds) > 1:
         listed = ", ".join(f"{k} in {m}" for k, m in kinds.items())
-        raise BadInput(f"mixes kinds: {listed}", where=str(file), fix=FIX_FILE)
+        raise _UnknownFile(f"mixes kinds: {listed}")
     return next(iter(kinds))
 
 
-def _own_shape(module: str, parts: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def _own_shape(module: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
     """Float32, with DoRA magnitudes in peft's shape and LoKr's first factor whole."""
     parts = {k: v.float() for k, v in parts.items()}
     if "lora_magnitude_vector" in parts:
         out, kernel = parts["lora_B.weight"].shape[0], parts["lora_A.weight"].ndim - 2
-        given = parts["lora_magnitude_vector"]
-        over_outputs = given.shape in ((out,), (out, 1), (1, out, 1, 1), (out, 1, 1, 1))
-        if not over_outputs:
-            raise BadInput(
-                f"{module} has DoRA magnitudes of shape {tuple(given.shape)}, only one for each "
-                "output is known",
-                where=str(file),
-                fix=FIX_FILE,
+        magnitudes = parts["lora_magnitude_vector"]
+        if magnitudes.shape not in ((out,), (out, 1), (1, out, 1, 1), (out, 1, 1, 1)):
+            raise _UnknownFile(
+                f"{module} has DoRA magnitudes of shape {tuple(magnitudes.shape)}, only one for "
+                "each output is known"
             )
         shape = (1, out, *[1] * kernel) if kernel else (out,)
-        parts["lora_magnitude_vector"] = given.reshape(shape)
+        parts["lora_magnitude_vector"] = magnitudes.reshape(shape)
     if "lokr_w1_a" in parts:
         parts["lokr_w1"] = parts.pop("lokr_w1_a") @ parts.pop("lokr_w1_b")
     return parts
@@ -259,7 +256,7 @@ def _rank(parts: Mapping[str, Tensor]) -> int:
     return max(parts["lokr_w2"].shape[:2])
 
 
-def _factor(
+def _scale(
     module: str, parts: Mapping[str, Tensor], alphas: Mapping[str, float], settings: dict[str, Any]
 ) -> float:
     """What the file's own layout multiplies this module's update by; 1 without an alpha."""
@@ -279,49 +276,3 @@ def _factor(
             break
     root = math.sqrt(rank) if settings.get(f"{component}.use_rslora") else rank
     return float(alpha) / root
-
-
-def _text_modules(component: str, layers: int) -> Iterator[str]:
-    leaves = [*(f"self_attn.{p}" for p in TEXT_ATTENTION), *TEXT_FEED_FORWARD]
-    for layer, leaf in itertools.product(range(layers), leaves):
-        yield f"{component}.text_model.encoder.layers.{layer}.{leaf}"
-
-
-def _unet_modules() -> Iterator[str]:
-    """More than SDXL has, by its grammar; every one has an sgm name of its own."""
-    inside = [*PROJECTIONS]
-    for block in range(10):
-        leaves = [f"attn{n}.{p}" for n in (1, 2) for p in ATTENTION] + [*FEED_FORWARD]
-        inside += [f"transformer_blocks.{block}.{leaf}" for leaf in leaves]
-    places = [("mid_block", 1, 2)]  # with how many attentions and resnets
-    places += [(f"down_blocks.{i}", 2, 2) for i in range(3)]
-    places += [(f"up_blocks.{i}", 3, 3) for i in range(3)]
-    for place, attentions, resnets in places:
-        for layer, leaf in itertools.product(range(attentions), inside):
-            yield f"unet.{place}.attentions.{layer}.{leaf}"
-        for layer, leaf in itertools.product(range(resnets), SGM_RESNET):
-            yield f"unet.{place}.resnets.{layer}.{leaf}"
-    for i in range(2):
-        yield f"unet.down_blocks.{i}.downsamplers.0.conv"
-        yield f"unet.up_blocks.{i}.upsamplers.0.conv"
-
-
-@functools.cache
-def _known() -> frozenset[str]:
-    encoders = (*_text_modules("text_encoder", 12), *_text_modules("text_encoder_2", 32))
-    return frozenset((*_unet_modules(), *encoders))
-
-
-@functools.cache
-def _sgm_names() -> dict[str, str]:
-    return {kohya_name(m): m for m in _known()}
-
-
-@functools.cache
-def _flat_names() -> dict[str, str]:
-    """Kohya's names with diffusers' block names."""
-    found = {}
-    for module in _known():
-        component, _, path = module.partition(".")
-        found[COMPONENTS[component] + path.replace(".", "_")] = module
-    return found

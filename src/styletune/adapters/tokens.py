@@ -1,8 +1,7 @@
-"""New words whose embeddings are trained: pivotal tuning (arXiv 2208.01618, 4; 2106.05744).
+"""New tokens whose embeddings are trained: pivotal tuning (arXiv 2208.01618, 4; 2106.05744).
 
-The frozen table of each text encoder is never touched: new words have ids above it and their
-rows lie in a parameter of their own, ``clip_l`` (n, d1) for the first encoder and ``clip_g``
-(n, d2) for the second.
+The frozen table of each text encoder is never touched: new tokens have ids above it and their
+rows are a parameter of their own, (n, d), under the encoder's ``embedding_key``.
 """
 
 from __future__ import annotations
@@ -16,14 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from styletune.errors import BaseModelError, IntegrityError, RecipeError
+from styletune.models.families import family_of
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
 
-ENCODERS = {
-    "clip_l": ("tokenizer", "text_encoder"),
-    "clip_g": ("tokenizer_2", "text_encoder_2"),
-}
 WHERE = "[adapter] new_tokens"
 LEGACY_EOS = 2  # in the configuration of older CLIPs; their real end token is another
 
@@ -49,12 +45,12 @@ class GrownEmbedding(nn.Module):
 
 
 def add_tokens(
-    pipe: StableDiffusionXLPipeline, tokens: Sequence[str], init_words: str
+    pipe: DiffusionPipeline, tokens: Sequence[str], init_words: str
 ) -> dict[str, nn.Parameter]:
-    """Teach both tokenizers and encoders new words; each starts as the mean of known words.
+    """Add new tokens to every tokenizer and text encoder; each starts as the mean of known words.
 
     The pooled text is from then on read at the true end token: CLIPs of SDXL's age otherwise
-    read it at the highest id, which a new word would have.
+    read it at the highest id, which a new token would have.
 
     Args:
         pipe: changed in place; nothing is changed when an error is raised.
@@ -69,27 +65,30 @@ def add_tokens(
         BaseModelError: an encoder's table does not end where its tokenizer does.
     """
     taught, rows = {}, {}
-    for key, (tokenizer_name, encoder_name) in ENCODERS.items():
-        tokenizer = getattr(pipe, tokenizer_name)
-        table = getattr(pipe, encoder_name).get_input_embeddings()
+    encoders = family_of(pipe).text_encoders
+    for encoder in encoders:
+        tokenizer = getattr(pipe, encoder.tokenizer)
+        table = getattr(pipe, encoder.name).get_input_embeddings()
         if isinstance(table, GrownEmbedding):
             raise RecipeError("new words were added before", where=WHERE)
         if len(tokenizer) != table.num_embeddings:
             raise BaseModelError(
-                f"{encoder_name} has {table.num_embeddings} embeddings, its tokenizer "
+                f"{encoder.name} has {table.num_embeddings} embeddings, its tokenizer "
                 f"{len(tokenizer)} tokens",
                 where=WHERE,
                 fix="choose another base model",
             )
-        taught[key] = teach_tokenizer(tokenizer, tokens)
-        rows[key] = _mean_row(tokenizer, table.weight, init_words).repeat(len(tokens), 1)
-    for key, (tokenizer_name, encoder_name) in ENCODERS.items():
-        setattr(pipe, tokenizer_name, taught[key])
-        encoder = getattr(pipe, encoder_name)
-        encoder.set_input_embeddings(GrownEmbedding(encoder.get_input_embeddings(), rows[key]))
-        inner = getattr(encoder, "text_model", encoder)
+        taught[encoder.name] = teach_tokenizer(tokenizer, tokens)
+        mean = _mean_row(tokenizer, table.weight, init_words)
+        rows[encoder.name] = mean.repeat(len(tokens), 1)
+    for encoder in encoders:
+        tokenizer, model = taught[encoder.name], getattr(pipe, encoder.name)
+        setattr(pipe, encoder.tokenizer, tokenizer)
+        grown = GrownEmbedding(model.get_input_embeddings(), rows[encoder.name])
+        model.set_input_embeddings(grown)
+        inner = getattr(model, "text_model", model)
         if inner.eos_token_id == LEGACY_EOS:
-            inner.eos_token_id = taught[key].eos_token_id
+            inner.eos_token_id = tokenizer.eos_token_id
     return token_parameters(pipe)
 
 
@@ -140,21 +139,21 @@ def _mean_row(tokenizer: Any, table: Tensor, words: str) -> Tensor:
     return table.detach()[torch.tensor(ids, device=table.device)].float().mean(dim=0)
 
 
-def token_parameters(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Parameter]:
-    """The new words' rows, ``clip_l`` (n, d1) and ``clip_g`` (n, d2), float32; {} without any."""
-    found: dict[str, nn.Parameter] = {}
-    for key, (_, encoder_name) in ENCODERS.items():
-        table = getattr(pipe, encoder_name).get_input_embeddings()
+def token_parameters(pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:
+    """The new tokens' rows by ``embedding_key``, each (n, d) float32; {} without any."""
+    rows: dict[str, nn.Parameter] = {}
+    for encoder in family_of(pipe).text_encoders:
+        table = getattr(pipe, encoder.name).get_input_embeddings()
         if isinstance(table, GrownEmbedding):
-            found[key] = table.rows
-    return found
+            rows[encoder.embedding_key] = table.rows
+    return rows
 
 
-def load_token_rows(pipe: StableDiffusionXLPipeline, tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``clip_l`` and ``clip_g`` of an adapter into the new words' rows.
+def load_token_rows(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor]) -> None:
+    """Copy an adapter's rows into those of the new tokens.
 
     Raises:
-        IntegrityError: the adapter has other words than were added.
+        IntegrityError: the adapter has other tokens than were added.
     """
     for key, parameter in token_parameters(pipe).items():
         if key not in tensors or tensors[key].shape != parameter.shape:

@@ -1,4 +1,4 @@
-"""What an adapter does to the weights: W' - W of each module, and merging it in for a while."""
+"""What an adapter does to the weights: W' - W of each module, and merging it temporarily."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from styletune.adapters.file import PART, TOKEN_KEYS, AdapterSpec, module_parts
+from styletune.adapters.file import PART, AdapterSpec, module_parts
 from styletune.adapters.inject import find_module
 from styletune.errors import BaseModelError, IntegrityError
+from styletune.models.families import EMBEDDING_KEYS
 
 
-def factors(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, float]:
-    """Each module's factor on its update, by ``component.module``."""
-    own, found = dict(spec.alphas), {}
+def module_scales(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, float]:
+    """What multiplies each module's update, by ``component.module``."""
+    own, scales = dict(spec.alphas), {}
     for module, parts in module_parts(tensors).items():
         rank = parts["lora_A.weight"].shape[0] if "lora_A.weight" in parts else spec.rank
         root = math.sqrt(rank) if spec.rslora else float(rank)
         plain = spec.alpha / (math.sqrt(rank) if spec.rslora else spec.rank)
-        found[module] = own[module] / root if module in own else plain
-    return found
+        scales[module] = own[module] / root if module in own else plain
+    return scales
 
 
 def weight_updates(
@@ -32,14 +33,14 @@ def weight_updates(
 ) -> Iterator[tuple[str, Tensor]]:
     """(``component.module``, its W' - W, float32, of the weight's shape), one after the other.
 
-    On SDXL they are gigabytes together, so nobody should hold them all. ``weight_of`` gives the
+    For SDXL they are gigabytes together, so nobody should hold them all. ``weight_of`` gives the
     base weight by ``component.module``; DoRA and OFT need it.
 
     Raises:
         ValueError: the kind needs base weights and ``weight_of`` is None.
-        IntegrityError: a tensor is missing or is no part of an adapter.
+        IntegrityError: a tensor is missing or is not a part of an adapter.
     """
-    factor_of = factors(tensors, spec)
+    scale_of = module_scales(tensors, spec)
     for module, parts in module_parts(tensors).items():
         weight = None
         if "lora_magnitude_vector" in parts or "oft_R.weight" in parts:
@@ -47,13 +48,13 @@ def weight_updates(
                 raise ValueError(f"the update of {module} depends on the base weight")
             weight = weight_of(module).detach().float()
         try:
-            flat = _update({k: v.float() for k, v in parts.items()}, factor_of[module], weight)
+            flat = _update({k: v.float() for k, v in parts.items()}, scale_of[module], weight)
         except KeyError as error:
             raise IntegrityError(f"{module} lacks {error.args[0]}") from None
         yield module, _with_kernel(module, flat)
 
 
-def _update(parts: dict[str, Tensor], factor: float, weight: Tensor | None) -> Tensor:
+def _update(parts: dict[str, Tensor], scale: float, weight: Tensor | None) -> Tensor:
     if "oft_R.weight" in parts:
         assert weight is not None
         rotation = cayley(parts["oft_R.weight"])
@@ -62,15 +63,15 @@ def _update(parts: dict[str, Tensor], factor: float, weight: Tensor | None) -> T
         return turned - weight
     if "hada_w1_a" in parts:
         left = parts["hada_w1_a"] @ parts["hada_w1_b"]
-        return factor * left * (parts["hada_w2_a"] @ parts["hada_w2_b"])
+        return scale * left * (parts["hada_w2_a"] @ parts["hada_w2_b"])
     if any(k.startswith("lokr") for k in parts):
         small, big = (
             parts[w] if w in parts else parts[f"{w}_a"] @ parts[f"{w}_b"]
             for w in ("lokr_w1", "lokr_w2")
         )
-        return factor * torch.kron(small.contiguous(), big.flatten(1).contiguous())
+        return scale * torch.kron(small.contiguous(), big.flatten(1).contiguous())
     a, b = parts["lora_A.weight"], parts["lora_B.weight"]
-    low = factor * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
+    low = scale * (b.flatten(1) @ a.flatten(1)).reshape(b.shape[0], *a.shape[1:])
     if weight is None:
         return low
     whole = weight + low
@@ -92,7 +93,7 @@ def cayley(skew: Tensor) -> Tensor:
 
 
 def _with_kernel(module: str, update: Tensor) -> Tensor:
-    """LoHa and LoKr keep a convolution's update flat; in SDXL the name tells the kernel."""
+    """LoHa and LoKr keep a convolution's update flat; in a UNet the name tells the kernel."""
     if update.ndim == 4 or not module.startswith("unet."):
         return update
     if module.endswith(".conv_shortcut"):
@@ -109,12 +110,12 @@ def merged(
     spec: AdapterSpec,
     strength: float,
 ) -> Iterator[None]:
-    """Put W + strength · (W' - W) into the models; afterwards they are bit for bit back.
+    """Put W + strength · (W' - W) into the models; afterwards they are back to the bit.
 
-    Sampling then runs at the bare models' speed. New words are not added here.
+    Sampling then runs at the bare models' speed. New tokens are not added here.
 
     Raises:
-        BaseModelError: a weight is quantised.
+        BaseModelError: a weight is quantized.
         IntegrityError: the adapter changes a module that is not there.
     """
 
@@ -123,13 +124,15 @@ def merged(
         assert isinstance(weight, nn.Parameter)
         if not weight.is_floating_point():
             raise BaseModelError(
-                f"{name} is quantised; an adapter cannot be merged into it",
-                fix="load the base without quantisation",
+                f"{name} is quantized; an adapter cannot be merged into it",
+                fix="load the base without quantization",
             )
         return weight
 
     devices = {m: weight_of(m).device for m in module_parts(tensors)}
-    placed = {k: v.to(devices[PART.sub("", k)]) for k, v in tensors.items() if k not in TOKEN_KEYS}
+    placed = {
+        k: v.to(devices[PART.sub("", k)]) for k, v in tensors.items() if k not in EMBEDDING_KEYS
+    }
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for name, update in weight_updates(placed, spec, weight_of):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from styletune import __version__
+from styletune import __version__, api
 from styletune.cli.data import data_group, init_command
 from styletune.cli.published import generate_command, pull_command, registry_group
 from styletune.cli.recipe import (
@@ -43,9 +43,7 @@ def recipe_group() -> None:
 @json_option
 def recipe_schema_command(as_json: bool) -> None:  # noqa: ARG001
     """JSON Schema of a recipe, for editors."""
-    from styletune.recipe import recipe_schema
-
-    print_json(recipe_schema())
+    print_json(api.recipe_schema())
 
 
 for _command in (
@@ -88,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error.show()
         sys.exit(2)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        say("\nstopped; nothing is half-written. Give the same command again to go on.")
+        say("\nstopped; nothing is half-written. Run the same command again to resume.")
         sys.exit(130)
     except RuntimeError as error:
         # By name, because torch is not to be imported for it.

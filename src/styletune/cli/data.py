@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from styletune.cli.shared import clip, json_option, print_json, say
+from styletune import api
+from styletune.cli.shared import clip, gathered, json_option, print_json, say
 from styletune.errors import BadInput
 
 if TYPE_CHECKING:
-    from styletune.job.check import Answer
+    from styletune.data.captions.folder import FolderFixes
 
 
 @click.command("init")
 @click.argument("name")
 @json_option
 def init_command(name: str, as_json: bool) -> None:
-    """Make a folder ready to fill: images with their card, recipe, evaluation suite."""
-    from styletune.project.init import init_project
-
+    """Create a project folder: data set card, recipe and evaluation suite, ready to fill in."""
     folder = Path(name)
-    written = init_project(folder, folder.name)
+    written = api.init_project(folder)
     if as_json:
         print_json({"dir": str(folder), "files": [str(file) for file in written]})
         return
@@ -39,7 +38,17 @@ def init_command(name: str, as_json: bool) -> None:
 
 @click.group("data")
 def data_group() -> None:
-    """Look at a set of images before anything is trained on it."""
+    """Check and caption images before training on them."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """How a set on its own is judged, as the options of the same names say it."""
+
+    resolution: int
+    default_caption: str | None
+    background: str | None
+    encoder: str
 
 
 @data_group.command("check")
@@ -50,107 +59,107 @@ def data_group() -> None:
     type=click.IntRange(64, 4096),
     default=1024,
     show_default=True,
-    help="Pixels to be trained at; of a recipe its own counts.",
+    help="Training resolution in pixels; a recipe's own wins.",
 )
-@click.option("--default-caption", help="Caption of every image that has none.")
-@click.option("--background", help='Colour under transparent pixels, "#rrggbb".')
+@click.option("--default-caption", help="Caption of images without one.")
+@click.option("--background", help='Color under transparent pixels, "#rrggbb".')
 @click.option(
     "--encoder",
     default="none",
     show_default=True,
-    help='Also look for motifs and outliers: "mini", ARCHITECTURE/PRETRAINED or local-dir:FOLDER.',
+    help='Also find motifs and outliers: "mini", ARCHITECTURE/PRETRAINED or local-dir:FOLDER.',
 )
 @json_option
+@gathered("settings", CheckSettings)
 def data_check_command(
-    path: Path,
-    report: Path | None,
-    resolution: int,
-    default_caption: str | None,
-    background: str | None,
-    encoder: str,
-    as_json: bool,
+    path: Path, report: Path | None, settings: CheckSettings, as_json: bool
 ) -> None:
     """Check the images of PATH: a folder, an archive, a table, a Hub id, or a recipe.
 
     Nothing is changed. Exit 1 if there are errors: training would refuse the set.
     """
+    background = settings.background
     if background is not None and not re.fullmatch("#[0-9a-fA-F]{6}", background):
-        raise BadInput(f'"{background}" is not a colour', where="--background", fix='"#ffffff"')
-    from styletune.job.check import check_path, check_recipe, recipe_or_data
-
-    if recipe_or_data(path):
-        source = click.get_current_context().get_parameter_source
-        clash = [
-            name
-            for name in ("resolution", "default_caption", "background", "encoder")
-            if source(name) is click.core.ParameterSource.COMMANDLINE
-        ]
-        if clash:
-            raise BadInput(
-                f"the recipe decides {clash[0]}",
-                where=f"--{clash[0].replace('_', '-')}",
-                fix=f"set data.{clash[0]} in {path}",
-            )
-        answer = check_recipe(path, show_progress=True)
+        raise BadInput(f'"{background}" is not a color', where="--background", fix='"#ffffff"')
+    if _is_recipe(path):
+        _refuse_recipe_keys(path)
+        data = api.check_data(api.load_recipe(path))
     else:
-        from styletune.data.check import CheckSettings
-
-        settings = CheckSettings(
-            resolution, default_caption=default_caption, background=background, encoder=encoder
+        data = api.check_data(
+            path,
+            resolution=settings.resolution,
+            default_caption=settings.default_caption,
+            background=background,
+            encoder=settings.encoder,
         )
-        answer = check_path(path, settings, show_progress=True)
-    if answer.note:
-        say(f"note: {answer.note}")
+    if data.note:
+        say(f"note: {data.note}")
     if report is not None:
-        from styletune.data.report.page import write_report
-
-        write_report(answer.checked, report, title=answer.name)
-    _print_check(answer, path, report, as_json)
-    if answer.checked.errors:
+        data.write_page(report)
+    if as_json:
+        print_json(data.result.as_json())
+    else:
+        _print_check(data, path, report)
+    if data.checked.errors:
         raise SystemExit(1)
 
 
-def _print_check(answer: Answer, path: Path, report: Path | None, as_json: bool) -> None:
-    from styletune.data.check import check_document
+def _is_recipe(path: Path) -> bool:
+    """Whether a path means a recipe, by its name. Raises BadInput for a data set card."""
+    if path.name.endswith("dataset.toml"):
+        raise BadInput(
+            "is the card of a data set", where=str(path), fix=f"give its folder, {path.parent}"
+        )
+    return path.suffix.lower() == ".toml"
 
-    document = check_document(answer.checked)
-    if as_json:
-        print_json(document)
-        return
+
+def _refuse_recipe_keys(recipe: Path) -> None:
+    """Raise BadInput if an option was given that the recipe decides."""
+    source = click.get_current_context().get_parameter_source
+    for name in ("resolution", "default_caption", "background", "encoder"):
+        if source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise BadInput(
+                f"the recipe decides {name}",
+                where=f"--{name.replace('_', '-')}",
+                fix=f"set data.{name} in {recipe}",
+            )
+
+
+def _print_check(result: api.DataReport, path: Path, report: Path | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from styletune.data.findings import said
+    from styletune.data.findings import finding_line
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
     table.add_column("")
-    table.add_column("what", no_wrap=True)
+    table.add_column("finding", no_wrap=True)
     table.add_column("images", justify="right")
-    table.add_column("says", overflow="fold")
-    for found in answer.checked.findings:
+    table.add_column("details", overflow="fold")
+    checked = result.checked
+    for finding in checked.findings:
         table.add_row(
-            found.severity,
-            found.code,
-            str(len(found.files) or ""),
-            escape(f"{clip(said(found))}\n→ {found.fix}"),
+            finding.severity,
+            finding.code,
+            str(len(finding.files) or ""),
+            escape(f"{clip(finding_line(finding))}\n→ {finding.fix}"),
         )
     console = Console(width=110 if not sys.stdout.isatty() else None)
-    if answer.checked.findings:
+    if checked.findings:
         console.print(table)
-    counts = {kind: len(document[kind]) for kind in ("errors", "warnings")}
-    palette = " ".join(f"{c['hex']} {c['weight']:.0%}" for c in document["palette"])
-    sides = list(document["split"].values())
+    palette = " ".join(f"{color} {weight:.0%}" for color, weight in checked.palette.extracted)
+    sides = list(checked.sides.values())
     click.echo(
-        f"images   {document['images']}, {document['readable']} readable "
-        f"({answer.hits} known from before)\n"
-        f"split    {sides.count('train')} to train on, {sides.count('holdout')} held out, in "
-        f"{len(document['groups'])} groups of duplicates\n"
+        f"images   {len(checked.items)}, {len(checked.facts)} readable "
+        f"({result.hits} known from before)\n"
+        f"split    {sides.count('train')} to train on, {sides.count('holdout')} held out; "
+        f"{_counted(len(checked.groups), 'group')} of duplicates\n"
         f"palette  {palette}\n"
-        f"verdict  {_counted(counts['errors'], 'error')}, "
-        f"{_counted(counts['warnings'], 'warning')}: "
-        + ("training would refuse this set" if counts["errors"] else "ready to train")
+        f"verdict  {_counted(len(checked.errors), 'error')}, "
+        f"{_counted(len(checked.warnings), 'warning')}: "
+        + ("training would refuse this set" if checked.errors else "ready to train")
     )
     if report is not None:
         click.echo(f"report   {report}")
@@ -164,74 +173,80 @@ def _counted(number: int, word: str) -> str:
 
 @data_group.command("captions")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--trigger", help="Instead of the card's.")
-@click.option("--apply", "applies", is_flag=True, help="Write the changes that are shown.")
+@click.option("--trigger", help="Use this instead of the card's.")
+@click.option("--apply", "write", is_flag=True, help="Write the changes shown.")
 @json_option
-def data_captions_command(folder: Path, trigger: str | None, applies: bool, as_json: bool) -> None:
-    """Show what can be mended in the captions of FOLDER as a diff; exit 1 if there is something."""
-    from styletune.job.check import mend_captions
-
-    mended = mend_captions(folder, trigger, applies=applies)
+def data_captions_command(folder: Path, trigger: str | None, write: bool, as_json: bool) -> None:
+    """Show caption fixes for FOLDER as a diff; exit 1 if any remain to be made."""
+    result = api.fix_captions(folder, trigger=trigger, write=write)
     if as_json:
         print_json(
             {
-                "fixes": [dataclasses.asdict(fix) for fix in mended.fixes],
-                "written": mended.written,
-                "left": mended.left,
+                "fixes": [dataclasses.asdict(fix) for fix in result.fixes],
+                "written": result.written,
+                "left": result.left,
             }
         )
     else:
-        click.echo(mended.diff or "nothing to mend")
-        if mended.written:
-            click.echo(f"written: {', '.join(mended.written)}")
-        if mended.left:
-            click.echo(f"not written, change them by hand: {', '.join(mended.left)}")
-        elif mended.fixes and not applies:
-            click.echo(f"next: styletune data captions {folder} --apply")
-    if mended.left or (mended.fixes and not applies):
+        _print_fixes(result, folder, write)
+    if result.left or (result.fixes and not write):
         raise SystemExit(1)
+
+
+def _print_fixes(result: FolderFixes, folder: Path, write: bool) -> None:
+    click.echo(result.diff or "nothing to fix")
+    if result.written:
+        click.echo(f"written: {', '.join(result.written)}")
+    if result.left:
+        click.echo(f"not written, change them by hand: {', '.join(result.left)}")
+    elif result.fixes and not write:
+        click.echo(f"next: styletune data captions {folder} --apply")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Captioning:
+    """How captions are written, as the options of the same names say it."""
+
+    model: str
+    revision: str | None
+    template: str
+    trigger: str | None
+    prompt: str
+    batch_size: int
+    redo: bool
 
 
 @data_group.command("caption")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option(
-    "--model", required=True, help="Image-to-text model: a folder, or a Hub id that is here."
+    "--model", required=True, help="Image-to-text model: a folder, or a Hub id on this machine."
 )
 @click.option("--revision", help="Commit of the Hub model.")
 @click.option(
     "--template",
     default="{trigger}, {caption}",
     show_default=True,
-    help="What is written; {trigger} is the card's.",
+    help="Caption to write; {trigger} is the card's.",
 )
-@click.option("--trigger", help="Instead of the card's.")
-@click.option("--prompt", default="", help="What the model is asked; many need nothing.")
+@click.option("--trigger", help="Use this instead of the card's.")
+@click.option("--prompt", default="", help="Question to the model; many need none.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
-@click.option("--redo", is_flag=True, help="Also replace captions of other machine settings.")
+@click.option(
+    "--redo", is_flag=True, help="Also replace captions that a model wrote with other settings."
+)
 @json_option
-def data_caption_command(
-    folder: Path,
-    model: str,
-    revision: str | None,
-    template: str,
-    trigger: str | None,
-    prompt: str,
-    batch_size: int,
-    redo: bool,
-    as_json: bool,
-) -> None:
-    """Caption the images of FOLDER that have none, with a model; a person's are never touched."""
-    from styletune.job.check import caption_folder
-
-    captioned = caption_folder(
+@gathered("captioning", Captioning)
+def data_caption_command(folder: Path, captioning: Captioning, as_json: bool) -> None:
+    """Caption images of FOLDER without a caption using a model; people's are never touched."""
+    captioned = api.write_captions(
         folder,
-        model=model,
-        revision=revision,
-        template=template,
-        trigger=trigger,
-        prompt=prompt,
-        batch_size=batch_size,
-        redo=redo,
+        captioning.model,
+        revision=captioning.revision,
+        template=captioning.template,
+        trigger=captioning.trigger,
+        prompt=captioning.prompt,
+        batch_size=captioning.batch_size,
+        redo=captioning.redo,
     )
     if as_json:
         print_json(dataclasses.asdict(captioned))

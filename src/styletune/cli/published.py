@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from styletune.cli.shared import json_option, print_json, registry_option
+from styletune import api
+from styletune.cli.shared import gathered, json_option, print_json, registry_option
 from styletune.errors import BadInput, NotFound
 
 
@@ -25,11 +27,7 @@ from styletune.errors import BadInput, NotFound
 @json_option
 def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
     """Fetch a version (horizon, horizon@^1, horizon@1.0.0); every checksum is verified."""
-    from styletune.registry.pull import pull
-    from styletune.registry.resolve import parse_spec
-    from styletune.registry.store import open_store
-
-    pulled = pull(open_store(registry, create=False), parse_spec(spec), dest)
+    pulled = api.pull(spec, registry=registry, to=dest)
     manifest = pulled.manifest
     document = {
         "name": manifest.name,
@@ -44,20 +42,42 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
     click.echo(f"  {pulled.dir}\nread {pulled.dir / 'README.md'} for how to use it")
 
 
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """Which version is loaded, and what into, as the options of the same names say it."""
+
+    registry: str
+    pulled: Path
+    base_model: str | None
+    vae: str | None
+    strength: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How images are generated, as the options of the same names say it."""
+
+    seeds: str
+    out: Path
+    steps: int
+    guidance_scale: float
+    batch_size: int
+
+
 @click.command("generate")
 @click.argument("spec")
-@click.option("--prompt", "prompts", multiple=True, help="What to draw; may be repeated.")
+@click.option("--prompt", "prompts", multiple=True, help="What to generate; may be repeated.")
 @click.option(
     "--prompts",
     "prompts_file",
     type=click.Path(path_type=Path),
-    help="Text file, one prompt a line.",
+    help="Text file, one prompt per line.",
 )
 @click.option("--seeds", default="1", show_default=True, help="Such as 7, 101-110 or 1,5,9.")
 @click.option("--strength", type=click.FloatRange(-2, 2), help="The published one if left out.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
-@click.option("--base", "base_model", help="The base model, if it lies elsewhere here.")
-@click.option("--vae", help="Its separate VAE, if it has one and that lies elsewhere here.")
+@click.option("--base", "base_model", help="The base model, if it is elsewhere on this machine.")
+@click.option("--vae", help="Its separate VAE, if that is elsewhere on this machine.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
 @click.option("--guidance-scale", type=click.FloatRange(1, 50), default=5.0, show_default=True)
 @registry_option
@@ -76,47 +96,42 @@ def pull_command(spec: str, registry: str, dest: Path, as_json: bool) -> None:
     help="Folder for the images.",
 )
 @json_option
+@gathered("loading", Loading)
+@gathered("sampling", Sampling)
 def generate_command(
     spec: str,
     prompts: tuple[str, ...],
     prompts_file: Path | None,
-    seeds: str,
-    strength: float | None,
-    steps: int,
-    guidance_scale: float,
-    base_model: str | None,
-    vae: str | None,
-    batch_size: int,
-    registry: str,
-    pulled: Path,
-    out: Path,
+    loading: Loading,
+    sampling: Sampling,
     as_json: bool,
 ) -> None:
-    """Draw images with a published version; each names its adapter, version and digest."""
+    """Generate images with a published version; each names its adapter, version and digest."""
     words = [*prompts, *_read_prompts(prompts_file)]
     if not words:
         raise BadInput("no prompt", fix='--prompt "a city at sunset" or --prompts FILE')
-    numbers = parse_seeds(seeds)
-    from styletune.job.generate import generate
-
-    files = generate(
-        registry=registry,
-        spec_text=spec,
-        pulled_dir=pulled,
-        out_dir=out,
-        prompts=words,
-        seeds=numbers,
-        strength=strength,
-        steps=steps,
-        guidance_scale=guidance_scale,
-        base_model=base_model,
-        vae=vae,
-        batch_size=batch_size,
+    seeds = parse_seeds(sampling.seeds)
+    version = api.load(
+        spec,
+        registry=loading.registry,
+        to=loading.pulled,
+        base=loading.base_model,
+        vae=loading.vae,
+        strength=loading.strength,
+    )
+    files = api.generate(
+        version,
+        words,
+        seeds=seeds,
+        out=sampling.out,
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        batch_size=sampling.batch_size,
     )
     if as_json:
         print_json({"images": [str(f) for f in files]})
         return
-    click.echo(f"{len(files)} images in {out}")
+    click.echo(f"{len(files)} images in {sampling.out}")
 
 
 def _read_prompts(file: Path | None) -> list[str]:
@@ -125,7 +140,7 @@ def _read_prompts(file: Path | None) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise NotFound("no such file", where=str(file), fix="one prompt a line") from None
+        raise NotFound("no such file", where=str(file), fix="one prompt per line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot be read: {error}", where=str(file)) from None
     return [line.strip() for line in lines if line.strip()]
@@ -156,15 +171,11 @@ def registry_group() -> None:
 @json_option
 def registry_list_command(registry: str, as_json: bool) -> None:
     """Names and versions."""
-    from styletune.registry.store import open_store
-    from styletune.registry.versions import list_names, list_versions
-
-    store = open_store(registry, create=False)
-    found = {name: [str(v) for v in list_versions(store, name)] for name in list_names(store)}
+    versions_of = api.list_registry(registry)
     if as_json:
-        print_json(found)
+        print_json(versions_of)
         return
-    for name, versions in found.items():
+    for name, versions in versions_of.items():
         click.echo(f"{name}  {', '.join(versions)}")
 
 
@@ -174,8 +185,5 @@ def registry_list_command(registry: str, as_json: bool) -> None:
 @json_option
 def registry_show_command(spec: str, registry: str, as_json: bool) -> None:  # noqa: ARG001
     """The manifest of a version, as JSON."""
-    from styletune.registry.resolve import parse_spec, resolve
-    from styletune.registry.store import open_store
-
-    manifest, digest = resolve(open_store(registry, create=False), parse_spec(spec))
+    manifest, digest = api.show_version(spec, registry=registry)
     print_json({"digest": digest, "manifest": manifest.model_dump(mode="json")})

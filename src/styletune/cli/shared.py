@@ -1,30 +1,61 @@
-"""What all commands share: their options, and where their words go.
+"""What all commands share: their options, and where their output goes.
 
 Results go to stdout, the rest to stderr.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from styletune.errors import BadInput
+from styletune import api
 
 if TYPE_CHECKING:
-    from styletune.job.prepare import Job
+    from styletune.recipe import LoadedRecipe
 
 Command = Callable[..., None]
 
 
+def gathered(argument: str, kind: type[Any]) -> Callable[[Command], Command]:
+    """Pass the options that are named like a dataclass's fields as one ``argument``."""
+    names = [field.name for field in fields(kind)]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**options: object) -> None:
+            values = {name: options.pop(name) for name in names}
+            command(**options, **{argument: kind(**values)})
+
+        return run
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a command on a recipe works on: the recipe's file, and the place of its run."""
+
+    recipe: Path
+    overrides: tuple[str, ...]
+    runs_dir: Path
+    run_dir: Path | None
+
+    def load(self) -> LoadedRecipe:
+        """The recipe with its overrides. Raises as ``styletune.load_recipe``."""
+        return api.load_recipe(self.recipe, self.overrides)
+
+
 def recipe_options(command: Command) -> Command:
-    """What every command on a recipe takes."""
+    """What every command on a recipe takes: ``target`` and ``as_json``."""
+    command = gathered("target", Target)(command)
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+        json_option,
         click.option(
             "--set",
             "overrides",
@@ -47,12 +78,14 @@ def recipe_options(command: Command) -> Command:
 
 
 def json_option(command: Command) -> Command:
+    """Add ``--json`` to a command, as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(
         command
     )
 
 
 def registry_option(command: Command) -> Command:
+    """Add ``--registry``, a folder or bucket URL that the environment may set."""
     return click.option(
         "--registry",
         default="registry",
@@ -62,48 +95,16 @@ def registry_option(command: Command) -> Command:
     )(command)
 
 
-def first_process() -> bool:
-    """Whether this is the only process, or the first that ``accelerate launch`` started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def prepare_job(
-    recipe: Path,
-    runs_dir: Path,
-    run_dir: Path | None,
-    overrides: Sequence[str],
-    many_processes: bool = False,
-    planning: bool = False,
-) -> Job:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not many_processes:
-        raise BadInput(
-            "only training runs in several processes",
-            where="accelerate launch",
-            fix=f"accelerate launch -m styletune train {recipe}; then styletune run {recipe}",
-        )
-    from styletune.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides)  # before the heavy imports
-    from styletune.job.prepare import prepare
-
-    job = prepare(
-        loaded, runs_dir=runs_dir, run_dir=run_dir, planning=planning, show_progress=first_process()
-    )
-    if first_process():
-        if job.data.note:
-            say(f"note: {job.data.note}")
-        for warning in job.data.warnings:
-            say(f"warning: {warning.code}: {clip(warning.message, 160)}")
-    return job
-
-
 def say(text: str = "") -> None:
+    """Print a line for people, on stderr."""
     click.echo(text, err=True)
 
 
 def print_json(document: Any) -> None:
+    """Print a result on stdout. Raises ValueError for NaN, which JSON has not."""
     click.echo(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
 
 
 def clip(text: str, limit: int = 400) -> str:
+    """A text cut to ``limit`` characters, with an ellipsis where something was cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"

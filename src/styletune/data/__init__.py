@@ -1,1 +1,1 @@
-"""Curated images: opened, oriented, brought to sRGB, checked, grouped, split, fingerprinted."""
+"""Curated images: opened, decoded to upright sRGB, checked, grouped, split, fingerprinted."""

@@ -1,17 +1,19 @@
-"""What training goes through: every image at every resolution, as it is and mirrored."""
+"""What an epoch consists of: every image at every resolution, as it is and mirrored."""
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from collections.abc import Sequence
+from typing import TypedDict
 
-from styletune.data.load import LoadedData, all_rows, read_row
-from styletune.data.pixels.buckets import Size, choose_bucket, plan_crop
+from styletune.data.load import LoadedData, read_row
+from styletune.data.pixels.buckets import Size
 from styletune.data.pixels.crop import Crop, crop_mask, crop_pixels
 from styletune.data.rows import Entry
+from styletune.data.split import Split
 
 
 class BucketFacts(TypedDict):
-    """Size in pixels, entries in it, and the mean share of their area that is trimmed away."""
+    """Size in pixels, number of entries, and the mean share of their area that is cut off."""
 
     width: int
     height: int
@@ -19,25 +21,23 @@ class BucketFacts(TypedDict):
     lost_share: float
 
 
-def entries(data: LoadedData, split: Literal["train", "holdout"] = "train") -> list[Entry]:
-    """Everything that a split is seen as, by file name, then resolution, then mirrored.
+def entries(data: LoadedData, split: Split = "train") -> list[Entry]:
+    """All entries of one side of the split, in the order of the rows; resolutions within.
 
-    A mirrored image is an entry of its own, not a coin tossed at every step: so its latents are
-    cached, and it comes once an epoch like any other. Held-out images are seen as they are, at
+    A mirrored image is a separate entry, not a coin toss at every step: its latents are cached,
+    and it comes once per epoch like any other. Held-out images are used as they are, at
     the main resolution only: more views of one picture would not measure more.
     """
-    train = split == "train"
-    tables = data.tables if train else data.tables[:1]
-    found = []
-    for row in all_rows(data):
-        if row.split != split:
-            continue
-        for resolution, table in tables:
-            plan = plan_crop(row.height, row.width, choose_bucket(row.height, row.width, table))
-            found.append(Entry(row, resolution, plan, flip=False))
-            if data.flip and train:
-                found.append(Entry(row, resolution, plan, flip=True))
-    return found
+    trains = split == "train"
+    resolutions = data.resolutions if trains else data.resolutions[:1]
+    flips = (False, True) if trains and data.flip else (False,)
+    return [
+        Entry(row, resolution, plan, flip)
+        for row in data.rows
+        if row.split == split
+        for resolution, plan in zip(resolutions, data.plans[row.file_name], strict=False)
+        for flip in flips
+    ]
 
 
 def read_entry(entry: Entry) -> Crop:
@@ -51,11 +51,11 @@ def read_entry(entry: Entry) -> Crop:
     return crop_pixels(image, entry.plan, flip=entry.flip, mask=cut)
 
 
-def bucket_report(found: list[Entry]) -> list[BucketFacts]:
-    """How many entries each bucket holds, and what the crops cost; sorted by size."""
-    by_bucket: dict[Size, list[float]] = {}
-    for entry in found:
-        by_bucket.setdefault(entry.bucket, []).append(entry.plan.lost_share)
+def bucket_report(entries: Sequence[Entry]) -> list[BucketFacts]:
+    """How many entries each bucket has, and what the crops cost; sorted by size."""
+    lost_shares: dict[Size, list[float]] = {}
+    for entry in entries:
+        lost_shares.setdefault(entry.bucket, []).append(entry.plan.lost_share)
     return [
         {
             "width": bucket[1],
@@ -63,5 +63,5 @@ def bucket_report(found: list[Entry]) -> list[BucketFacts]:
             "images": len(lost),
             "lost_share": round(sum(lost) / len(lost), 4),
         }
-        for bucket, lost in sorted(by_bucket.items())
+        for bucket, lost in sorted(lost_shares.items())
     ]

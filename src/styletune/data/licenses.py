@@ -1,4 +1,4 @@
-"""Licences by their SPDX expressions: whether one is known, and what it forbids."""
+"""Licenses by their SPDX expressions: whether one is known, and what it prohibits."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from license_expression import Licensing  # type: ignore[import-untyped, unused-ignore]
 
-# What a restriction means for an adapter; an image set mixes them freely.
+# What a restriction means for an adapter; an image set may mix them freely.
 RESTRICTIONS = {
-    "ND": "forbids to pass on what is derived (NoDerivatives): an adapter may count as derived, "
-    "so it can be trained but not published",
-    "NC": "allows no commercial use (NonCommercial): nor may the adapter be used for one",
+    "ND": "prohibits sharing derivatives (NoDerivatives): an adapter may count as one, so it can "
+    "be trained but not published",
+    "NC": "prohibits commercial use (NonCommercial): of the adapter as well",
 }
 _OWN_ID = re.compile(r"(DocumentRef-[A-Za-z0-9.-]+:)?LicenseRef-[A-Za-z0-9.-]+")
 
 
 def license_problem(text: str) -> str | None:
-    """What is wrong with a licence as an SPDX expression; None if it can be used.
+    """What is wrong with a license as an SPDX expression; None if it can be used.
 
-    Ids count in any case, with AND, OR and WITH between them; ``LicenseRef-<name>`` is anybody's
-    own. The nearest id is suggested.
+    Ids are case-insensitive and may be joined by AND, OR and WITH; anyone may define a
+    ``LicenseRef-<name>``. The nearest id is suggested.
     """
     from license_expression import ExpressionError
 
@@ -31,15 +31,15 @@ def license_problem(text: str) -> str | None:
     try:
         parsed = licensing.parse(text, strict=True)
     except (ExpressionError, IndexError, AssertionError):  # the last two of "()" and "(AND MIT"
-        return f'"{text}" is not an SPDX licence expression{_near_id(text)}'
+        return f'"{text}" is not an SPDX license expression{_near_id(text)}'
     unknown = [
         symbol.key
         for symbol in licensing.unknown_license_symbols(parsed)
         if not _OWN_ID.fullmatch(symbol.key)
     ]
     if parsed is None or unknown:
-        shown = ", ".join(f'"{key}"{_near_id(key)}' for key in unknown) or '""'
-        return f"not an SPDX licence id: {shown}"
+        listed = ", ".join(f'"{key}"{_near_id(key)}' for key in unknown) or '""'
+        return f"not an SPDX license id: {listed}"
     return None
 
 
@@ -51,7 +51,7 @@ def _licensing() -> Licensing:
 
 
 def _near_id(text: str) -> str:
-    """The nearest id in brackets, or nothing."""
+    """The nearest id in parentheses, or nothing."""
     near = ""
     if text.casefold().startswith("licenseref"):
         name = re.sub(r"[^A-Za-z0-9.]+", "-", text[len("licenseref") :]).strip("-")
@@ -65,23 +65,23 @@ def _near_id(text: str) -> str:
 
 
 def current_id(text: str) -> str:
-    """A valid licence expression with today's ids in place of deprecated ones."""
+    """A valid license expression with current ids in place of deprecated ones."""
     return str(_licensing().parse(text).render())
 
 
 def restrictions(text: str) -> frozenset[str]:
-    """Which of ND and NC hold for a valid licence expression; of alternatives the mildest."""
+    """Which of ND and NC hold for a valid license expression; of alternatives the mildest."""
 
     def of(node: Any) -> frozenset[str]:
         parts = [of(part) for part in node.args if hasattr(part, "args")]
         operator = type(node).__name__
         if operator == "OR":
-            return min(parts, key=lambda found: ("ND" in found, len(found)))
+            return min(parts, key=lambda kinds: ("ND" in kinds, len(kinds)))
         if operator == "AND":
             return frozenset().union(*parts)
-        # Of somebody's own terms the name says nothing.
+        # The name of custom terms says nothing about them.
         key = "" if f"{node}".startswith("LicenseRef-") else f"{node}-".upper()
-        found = {kind for kind in RESTRICTIONS if f"-{kind}-" in key}
-        return frozenset(found | ({"NC"} if "NONCOMMERCIAL" in key else set()))
+        kinds = {kind for kind in RESTRICTIONS if f"-{kind}-" in key}
+        return frozenset(kinds | ({"NC"} if "NONCOMMERCIAL" in key else set()))
 
     return of(_licensing().parse(text))

@@ -1,28 +1,29 @@
-"""The front door of the room: sources become a checked, grouped, split, fingerprinted set."""
+"""The front door of the data room: a recipe's sources become a checked, split, hashed set."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from styletune.data.check import Checked, CheckSettings, bucket_tables, check_data, refuse
+from styletune.data.check import Checked, check_data, refuse
 from styletune.data.findings import Finding
-from styletune.data.inspection.duplicates import Group, families
+from styletune.data.inspection.duplicates import ImageGroup
 from styletune.data.inspection.store import FactsStore
 from styletune.data.masks import mask_hash, read_mask
-from styletune.data.pixels.buckets import Tables
+from styletune.data.pixels.buckets import CropPlan
 from styletune.data.pixels.crop import Crop, square_pixels
 from styletune.data.pixels.decode import decode_with_alpha
 from styletune.data.pixels.fingerprint import data_fingerprint, pixel_hash
 from styletune.data.rows import Row
-from styletune.data.sources.contents import read_item
-from styletune.data.sources.items import Item
-from styletune.data.sources.open import Source
+from styletune.data.sources.item_bytes import read_item
+from styletune.data.sources.items import RIGHTS_COLUMNS, Item
 from styletune.errors import DataError
+from styletune.recipe.data_sections import DataSection
 
 if TYPE_CHECKING:
     import datasets
@@ -31,56 +32,59 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadedData:
-    """A data set that can be trained on; ``dataset`` has the fields of ``Row`` as columns.
+    """A data set that can be trained on.
 
-    ``tables`` are the buckets of each resolution; ``flip`` shows every training image mirrored
-    as well; ``note`` says why facts are not kept between runs, "" if they are.
+    ``rows`` are the images by source, within a source by file name; training goes through them in
+    this order. ``flip``: every training image is also used mirrored. ``fingerprint``: SHA-256
+    (hex) of pixels, captions and split. ``note`` says why facts are not kept between runs, "" if
+    they are.
     """
 
-    dataset: datasets.Dataset
+    rows: tuple[Row, ...]
     checked: Checked
-    tables: Tables
     flip: bool
     fingerprint: str
     note: str
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """In pixels, the main one first."""
+        return self.checked.resolutions
+
+    @property
+    def plans(self) -> Mapping[str, tuple[CropPlan, ...]]:
+        """By file name, one crop for each resolution."""
+        return self.checked.plans
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
         return self.checked.warnings
 
     @property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ImageGroup]:
         """Copies and variants of one picture."""
         return [group for group in self.checked.groups if group.kind != "motif"]
 
     @property
     def trigger(self) -> str:
-        """The word for the look; "" where there is none, or the sources have different ones."""
+        """The word for the look; "" if there is none, or the sources have different ones."""
         cards = self.checked.cards.values()
         triggers = {card.trigger.strip() for card in cards if card.trigger}
         return triggers.pop() if len(triggers) == 1 else ""
 
 
 def load_data(
-    sources: Sequence[Source],
-    settings: CheckSettings,
+    section: DataSection,
+    folder: Path,
     *,
+    resolution: int,
     store: FactsStore,
-    flip: bool = False,
-    tokens: Callable[[str], int] | None = None,
-    relative_to: Path = Path(),
+    count_tokens: Callable[[str], int] | None = None,
+    new_tokens: Collection[str] = (),
+    min_holdout: int = 0,
     show_progress: bool = False,
 ) -> LoadedData:
-    """Check a set (``check_data``) and refuse it if anything in it is an error.
-
-    Args:
-        sources: from ``resolve_sources``.
-        settings: how it is judged and split.
-        store: facts that are known already.
-        flip: also show every training image mirrored.
-        tokens: how many CLIP tokens a caption is.
-        relative_to: what an encoder's folder is relative to.
-        show_progress: draw progress bars on stderr.
+    """Check a set and refuse it if anything in it is an error. Arguments as ``check_data``.
 
     Raises:
         NotFound: a source, an encoder or the folder of masks is not there.
@@ -88,72 +92,46 @@ def load_data(
         DataError: everything that ``check_data`` calls an error, in the same words.
     """
     checked = check_data(
-        sources,
-        settings,
+        section,
+        folder,
+        resolution=resolution,
         store=store,
-        tokens=tokens,
-        relative_to=relative_to,
+        count_tokens=count_tokens,
+        new_tokens=new_tokens,
+        min_holdout=min_holdout,
         show_progress=show_progress,
     )
-    where = str(sources[0].path) if len(sources) == 1 else "[[data.sources]]"
-    refuse(checked, where)
-    items = [item for item in checked.items if item.file_name in checked.facts]
-    rows = _rows(checked, items)
-    # The pictures themselves are needed no more, and training lasts.
+    refuse(checked)
+    rows = tuple(_row(item, checked) for item in checked.items if item.file_name in checked.facts)
+    # Training lasts, and needs the pictures themselves no more.
     facts = {n: replace(f, small=b"", thumbnail=b"") for n, f in checked.facts.items()}
     return LoadedData(
-        _dataset(rows),
-        replace(checked, facts=facts),
-        bucket_tables(settings),
-        flip,
-        _fingerprint(rows),
-        store.note,
+        rows, replace(checked, facts=facts), section.flip, _fingerprint(rows), store.note
     )
 
 
-def _rows(checked: Checked, items: Sequence[Item]) -> list[Row]:
-    files, hashes = checked.masks.files, checked.masks.hashes
-    related = [group for group in checked.groups if group.kind != "motif"]
-    members = families([item.file_name for item in items], related)
-    numbers = {file: number for number, family in enumerate(members) for file in family}
-    flags: dict[str, list[str]] = {}
-    for warning in checked.warnings:
-        for file in warning.files:
-            flags.setdefault(file, []).append(warning.code)
-    rows = []
-    for item in items:
-        name = item.file_name
-        facts = checked.facts[name]
-        rows.append(
-            Row(
-                file_name=name,
-                path=item.path,
-                member=item.member,
-                text=item.text or "",
-                machine_caption=item.machine_caption,
-                width=facts.width,
-                height=facts.height,
-                pixel_hash=facts.pixel_hash,
-                group=numbers[name],
-                split=checked.sides[name],
-                origin=item.origin,
-                repeats=item.repeats,
-                weight=item.weight,
-                license=item.rights.license,
-                holder=item.rights.holder,
-                consent=item.rights.consent,
-                source=item.rights.source,
-                background=item.background or "",
-                flags=sorted(set(flags.get(name, []))),
-                mask_path=str(files[name].absolute()) if name in files else "",
-                mask_hash=hashes.get(name, ""),
-            )
-        )
-    return rows
+def _row(item: Item, checked: Checked) -> Row:
+    name = item.file_name
+    facts, mask_file = checked.facts[name], checked.masks.files.get(name)
+    return Row(
+        file_name=name,
+        path=item.path,
+        text=item.text or "",
+        width=facts.width,
+        height=facts.height,
+        pixel_hash=facts.pixel_hash,
+        member=item.member,
+        split=checked.sides[name],
+        repeats=item.repeats,
+        weight=item.weight,
+        background=item.background or "",
+        mask_path=str(mask_file.absolute()) if mask_file else "",
+        mask_hash=checked.masks.hashes.get(name, ""),
+    )
 
 
 def _fingerprint(rows: Sequence[Row]) -> str:
-    """That of the images; a mask, repeats and a weight count as parts of an image's pixels."""
+    """That of the images; mask, repeats and weight count as parts of an image's pixels."""
 
     def content(row: Row) -> str:
         parts = [row.pixel_hash]
@@ -168,27 +146,22 @@ def _fingerprint(rows: Sequence[Row]) -> str:
 
 
 def order_hash(data: LoadedData) -> str:
-    """SHA-256 (hex) of the images' order by file name, in which training goes through them.
+    """SHA-256 (hex) of the order of the rows.
 
-    The fingerprint does not depend on names; when an image is seen, and with what noise, does.
+    The fingerprint does not depend on names; when an image is used, and with what noise, does.
     """
-    order = [[row.pixel_hash, row.text, row.mask_hash] for row in all_rows(data)]
+    order = [[row.pixel_hash, row.text, row.mask_hash] for row in data.rows]
     return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
 
 def train_rows(data: LoadedData) -> list[Row]:
-    """The images to train on, sorted by file name."""
-    return [row for row in all_rows(data) if row.split == "train"]
+    """The images to train on, in order."""
+    return [row for row in data.rows if row.split == "train"]
 
 
 def holdout_rows(data: LoadedData) -> list[Row]:
-    """The images kept for scoring, sorted by file name; none when ``holdout`` was 0."""
-    return [row for row in all_rows(data) if row.split == "holdout"]
-
-
-def all_rows(data: LoadedData) -> list[Row]:
-    """Every image, sorted by file name."""
-    return [Row(**row) for row in data.dataset]
+    """The images kept for scoring, in order; none if ``holdout`` was 0."""
+    return [row for row in data.rows if row.split == "holdout"]
 
 
 def read_row(row: Row) -> tuple[Image.Image, Image.Image | None]:
@@ -203,13 +176,13 @@ def read_row(row: Row) -> tuple[Image.Image, Image.Image | None]:
     mask = alpha if row.mask_hash else None
     if row.mask_path:
         mask = read_mask(Path(row.mask_path), image.size, name=row.file_name)
-    for what, found, wanted in (
+    for part, actual, expected in (
         ("image", pixel_hash(image), row.pixel_hash),
         ("mask", mask_hash(mask) if mask else "", row.mask_hash),
     ):
-        if found != wanted:
+        if actual != expected:
             raise DataError(
-                f"the {what} changed after the data set was loaded",
+                f"the {part} changed after the data set was loaded",
                 where=row.file_name,
                 fix="start the run again",
             )
@@ -217,7 +190,7 @@ def read_row(row: Row) -> tuple[Image.Image, Image.Image | None]:
 
 
 def read_square(row: Row, resolution: int) -> Crop:
-    """Decode one image to its square without a mask, for references and previews.
+    """Decode one image to its central square without a mask, for references and previews.
 
     Raises:
         DataError: as ``read_row``.
@@ -225,24 +198,65 @@ def read_square(row: Row, resolution: int) -> Crop:
     return square_pixels(read_row(row)[0], resolution)
 
 
-def _dataset(rows: Sequence[Row]) -> datasets.Dataset:
-    """The manifest, typed also where a column is empty."""
-    import datasets
+def as_dataset(data: LoadedData) -> datasets.Dataset:
+    """The set as a Hugging Face data set, one row per image, in the order of ``data.rows``.
 
-    types = {
-        "machine_caption": "bool",
-        "width": "int64",
-        "height": "int64",
-        "group": "int64",
-        "repeats": "int64",
-        "weight": "float64",
-    }
-    names = Row.__slots__
-    features = {
-        name: datasets.List(datasets.Value("string"))
-        if name == "flags"
-        else datasets.Value(types.get(name, "string"))
-        for name in names
-    }
-    columns = {name: [getattr(row, name) for row in rows] for name in names}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    ``image`` (``datasets.Image``) is what is trained on before cropping: upright 8-bit sRGB over
+    the declared background, stored losslessly. The other columns are ``text`` (the caption),
+    ``file_name``, ``split`` ("train" or "holdout"), ``width`` and ``height`` (pixels),
+    ``license``, ``holder``, ``consent``, ``source`` ("" if undeclared), ``machine_caption``,
+    ``repeats``, ``weight`` and ``pixel_hash``. Images are decoded one after the other into the
+    cache of ``datasets`` (HF_DATASETS_CACHE), so the set may be larger than memory.
+
+    Raises:
+        DataError: an image cannot be decoded, or is no longer what was loaded.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    text, integer = datasets.Value("string"), datasets.Value("int64")
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "text": text,
+            "file_name": text,
+            "split": text,
+            "width": integer,
+            "height": integer,
+            **dict.fromkeys(RIGHTS_COLUMNS, text),
+            "machine_caption": datasets.Value("bool"),
+            "repeats": integer,
+            "weight": datasets.Value("float64"),
+            "pixel_hash": text,
+        }
+    )
+    items = {item.file_name: item for item in data.checked.items}
+    pairs = [(row, items[row.file_name]) for row in data.rows]
+    try:
+        # Not as gen_kwargs: a list there is taken for shards.
+        dataset = datasets.Dataset.from_generator(lambda: _records(pairs), features=features)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise
+    assert isinstance(dataset, datasets.Dataset)
+    return dataset
+
+
+def _records(pairs: Sequence[tuple[Row, Item]]) -> Iterator[dict[str, Any]]:
+    for row, item in pairs:
+        png = io.BytesIO()
+        read_row(row)[0].save(png, "PNG", compress_level=1)
+        yield {
+            "image": {"bytes": png.getvalue(), "path": None},
+            "text": row.text,
+            "file_name": row.file_name,
+            "split": row.split,
+            "width": row.width,
+            "height": row.height,
+            **asdict(item.rights),
+            "machine_caption": item.machine_caption,
+            "repeats": row.repeats,
+            "weight": row.weight,
+            "pixel_hash": row.pixel_hash,
+        }

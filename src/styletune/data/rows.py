@@ -1,8 +1,8 @@
-"""What the loaded set is made of: images (rows), and what training sees of them (entries)."""
+"""A loaded set: its images (rows), and each as training uses it (entries)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from styletune.data.pixels.buckets import CropPlan, Size
 from styletune.data.pixels.crop import crop_corner
@@ -11,12 +11,11 @@ from styletune.data.split import Split
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One image: sizes in oriented pixels, ``group`` is its duplicate family's number.
+    """One image that can be trained on; ``width`` and ``height`` in upright pixels.
 
-    ``path`` and ``member`` say where its bytes are (``Item``); ``background`` is "" where none
-    is declared; ``flags`` are the codes of the warnings about it. ``mask_hash`` is empty where
-    the loss counts everywhere; ``mask_path`` where there is no mask or it is the image's own
-    alpha.
+    ``path`` and ``member`` say where its bytes are (``Item``); ``background`` is "" if none is
+    declared. ``mask_hash`` is "" if the loss counts everywhere; ``mask_path`` if there is no mask
+    or the mask is the image's own alpha.
     """
 
     file_name: str
@@ -26,18 +25,10 @@ class Row:
     height: int
     pixel_hash: str
     member: str = ""
-    group: int = 0
     split: Split = "train"
-    origin: str = ""
     repeats: int = 1
     weight: float = 1.0
-    license: str = ""
-    holder: str = ""
-    consent: str = ""
-    source: str = ""
-    machine_caption: bool = False
     background: str = ""
-    flags: list[str] = field(default_factory=list)
     mask_path: str = ""
     mask_hash: str = ""
 
@@ -58,5 +49,5 @@ class Entry:
 
     @property
     def crops_coords_top_left(self) -> Size:
-        """The corner that SDXL is told, in pixels of the resized (and mirrored) image."""
+        """SDXL's conditioning of that name: (top, left) in the resized (and mirrored) image."""
         return crop_corner(self.plan, self.flip)

@@ -35,7 +35,7 @@ class ClipEncoder:
 
 
 def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
-    """Load what ``find_clip`` finds; named weights must be in the local cache.
+    """Load the model that ``find_clip`` names; published weights must be in the local cache.
 
     Raises:
         NotFound: the folder or the weights are not on this machine.

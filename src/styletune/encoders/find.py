@@ -1,26 +1,26 @@
-"""Which open_clip model a name means; nothing heavy is imported for that."""
+"""Which open_clip model a name means. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from styletune.errors import NotFound
-from styletune.mini import OPEN_CLIP_DIR
+from styletune.mini import NAME, OPEN_CLIP_DIR
 
 
 def find_clip(name: str, relative_to: Path) -> tuple[str, str]:
     """(architecture, pretrained tag) as open_clip takes them.
 
     Args:
-        name: "mini", ``local-dir:FOLDER``, or ``ARCHITECTURE/PRETRAINED`` such as
+        name: the bundled one's, ``local-dir:FOLDER``, or ``ARCHITECTURE/PRETRAINED`` such as
             ``ViT-L-14-quickgelu/openai``.
         relative_to: what a local folder is relative to.
 
     Raises:
-        NotFound: not such a name, or the folder is not there.
+        NotFound: the name has another form, or the folder does not exist.
     """
     where = f"[encoder] name = {name!r}"
-    if name == "mini":
+    if name == NAME:
         return f"local-dir:{OPEN_CLIP_DIR}", ""
     if name.startswith("local-dir:"):
         folder = (relative_to / name.removeprefix("local-dir:")).resolve()
@@ -32,6 +32,6 @@ def find_clip(name: str, relative_to: Path) -> tuple[str, str]:
         raise NotFound(
             "not an encoder",
             where=where,
-            fix='choices: "mini", "local-dir:FOLDER", "ARCHITECTURE/PRETRAINED"',
+            fix=f'choices: "{NAME}", "local-dir:FOLDER", "ARCHITECTURE/PRETRAINED"',
         )
     return architecture, pretrained

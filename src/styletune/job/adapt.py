@@ -1,137 +1,107 @@
-"""What is trained: the recipe's [adapter] put into the base model, with a rate for each part."""
+"""What is trained: the recipe's [adapter] put into the base model."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from styletune.errors import BadInput, StyletuneError
-from styletune.recipe import Recipe
+from styletune.models.families import family_of
+from styletune.models.family import chosen_encoders
+from styletune.recipe.training_sections import AdapterSection
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
     from torch import nn
 
     from styletune.adapters.file import AdapterSpec
-    from styletune.adapters.inject import AdapterShape
-    from styletune.training.optimizer import Group
-
-ENCODERS = {
-    "none": (),
-    "first": ("text_encoder",),
-    "second": ("text_encoder_2",),
-    "both": ("text_encoder", "text_encoder_2"),
-}
 
 
 @dataclass(frozen=True, slots=True)
-class Models:
+class AdaptedPipeline:
     """The pipeline with its adapter in place, and what of it is trained.
 
-    ``adapted`` maps "unet", "text_encoder", "text_encoder_2" to the modules that have an adapter;
-    ``parameters`` are all trained tensors by their name in an adapter file.
+    ``modules`` are the models that have an adapter, by component; ``parameters`` all trained
+    tensors by their name in an adapter file.
     """
 
-    pipe: StableDiffusionXLPipeline
-    adapted: Mapping[str, nn.Module]
+    pipe: DiffusionPipeline
+    modules: Mapping[str, nn.Module]
     parameters: Mapping[str, nn.Parameter]
     spec: AdapterSpec
 
-    def set_training(self, on: bool) -> None:
-        """Put the adapted models into training or evaluation mode."""
-        for module in self.adapted.values():
-            module.train(on)
 
+def adapt(
+    pipe: DiffusionPipeline, adapter: AdapterSection, seed: int, start_from: Path | None
+) -> AdaptedPipeline:
+    """Put an untrained adapter, or the one to start from, into the pipeline's models.
 
-def adapt(recipe: Recipe, pipe: StableDiffusionXLPipeline, start_from: Path | None) -> Models:
-    """Put an untrained adapter, or the one to go on from, into the pipeline's models.
+    Args:
+        pipe: with the section's new tokens added.
+        adapter: what is adapted, and how.
+        seed: of the starting values.
+        start_from: an adapter's file, or None.
 
     Raises:
         RecipeError, BadInput: a target, kind or starting adapter that does not fit.
     """
-    from styletune.adapters.file import AdapterSpec
     from styletune.adapters.inject import (
+        adapted_modules,
         adapter_parameters,
+        adapter_spec,
         inject_adapter,
-        target_modules,
-        text_encoder_modules,
     )
     from styletune.adapters.tokens import token_parameters
 
-    section, shape = recipe.adapter, adapter_shape(recipe)
-    adapted: dict[str, nn.Module] = {"unet": pipe.unet}
-    modules = {"unet": target_modules(pipe.unet, section.target, section.conv_rank is not None)}
-    for name in ENCODERS[section.text_encoders]:
-        adapted[name] = getattr(pipe, name)
-        modules[name] = text_encoder_modules(adapted[name], section.text_encoder_target)
-    inject_adapter(adapted, shape, modules, recipe.train.seed)
-    parameters = adapter_parameters(adapted)
-    if section.new_tokens:
+    family = family_of(pipe)
+    encoders = chosen_encoders(family, adapter.text_encoders)
+    components = ("unet", *(encoder.name for encoder in encoders))
+    modules: dict[str, nn.Module] = {name: getattr(pipe, name) for name in components}
+    inject_adapter(modules, adapter, adapted_modules(modules, adapter, family), seed)
+    parameters = adapter_parameters(modules)
+    if adapter.new_tokens:
         parameters |= token_parameters(pipe)
-    spec = AdapterSpec(
-        rank=shape.rank,
-        alpha=shape.alpha,
-        kind=shape.kind,
-        rslora=shape.rslora,
-        tokens=section.new_tokens,
-    )
+    spec = adapter_spec(adapter)
     if start_from is not None:
-        _start_from(start_from, pipe, adapted, spec)
-    return Models(pipe, adapted, parameters, spec)
-
-
-def adapter_shape(recipe: Recipe) -> AdapterShape:
-    """The recipe's [adapter] as what is injected."""
-    from styletune.adapters.inject import AdapterShape
-
-    section = recipe.adapter
-    return AdapterShape(
-        kind=section.kind,
-        rank=section.rank,
-        alpha=section.alpha or float(section.rank),
-        rslora=section.rslora,
-        conv_rank=section.conv_rank,
-        block_ranks=section.block_ranks,
-        text_encoder_rank=section.text_encoder_rank,
-    )
+        _start_from(start_from, pipe, modules, spec)
+    return AdaptedPipeline(pipe, modules, parameters, spec)
 
 
 def _start_from(
-    file: Path, pipe: StableDiffusionXLPipeline, adapted: Mapping[str, nn.Module], spec: AdapterSpec
+    file: Path, pipe: DiffusionPipeline, modules: Mapping[str, nn.Module], spec: AdapterSpec
 ) -> None:
     """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
-    from styletune.adapters.file import TOKEN_KEYS
     from styletune.adapters.inject import load_into
     from styletune.adapters.layouts import read_adapter_file, rescaled
     from styletune.adapters.tokens import load_token_rows
 
     where = f"[adapter] start_from = {str(file)!r}"
-    tensors, given = read_adapter_file(file)
-    has_words = TOKEN_KEYS[0] in tensors
-    # A file of another tool may have rows and not say of which words; ours says it.
-    if (given.tokens and given.tokens != spec.tokens) or (has_words and not spec.tokens):
-        named = ", ".join(given.tokens) or "without their names"
+    family = family_of(pipe)
+    tensors, stored = read_adapter_file(file, family)
+    has_words = family.text_encoders[0].embedding_key in tensors
+    # A file of another tool may have rows without naming their words; ours names them.
+    if (stored.tokens and stored.tokens != spec.tokens) or (has_words and not spec.tokens):
+        named = ", ".join(stored.tokens) or "without their names"
         raise BadInput(
             f"was trained with new words ({named}), the recipe has "
             f"{', '.join(spec.tokens) or 'none'}",
             where=where,
-            fix=f"new_tokens = {json.dumps(list(given.tokens))}"
-            if given.tokens
+            fix=f"new_tokens = {json.dumps(list(stored.tokens))}"
+            if stored.tokens
             else "name them in new_tokens, in the order of the rows",
         )
-    if given.tokens and not has_words:
+    if stored.tokens and not has_words:
         raise BadInput(
-            f"holds no rows of its new words ({', '.join(given.tokens)})",
+            f"holds no rows of its new words ({', '.join(stored.tokens)})",
             where=where,
             fix="start from the checkpoint's adapter.safetensors, which has them",
         )
-    values = rescaled(tensors, given, spec)
+    values = rescaled(tensors, stored, spec)
     try:
-        load_into(adapted, values)
+        load_into(modules, values)
         if has_words:
             load_token_rows(pipe, tensors)
     except StyletuneError as error:
@@ -140,53 +110,3 @@ def _start_from(
             where=where,
             fix="choose the target, rank, text encoders and new tokens that it was trained with",
         ) from error
-
-
-def block_factors(recipe: Recipe, names: Iterable[str]) -> dict[str, float]:
-    """The factor on the rate of those of the UNet's tensors that a pattern matches, by name.
-
-    Raises:
-        BadInput: a pattern that matches nothing that is trained.
-    """
-    patterns = recipe.adapter.block_learning_rates
-    paths = {n: n.removeprefix("unet.") for n in names if n.startswith("unet.")}
-    found, matched = dict[str, float](), set[str]()
-    for name, path in paths.items():
-        hit = next((p for p in patterns if fnmatch.fnmatchcase(path, f"{p}*")), None)
-        if hit is not None:
-            matched.add(hit)
-            found[name] = patterns[hit]
-    lost = [p for p in patterns if p not in matched]
-    if lost:
-        raise BadInput(
-            f'block pattern "{lost[0]}" matches nothing that is trained',
-            where="[adapter] block_learning_rates",
-            fix=f"names look like {next(iter(paths.values()), '')}",
-        )
-    return found
-
-
-def parameter_groups(recipe: Recipe, parameters: Mapping[str, nn.Parameter]) -> list[Group]:
-    """Parameters by their rate: of their component, times their block's factor.
-
-    Raises:
-        BadInput: a block pattern that matches nothing that is trained.
-    """
-    from styletune.training.optimizer import Group
-
-    section, factors = recipe.optimizer, block_factors(recipe, parameters)
-    rates = {
-        "unet": None,
-        "text_encoder": section.text_encoder_learning_rate,
-        "text_encoder_2": section.text_encoder_2_learning_rate,
-        "clip_l": section.token_learning_rate,
-        "clip_g": section.token_learning_rate,
-    }
-    found: dict[tuple[str, float], dict[str, nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        component = name.partition(".")[0]
-        rate = rates[component]
-        factor = 1.0 if rate is None else rate / section.learning_rate
-        factor *= factors.get(name, 1.0)
-        found.setdefault((component, factor), {})[name] = parameter
-    return [Group(f"{c} x{f:g}", members, f) for (c, f), members in found.items()]

@@ -10,130 +10,132 @@ from styletune.data.entries import entries, read_entry
 from styletune.data.pixels.buckets import plan_crop
 from styletune.data.rows import Entry, Row
 from styletune.job.facts import origin_facts
-from styletune.job.prepare import Job
-from styletune.planning.preflight import DRAWN_AT_ONCE
-from styletune.recipe import Recipe
+from styletune.job.job import Job
+from styletune.planning.workload import DRAWN_AT_ONCE
+from styletune.recipe.data_sections import DataSection
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
 
-    from styletune.models.conditioning import PromptEmbeds
-    from styletune.training.cache import Cache
+    from styletune.models.family import Conditioning
+    from styletune.training.cache import CachePlace
+    from styletune.training.images import TrainingImages
 
 CLASS_STEPS, CLASS_GUIDANCE = 25, 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """A cache, and each entry's file name, showings an epoch, and weight of its loss."""
+class EncodedData:
+    """Everything the loop trains on, with the base model's texts; None for what there is not."""
 
-    cache: Cache
-    names: list[str]
-    repeats: tuple[int, ...]
-    weights: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Everything the loop sees, encoded by the bare base model."""
-
-    images: Encoded
-    held_out: Encoded | None
-    class_images: Encoded | None
-    class_prompt: PromptEmbeds | None
+    images: TrainingImages
+    held_out: TrainingImages | None
+    class_images: TrainingImages | None
+    class_prompt: Conditioning | None
 
 
-def trains_text(recipe: Recipe) -> bool:
-    """Whether captions must be encoded anew at every step."""
-    return recipe.adapter.text_encoders != "none" or bool(recipe.adapter.new_tokens)
-
-
-def encode(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> Seen:
+def encode(job: Job, pipe: DiffusionPipeline, device: str, draws: bool) -> EncodedData:
     """Fill the caches while the models are as the base has them."""
     from styletune.models.conditioning import encode_prompts
+    from styletune.training.cache import CachePlace
 
-    section = job.recipe.dreambooth
+    data, prompt = job.recipe.data, job.recipe.dreambooth.class_prompt
+    one_caption = data.model_copy(update={"caption_variants": 1})
+
+    def encoded(inputs: Sequence[Entry], section: DataSection, title: str) -> TrainingImages:
+        return _encode_images(
+            pipe,
+            inputs,
+            section,
+            CachePlace(device, job.cache_dir),
+            seed=job.recipe.train.seed,
+            with_text=not job.recipe.adapter.trains_text,
+            title=title,
+        )
+
     class_images = None
-    if section.prior == "images":
+    if job.recipe.dreambooth.prior == "images":
         square = (job.resolution, job.resolution)
-        rows = _class_rows(job, pipe, device, draws)
         plan = plan_crop(*square, square)
-        shown = [Entry(row, job.resolution, plan, flip=False) for row in rows]
-        class_images = _cached(job, pipe, shown, device, "cache class", variants=1)
+        rows = _class_rows(job, pipe, device, draws)
+        squares = [Entry(row, job.resolution, plan, flip=False) for row in rows]
+        class_images = encoded(squares, one_caption, "cache class")
+    images = encoded(entries(job.data), data, "cache")
     held = entries(job.data, "holdout") if job.recipe.train.validation_every else []
-    prompt = section.class_prompt
-    return Seen(
-        images=_cached(job, pipe, entries(job.data), device, "cache"),
-        held_out=_cached(job, pipe, held, device, "cache held-out", variants=1) if held else None,
+    return EncodedData(
+        images=images,
+        held_out=encoded(held, one_caption, "cache held-out") if held else None,
         class_images=class_images,
         class_prompt=encode_prompts(pipe, [prompt]) if prompt is not None else None,
     )
 
 
-def _cached(
-    job: Job,
-    pipe: StableDiffusionXLPipeline,
-    shown: Sequence[Entry],
-    device: str,
+def _encode_images(
+    pipe: DiffusionPipeline,
+    inputs: Sequence[Entry],
+    data: DataSection,
+    place: CachePlace,
+    *,
+    seed: int,
+    with_text: bool,
     title: str,
-    variants: int | None = None,
-) -> Encoded:
+) -> TrainingImages:
+    """Encode entries and the variants of their captions, of which ``seed`` decides."""
     from styletune.data.captions.variants import caption_variants
     from styletune.training.cache import build_cache
+    from styletune.training.images import TrainingImages
 
-    data = job.recipe.data
     captions = [
         caption_variants(
             entry.row.text,
-            variants or data.caption_variants,
+            data.caption_variants,
             shuffle=data.caption_shuffle,
             keep_first=data.caption_keep_first,
             tag_dropout=data.caption_tag_dropout,
-            seed=job.recipe.train.seed,
+            seed=seed,
         )
-        for entry in shown
+        for entry in inputs
     ]
     cache = build_cache(
         pipe,
-        shown,
+        inputs,
         captions,
-        lambda entry: read_entry(entry),
-        device=device,
-        cache_dir=job.cache_dir,
-        mask_floor=data.mask_floor,
-        with_text=not trains_text(job.recipe),
-        cut_long="too-long-caption" in data.allow,
+        read_entry,
+        data,
+        place,
+        with_text=with_text,
         title=title,
     )
-    return Encoded(
+    return TrainingImages(
         cache,
-        [e.row.file_name for e in shown],
-        tuple(e.row.repeats for e in shown),
-        tuple(e.row.weight for e in shown),
+        cache.text_rows,
+        [entry.row.file_name for entry in inputs],
+        tuple(entry.row.repeats for entry in inputs),
+        tuple(entry.row.weight for entry in inputs),
     )
 
 
-def _class_rows(job: Job, pipe: StableDiffusionXLPipeline, device: str, draws: bool) -> list[Row]:
-    """Images the bare base model draws of the class; drawn once, by the first process."""
+def _class_rows(job: Job, pipe: DiffusionPipeline, device: str, draws: bool) -> list[Row]:
+    """Images of the class by the bare base model, generated once, by the first process."""
     from PIL import Image
 
     from styletune.data.pixels.fingerprint import pixel_hash
     from styletune.models.placement import placed
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.shots import Sampler, square_shot
 
     section, side = job.recipe.dreambooth, job.resolution
     prompt = section.class_prompt or ""
     shots = [
-        Shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png")
+        square_shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png", side)
         for seed in range(section.num_class_images)
     ]
     if draws:
-        sampler = Sampler(CLASS_STEPS, CLASS_GUIDANCE, "", side)
         with placed(pipe.unet, device):
-            draw_shots(
+            generate_images(
                 pipe,
                 shots,
-                sampler,
+                Sampler(CLASS_STEPS, CLASS_GUIDANCE),
                 origin_facts(job),
                 batch_size=DRAWN_AT_ONCE,
                 title="class images",

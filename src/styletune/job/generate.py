@@ -1,102 +1,153 @@
-"""Draw images with a published version, as a generation team would."""
+"""Generate images with a published version, as a generation team would."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from styletune import __version__
 from styletune.errors import Conflict, NotFound
-from styletune.job.facts import device_name, torch_dtype
-from styletune.job.prepare import prompt_with_trigger, short_hash
+from styletune.job.prepare import short_hash
+from styletune.places import device_name
+from styletune.sampling.prompts import prompt_with_trigger
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from styletune.models.base_files import BaseFiles
+    from styletune.registry.manifest import Manifest
+    from styletune.registry.pull import Pulled
+    from styletune.sampling.shots import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVersion:
+    """A published version in a ready pipeline of its base model.
+
+    ``pipe`` is a diffusers pipeline with the adapter loaded at ``strength``, its noise schedule set
+    and its new tokens added; ``version`` the pulled files with their manifest.
+    """
+
+    pipe: DiffusionPipeline
+    version: Pulled
+    base_hash: str
+    resolution: int
+    strength: float
+
+    def origin(self) -> dict[str, object]:
+        """What every generated image says about its origin."""
+        manifest = self.version.manifest
+        return {
+            "base_model": manifest.base.model,
+            "base_hash": self.base_hash,
+            "adapter": manifest.name,
+            "version": manifest.version,
+            "digest": self.version.digest,
+            "strength": self.strength,
+            "license": manifest.license,
+            "styletune": __version__,
+        }
+
+
+def load_version(
+    version: Pulled, *, base_model: str | None, vae: str | None, strength: float | None
+) -> LoadedVersion:
+    """Load a pulled version's diffusers file as any consumer would.
+
+    Args:
+        version: from ``pull``.
+        base_model: where the base model is on this machine, if not by its published name.
+        vae: the same for its separate VAE.
+        strength: of the adapter; the published one if None.
+
+    Raises:
+        NotFound, BaseModelError: the base model is not here, or cannot be loaded.
+        Conflict: the base model on this machine is not the one it was trained on.
+    """
+    from styletune.models.load import load_pipeline
+    from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
+    from styletune.sampling.session import DTYPES, TrainedAs, load_published, make_ready
+
+    manifest, adapter = version.manifest, version.manifest.adapter
+    base = _find_trained_base(manifest, base_model, vae)
+    value = adapter.strength if strength is None else strength
+    device = device_name()
+    pipe = load_pipeline(base, DTYPES["bf16" if device == "cuda" else "no"], device)
+    make_ready(pipe, TrainedAs(adapter.prediction_type, adapter.zero_terminal_snr, adapter.tokens))
+    embeddings = version.dir / DIFFUSERS_EMBEDDINGS if adapter.tokens else None
+    load_published(pipe, version.dir / DIFFUSERS_WEIGHTS, embeddings, value)
+    side = manifest.base.resolution or base.resolution
+    return LoadedVersion(pipe, version, base.hash, side, value)
 
 
 def generate(
-    *,
-    registry: str,
-    spec_text: str,
-    pulled_dir: Path,
-    out_dir: Path,
+    loaded: LoadedVersion,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    strength: float | None,
-    steps: int,
-    guidance_scale: float,
-    base_model: str | None,
-    vae: str | None,
+    sampler: Sampler,
+    *,
+    out_dir: Path,
     batch_size: int,
 ) -> list[Path]:
-    """Pull a version, load its published file as any consumer would, and draw images with it.
+    """Generate an image of every prompt with every seed, each with its origin embedded.
 
     A file's name holds a hash of its settings, so other settings never overwrite it.
 
     Raises:
-        NotFound, IntegrityError: of the registry, or of the base model.
-        Conflict: the base model on this machine is not the one it was trained on.
+        DataError: a prompt is too long.
+        OutputError: the images cannot be written.
     """
-    from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
-    from styletune.registry.pull import pull
-    from styletune.registry.resolve import parse_spec
-    from styletune.registry.store import open_store
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.shots import square_shot
 
-    pulled = pull(open_store(registry, create=False), parse_spec(spec_text), pulled_dir)
-    manifest = pulled.manifest
-    from safetensors.torch import load_file
+    manifest, side = loaded.version.manifest, loaded.resolution
+    # As version 0.1.0 wrote it, so that files keep their names.
+    settings = (
+        f"Sampler(steps={sampler.steps!r}, guidance_scale={sampler.guidance_scale!r}, "
+        f"negative_prompt={sampler.negative_prompt!r}, resolution={side!r})"
+    )
+    shots = []
+    for prompt in prompts:
+        words = prompt_with_trigger(prompt, manifest.adapter.trigger)
+        mark = short_hash(loaded.version.digest, words, f"{loaded.strength:g}", settings)[:8]
+        stem = f"{manifest.name}-{manifest.version}-{mark}"
+        shots += [square_shot(words, s, out_dir / f"{stem}-{s}.png", side) for s in seeds]
+    generate_images(
+        loaded.pipe, shots, sampler, loaded.origin(), batch_size=batch_size, title="generate"
+    )
+    return [s.file for s in shots]
 
-    from styletune.adapters.tokens import add_tokens, load_token_rows
-    from styletune.models.load import find_base, load_pipeline
-    from styletune.models.schedule import set_sampling_schedule
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
 
+def _find_trained_base(manifest: Manifest, base_model: str | None, vae: str | None) -> BaseFiles:
+    """The base model that a version was trained on.
+
+    Raises:
+        NotFound: it is not on this machine.
+        Conflict: the one here has other weights.
+    """
+    from styletune.models.load import find_base
+
+    trained_on = manifest.base
     try:
         base = find_base(
-            base_model or manifest.base.model,
-            manifest.base.revision,
+            base_model or trained_on.model,
+            trained_on.revision,
             Path.cwd(),
-            vae or manifest.base.vae,
+            vae or trained_on.vae,
         )
     except NotFound as error:
         raise NotFound(
             error.message,
             where=error.where,
-            fix=f"{error.fix}; if it lies elsewhere here, name it with --base or --vae",
+            fix=f"{error.fix}; if it is elsewhere on this machine, name it with --base or --vae",
         ) from None
-    if base.hash != manifest.base.hash:
+    if base.hash != trained_on.hash:
         raise Conflict(
-            f"was trained on other weights than {base.model} ({manifest.base.hash[:12]}, "
+            f"was trained on other weights than {base.model} ({trained_on.hash[:12]}, "
             f"here are {base.hash[:12]})",
             where=f"{manifest.name}@{manifest.version}",
             fix="give the right base model with --base (and --vae if it has one of its own)",
         )
-    pipe = load_pipeline(
-        base, torch_dtype("bf16" if device_name() == "cuda" else "no"), device_name()
-    )
-    adapter = manifest.adapter
-    set_sampling_schedule(pipe, adapter.prediction_type, adapter.zero_terminal_snr)
-    if adapter.tokens:
-        # Any known word to start from: its rows are replaced by the trained ones.
-        add_tokens(pipe, adapter.tokens, "a")
-        load_token_rows(pipe, load_file(pulled.dir / DIFFUSERS_EMBEDDINGS))
-    weights = pulled.dir / DIFFUSERS_WEIGHTS
-    pipe.load_lora_weights(str(weights.parent), weight_name=weights.name, adapter_name="style")
-    value = manifest.adapter.strength if strength is None else strength
-    pipe.set_adapters("style", value)
-    origin = {
-        "base_model": manifest.base.model,
-        "base_hash": base.hash,
-        "adapter": manifest.name,
-        "version": manifest.version,
-        "digest": pulled.digest,
-        "strength": value,
-        "license": manifest.license,
-        "styletune": __version__,
-    }
-    sampler = Sampler(steps, guidance_scale, "", manifest.base.resolution or base.resolution)
-    stem = f"{manifest.name}-{manifest.version}"
-    shots = []
-    for prompt in prompts:
-        words = prompt_with_trigger(prompt, manifest.adapter.trigger)
-        mark = short_hash(pulled.digest, words, f"{value:g}", str(sampler))[:8]
-        shots += [Shot(words, s, out_dir / f"{stem}-{mark}-{s}.png") for s in seeds]
-    draw_shots(pipe, shots, sampler, origin, batch_size=batch_size, title="generate")
-    return [s.file for s in shots]
+    return base

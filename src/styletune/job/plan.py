@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from styletune.data.entries import bucket_report, entries
-from styletune.data.load import holdout_rows, train_rows
-from styletune.job.prepare import Job, job_setup
+from styletune.data.findings import Finding
+from styletune.data.load import LoadedData, holdout_rows, train_rows
+from styletune.data.rows import Entry
+from styletune.errors import NotFound
+from styletune.job.job import Job
+from styletune.models.families import DEFAULT_FAMILY
 from styletune.planning.preflight import configs_of, preflight
 from styletune.recipe import Recipe, recipe_hash
-from styletune.scoring.suite import suite_hash
+from styletune.recipe.training_sections import TrainSection
+from styletune.runs import Run
+from styletune.runs.answers import (
+    Plan,
+    PlanBase,
+    PlanBucket,
+    PlanCompute,
+    PlanData,
+    PlanMemory,
+    PlanProblem,
+    PlanScoring,
+    PlanTraining,
+)
+from styletune.scoring.suite import Suite, sample_names, suite_hash
+from styletune.training.batches import batches_per_epoch
 
 if TYPE_CHECKING:
     from styletune.planning.gpus import Gpu
-    from styletune.planning.memory import BaseConfigs, Setup
 
 
 def _reaches_pure_noise(job: Job) -> bool:
@@ -25,96 +44,115 @@ def _reaches_pure_noise(job: Job) -> bool:
     return bool(scheduler_config(job.base).get("rescale_betas_zero_snr"))
 
 
-def _check_patterns(recipe: Recipe, setup: Setup, configs: BaseConfigs) -> None:
-    from styletune.job.adapt import block_factors
-    from styletune.planning.memory import trained_names
-
-    block_factors(recipe, trained_names(setup, configs))
-
-
-def plan(job: Job, gpu: Gpu | None) -> dict[str, Any]:
-    """What would happen, on this card if one is given, as the ``plan --json`` document.
+def plan(job: Job, gpu: Gpu | None) -> Plan:
+    """What would happen, on this card if one is given.
 
     A problem of severity "error" means that training would be refused.
+
+    Raises:
+        BadInput: a pattern of the recipe matches no part of the base.
     """
-    recipe, data = job.recipe, job.data
-    train, holdout = len(train_rows(data)), len(holdout_rows(data))
-    steps, batch = recipe.train.steps, recipe.train.batch_size
-    accumulation = recipe.train.gradient_accumulation_steps
-    seen = entries(data)
-    sizes = [entry.bucket for entry in seen for _ in range(entry.row.repeats)]
-    per_epoch = sum(-(-sizes.count(size) // batch) for size in set(sizes))
+    recipe, data, train = job.recipe, job.data, job.recipe.train
+    from styletune.planning.memory import trained_names
+    from styletune.training.groups import block_factors
+
+    configs = configs_of(None if job.missing_base else job.base)
+    needs, misfits = preflight(job.workload, configs, gpu)
+    block_factors(recipe.adapter.block_learning_rates, trained_names(job.workload.step, configs))
+    sees = entries(data)
+    steps = train.checkpoint_steps
+    columns, suite = len(steps) + 1, job.suite
     problems = [
-        {
-            "severity": "warning",
-            "where": f"{w.code}: {', '.join(w.files[:3])}{' …' if len(w.files) > 3 else ''}",
-            "message": w.message,
-            "fix": w.fix,
-        }
-        for w in data.warnings
+        *_data_problems(data.warnings),
+        *_missing_base(job.missing_base),
+        *_objective_problems(train, _reaches_pure_noise(job)),
+        *(PlanProblem.model_validate(misfit) for misfit in misfits),
     ]
-    if job.missing_base is not None:
-        problems.append(
-            {
-                "severity": "error",
-                "where": job.missing_base.where,
-                "message": f"{job.missing_base.message}; planned as SDXL's base",
-                "fix": job.missing_base.fix,
-            }
-        )
-    if _reaches_pure_noise(job) and recipe.train.weighting == "min-snr":
-        problems.append(
-            {
-                "severity": "warning",
-                "where": "[train] weighting",
-                "message": "min-SNR weighs velocity by min(SNR, gamma) / (SNR + 1), which is 0 at "
-                "the pure-noise step of zero-terminal SNR: it would not be trained",
-                "fix": 'weighting = "none"',
-            }
-        )
-    setup, configs = job_setup(job), configs_of(None if job.missing_base else job.base)
-    needs, misfits = preflight(setup, configs, steps, batch * accumulation, gpu)
-    _check_patterns(recipe, setup, configs)
-    problems += misfits
-    checkpoints = sorted(
-        {*range(recipe.train.checkpoint_every, steps, recipe.train.checkpoint_every), steps}
+    return Plan(
+        recipe=recipe.model_dump(mode="json"),
+        recipe_hash=recipe_hash(recipe),
+        base=PlanBase(model=job.base.model, hash=job.base.hash),
+        problems=tuple(problems),
+        memory=PlanMemory.model_validate(needs["memory"]),
+        compute=PlanCompute.model_validate(needs["compute"]),
+        data=_data(data, sees, job.resolution),
+        train=_training(recipe, sees, steps, max(job.run.checkpoint_steps(), default=0)),
+        score=PlanScoring(images=columns * len(sample_names(suite))) if suite else None,
+        run_dir=str(job.run.dir),
+        outputs=tuple(map(str, _outputs(job.run, steps, bool(recipe.preview.prompts), suite))),
     )
-    run = job.run
+
+
+def _data_problems(warnings: Sequence[Finding]) -> list[PlanProblem]:
+    return [
+        PlanProblem(
+            severity="warning",
+            where=f"{w.code}: {', '.join(w.files[:3])}{' …' if len(w.files) > 3 else ''}",
+            message=w.message,
+            fix=w.fix,
+        )
+        for w in warnings
+    ]
+
+
+def _missing_base(error: NotFound | None) -> list[PlanProblem]:
+    if error is None:
+        return []
+    message = f"{error.message}; planned as {DEFAULT_FAMILY.name}'s base"
+    return [PlanProblem(severity="error", where=error.where, message=message, fix=error.fix)]
+
+
+def _objective_problems(train: TrainSection, reaches_pure_noise: bool) -> list[PlanProblem]:
+    if not (reaches_pure_noise and train.weighting == "min-snr"):
+        return []
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[train] weighting",
+            message="min-SNR weighs velocity by min(SNR, gamma) / (SNR + 1), which is 0 at "
+            "the pure-noise step of zero-terminal SNR: it would not be trained",
+            fix='weighting = "none"',
+        )
+    ]
+
+
+def _data(data: LoadedData, sees: list[Entry], resolution: int) -> PlanData:
+    train, holdout = len(train_rows(data)), len(holdout_rows(data))
+    return PlanData(
+        images=train + holdout,
+        train=train,
+        holdout=holdout,
+        groups=len(data.groups),
+        buckets=tuple(PlanBucket.model_validate(bucket) for bucket in bucket_report(sees)),
+        resolution=resolution,
+        fingerprint=data.fingerprint,
+        trigger=data.trigger,
+    )
+
+
+def _training(
+    recipe: Recipe, sees: list[Entry], checkpoints: Sequence[int], done_steps: int
+) -> PlanTraining:
+    train, adapter = recipe.train, recipe.adapter
+    sizes = [entry.bucket for entry in sees for _ in range(entry.row.repeats)]
+    batches = train.steps * train.gradient_accumulation_steps
+    return PlanTraining(
+        steps=train.steps,
+        epochs=round(batches / batches_per_epoch(sizes, train.batch_size), 2),
+        images_per_epoch=len(sizes),
+        images_per_step=train.batch_size * train.gradient_accumulation_steps,
+        checkpoints=tuple(checkpoints),
+        adapter_scale=adapter.base_alpha / adapter.rank,
+        done_steps=done_steps,
+    )
+
+
+def _outputs(run: Run, steps: Sequence[int], previews: bool, suite: Suite | None) -> list[Path]:
     outputs = [run.recipe_file, run.facts_file, run.log_file]
-    outputs += [run.checkpoint_dir(s) for s in checkpoints]
-    if recipe.preview.prompts:
+    outputs += [run.checkpoint_dir(step) for step in steps]
+    if previews:
         outputs.append(run.previews_dir)
-    if job.suite:
-        outputs += [run.samples_dir(suite_hash(job.suite), ""), run.scores_file, run.summary_file]
+    if suite:
+        outputs += [run.samples_dir(suite_hash(suite), ""), run.scores_file, run.summary_file]
         outputs += [run.report_file, run.picture_file]
-    alpha = recipe.adapter.alpha or float(recipe.adapter.rank)
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_hash": recipe_hash(recipe),
-        "base": {"model": job.base.model, "hash": job.base.hash},
-        "problems": problems,
-        **needs,
-        "data": {
-            "images": train + holdout,
-            "train": train,
-            "holdout": holdout,
-            "groups": len(data.groups),
-            "buckets": bucket_report(seen),
-            "fingerprint": data.fingerprint,
-            "trigger": job.trigger,
-        },
-        "train": {
-            "steps": steps,
-            "epochs": round(steps * accumulation / per_epoch, 2),
-            "images_per_epoch": len(sizes),
-            "images_per_step": batch * accumulation,
-            "checkpoints": checkpoints,
-            "adapter_scale": alpha / recipe.adapter.rank,
-            "done_steps": max(run.checkpoint_steps(), default=0),
-        },
-        "score": {"images": (len(checkpoints) + 1) * len(job.suite.prompts) * len(job.suite.seeds)}
-        if job.suite
-        else None,
-        "run_dir": str(run.dir),
-        "outputs": [str(p) for p in outputs],
-    }
+    return outputs

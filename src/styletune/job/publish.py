@@ -5,21 +5,21 @@ from __future__ import annotations
 import base64
 import datetime
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from styletune.data.findings import said
+from styletune.data.findings import finding_line
 from styletune.data.licenses import license_problem
-from styletune.data.load import train_rows
-from styletune.data.rights import LICENSE_FIX, holder_names, publishable_problem
+from styletune.data.rights import LICENSE_FIX, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
-from styletune.files import read_json
 from styletune.job.facts import data_facts, recipe_text
-from styletune.job.prepare import Job
+from styletune.job.job import Job
 from styletune.job.score import refuse_unless_passed, score_inputs
+from styletune.models.names import base_words, public_base
 from styletune.recipe import PublishSection, Recipe, recipe_hash
-from styletune.scoring.suite import prompt_id, suite_hash
+from styletune.runs.documents import RightsSummary, read_facts
+from styletune.runs.summary import Summary, read_summary
+from styletune.scoring.suite import Suite, sample_names, suite_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from styletune.adapters.file import AdapterSpec
+    from styletune.data.check import Checked
+    from styletune.models.family import Family
+    from styletune.registry.release import Preview, Release
+    from styletune.registry.versions import Published
+
+MAX_PREVIEWS = 8
 
 
 def check_publishable(job: Job, registry: str) -> None:
@@ -37,20 +43,21 @@ def check_publishable(job: Job, registry: str) -> None:
         BadInput: the recipe has no [publish] or no [score].
         Conflict: that version is published already, and this run is not finished.
     """
-    for name, section in (("publish", job.recipe.publish), ("score", job.recipe.score)):
-        if section is None:
+    section = job.recipe.publish
+    for name, value in (("publish", section), ("score", job.recipe.score)):
+        if value is None:
             raise BadInput(f"the recipe has no [{name}]", where=str(job.loaded.file), fix="add one")
-    _require_rights(job)
+    assert section is not None
+    _require_rights(section, job.data.checked)
     from styletune.registry.store import open_store
     from styletune.registry.versions import list_versions
 
-    section = job.recipe.publish
     finished = max(job.run.checkpoint_steps(), default=0) >= job.recipe.train.steps
     try:
         store = open_store(registry, create=False)
     except NotFound:
-        return  # it is made when something is published
-    if not finished and section and section.version in list_versions(store, section.name):
+        return  # publishing makes it
+    if not finished and section.version in list_versions(store, section.name):
         raise Conflict(
             f"{section.name} {section.version} is published already",
             where="[publish] version",
@@ -58,24 +65,24 @@ def check_publishable(job: Job, registry: str) -> None:
         )
 
 
-def _require_rights(job: Job) -> None:
+def _require_rights(section: PublishSection, checked: Checked) -> None:
     """Refuse to hand over what nobody is known to have allowed.
 
     Raises:
-        CheckFailed: an image lacks rights, or its licence allows no adaptations.
-        RecipeError: the adapter's own licence is none.
+        CheckFailed: an image lacks rights, or its license allows no adaptations.
+        RecipeError: the adapter's own license is none.
     """
-    section, checked = job.recipe.publish, job.data.checked
-    assert section is not None
     if wrong := license_problem(section.license):
         raise RecipeError(wrong, where="[publish] license", fix=LICENSE_FIX)
     fault = publishable_problem([i for i in checked.items if i.file_name in checked.facts])
     if fault is not None:
-        raise CheckFailed(f"cannot be published: {said(fault)}", where="rights", fix=fault.fix)
+        raise CheckFailed(
+            f"cannot be published: {finding_line(fault)}", where="rights", fix=fault.fix
+        )
 
 
-def publish(job: Job, registry: str, who: str) -> dict[str, str]:
-    """Publish the chosen checkpoint; (name, version, digest).
+def publish(job: Job, registry: str, who: str) -> Published:
+    """Publish the chosen checkpoint.
 
     Raises:
         BadInput: the recipe has no [publish].
@@ -88,29 +95,86 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
         raise BadInput("the recipe has no [publish]", where=str(job.loaded.file), fix="add one")
     if not run.summary_file.is_file():
         raise NotFound("not scored yet", where=str(run.dir), fix="styletune score first")
-    summary = read_json(run.summary_file)
-    if job.suite is None or summary.get("inputs") != score_inputs(job):
+    summary = read_summary(run)
+    if job.suite is None or summary.inputs != score_inputs(job):
         raise CheckFailed(
             "the scores are of another suite, trigger or set of checkpoints",
             where=str(run.summary_file),
             fix="styletune score first",
         )
     refuse_unless_passed(summary, run.report_file)
-    _require_rights(job)
-    from styletune.registry.card import public_base
-    from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
+    _require_rights(section, job.data.checked)
     from styletune.registry.store import open_store
     from styletune.registry.versions import publish_version
 
-    step = int(summary["chosen"]["checkpoint"].removeprefix("step-"))
-    package = build_package(job, section, summary, step)
-    published = publish_version(
+    package = build_package(job, section, summary)
+    return publish_version(
         open_store(registry, create=True),
+        package.release,
+        package.files,
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        who=who,
+        why=f"chosen by {job.loaded.name}: {summary.chosen.reason}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A version's files, what it declares, and what its weights mean."""
+
+    files: dict[str, bytes]
+    release: Release
+    spec: AdapterSpec
+
+
+def build_package(job: Job, section: PublishSection, summary: Summary) -> Package:
+    """The files of a version, both exports compared with what was trained.
+
+    The same run gives the same bytes: the date of publishing stands in the manifest alone.
+
+    Raises:
+        BadInput, NotFound: no suite, or no checkpoint of a step is chosen.
+        CheckFailed: the nearest plain LoRA is not near.
+        IntegrityError: an export holds another update than was trained.
+    """
+    from styletune.adapters.file import load_adapter
+    from styletune.registry.package import Evidence, package_files
+
+    run, suite, step = job.run, job.suite, summary.chosen.step
+    if suite is None or step is None:
+        raise NotFound("no checkpoint is chosen", where=str(run.dir), fix="styletune score first")
+    tensors, spec = load_adapter(run.adapter_file(step))
+    if section.plain_lora_rank is not None:
+        tensors, spec = _plain(job, tensors, spec, section.plain_lora_rank)
+    facts = read_facts(run).model_copy(
+        update={"data": data_facts(job.data, job.recipe.data.opt_out_override)}
+    )
+    release = _release(job, section, summary, spec, facts.data.rights)
+    previews = _previews(run.samples_dir(suite_hash(suite), summary.chosen.checkpoint), suite)
+    evidence = Evidence(
+        facts=facts,
+        summary=summary,
+        recipe_text=_public_recipe(job.recipe),
+        report_html=run.report_file.read_bytes(),
+    )
+    weights = _weights(
+        release, tensors, spec, job.base.family, len(facts.data.train), previews[0].content
+    )
+    return Package(package_files(release, evidence, weights, previews), release, spec)
+
+
+def _release(
+    job: Job, section: PublishSection, summary: Summary, spec: AdapterSpec, rights: RightsSummary
+) -> Release:
+    from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
+    from styletune.registry.release import Release
+
+    return Release(
         name=section.name,
         version=section.version,
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         description=section.description,
         license=section.license,
+        holder=rights.holder_names(),
         base=BaseEntry(
             model=public_base(job.base.model),
             hash=job.base.hash,
@@ -119,116 +183,81 @@ def publish(job: Job, registry: str, who: str) -> dict[str, str]:
             vae=public_base(job.recipe.base.vae) if job.recipe.base.vae else None,
         ),
         adapter=AdapterEntry(
-            strength=summary["chosen"]["strength"],
-            rank=package.spec.rank,
-            alpha=package.spec.alpha,
+            strength=summary.chosen.strength,
+            rank=spec.rank,
+            alpha=spec.alpha,
             trigger=job.trigger,
-            tokens=package.spec.tokens,
-            prediction_type=package.prediction_type,
+            tokens=spec.tokens,
+            prediction_type=job.prediction_type,
             zero_terminal_snr=job.recipe.train.zero_terminal_snr,
         ),
         recipe_hash=recipe_hash(job.recipe),
         data_fingerprint=job.data.fingerprint,
-        gates=[GateEntry(**{k: g[k] for k in GateEntry.model_fields}) for g in summary["gates"]],
-        files=package.files,
-        who=who,
-        why=f"chosen by {job.loaded.name}: {summary['chosen']['reason']}",
+        gates=tuple(
+            GateEntry.model_validate(gate.model_dump(exclude={"explanation"}))
+            for gate in summary.gates
+        ),
     )
-    return {"name": published.name, "version": published.version, "digest": published.digest}
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
-    """A version's files, and what its weights mean."""
-
-    files: dict[str, bytes]
-    spec: AdapterSpec
-    prediction_type: Literal["epsilon", "v_prediction"]
-
-
-def build_package(
-    job: Job, section: PublishSection, summary: Mapping[str, Any], step: int
-) -> Package:
-    """The files of a version, both exports compared with what was trained.
-
-    The same run gives the same bytes: the date of publishing stands in the manifest alone.
-    """
+def _weights(
+    release: Release,
+    tensors: dict[str, Tensor],
+    spec: AdapterSpec,
+    family: Family,
+    num_train_images: int,
+    picture: bytes,
+) -> dict[str, bytes]:
+    """Both exports, read back and compared, and the embeddings of new words."""
     from styletune.adapters.export import (
         check_exports,
         diffusers_file,
         embeddings_file,
         kohya_file,
-        kohya_header,
     )
-    from styletune.adapters.file import load_adapter
-    from styletune.registry.card import public_base
-    from styletune.registry.package import (
-        DIFFUSERS_EMBEDDINGS,
-        DIFFUSERS_WEIGHTS,
-        package_files,
-        webui_stem,
-    )
-    from styletune.sampling.sample import read_settings
+    from styletune.adapters.header import FileLabels, TrainedOn, kohya_header
+    from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
 
-    run, suite = job.run, job.suite
-    assert suite is not None
-    tensors, spec = load_adapter(run.adapter_file(step))
-    if section.plain_lora_rank is not None:
-        tensors, spec = _plain(job, tensors, spec, section.plain_lora_rank)
-    prediction = _prediction_type(job)
-    folder = run.samples_dir(suite_hash(suite), summary["chosen"]["checkpoint"])
-    shown = [
-        folder / f"{prompt_id(i)}-{suite.seeds[0]}.png" for i in range(min(8, len(suite.prompts)))
-    ]
-    stem = webui_stem(section.name, section.version)
-    header = kohya_header(
-        title=f"{section.name} {section.version}",
-        output_name=stem,
-        spec=spec,
-        base_model=public_base(job.base.model),
-        resolution=job.resolution,
-        license_id=section.license,
-        description=section.description,
-        trigger=job.trigger,
-        strength=summary["chosen"]["strength"],
-        prediction_type=prediction,
-        author=holder_names(data_facts(job)["rights"]),
-        tags=f"style, {section.name}",
-        num_train_images=len(train_rows(job.data)),
-        thumbnail=_thumbnail(shown[0]),
+    labels = FileLabels(
+        title=f"{release.name} {release.version}",
+        output_name=release.stem,
+        license=release.license,
+        description=release.description,
+        trigger=release.adapter.trigger,
+        author=release.holder,
+        tags=f"style, {release.name}",
+        thumbnail=_thumbnail(picture),
     )
-    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header)
-    check_exports(tensors, spec, diffusers, kohya)
-    weights = {DIFFUSERS_WEIGHTS: diffusers, f"webui/{stem}.safetensors": kohya}
+    trained_on = TrainedOn(
+        base_model=release.base.model,
+        words=base_words(release.base.model, family),
+        resolution=release.base.resolution or 0,
+        prediction_type=release.adapter.prediction_type,
+        num_train_images=num_train_images,
+    )
+    header = kohya_header(spec, release.adapter.strength, labels, trained_on)
+    diffusers, kohya = diffusers_file(tensors, spec), kohya_file(tensors, spec, header, family)
+    check_exports(tensors, spec, diffusers, kohya, family)
+    weights = {DIFFUSERS_WEIGHTS: diffusers, f"webui/{release.stem}.safetensors": kohya}
     if spec.tokens:
-        weights[DIFFUSERS_EMBEDDINGS] = embeddings_file(tensors)
-    prompts = [{"file": f.name, **(read_settings(f) or {})} for f in shown]
-    facts = {**read_json(run.facts_file), "data": data_facts(job)}
-    facts["recipe_hash"] = recipe_hash(job.recipe)
-    files = package_files(
-        name=section.name,
-        version=section.version,
-        description=section.description,
-        license=section.license,
-        holder=holder_names(facts["data"]["rights"]) or "not stated",
-        trigger=job.trigger,
-        weights=weights,
-        summary={k: v for k, v in summary.items() if k != "inputs"},
-        report_html=run.report_file.read_bytes(),
-        run_facts=facts,
-        recipe_text=_public_recipe(job.recipe),
-        previews={f.name: f.read_bytes() for f in shown},
-        prompts=prompts,
-        tokens=spec.tokens,
-    )
-    return Package(files, spec, prediction)
+        weights[DIFFUSERS_EMBEDDINGS] = embeddings_file(tensors, family)
+    return weights
 
 
-def _thumbnail(file: Path) -> str:
+def _previews(folder: Path, suite: Suite) -> list[Preview]:
+    """The first prompts' images, with the first seed, and the settings embedded in them."""
+    from styletune.registry.release import Preview
+    from styletune.sampling.png import read_settings
+
+    files = [folder / name for name in sample_names(suite)[:: len(suite.seeds)][:MAX_PREVIEWS]]
+    return [Preview(read_settings(f) or {}, f.name, f.read_bytes()) for f in files]
+
+
+def _thumbnail(picture: bytes) -> str:
     """The picture at 256 px as JPEG in base64, without its settings, some 20 kB."""
     from PIL import Image
 
-    with Image.open(file) as image:
+    with Image.open(io.BytesIO(picture)) as image:
         small = image.convert("RGB")
     small.thumbnail((256, 256))
     content = io.BytesIO()
@@ -247,18 +276,12 @@ def _plain(
     import torch
 
     from styletune.adapters.export import to_plain_lora
-    from styletune.adapters.inject import find_module
-    from styletune.models.load import load_pipeline
+    from styletune.sampling.session import base_weight, open_pipeline
 
-    pipe = load_pipeline(job.base, torch.float32, "cpu")
-    models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
-
-    def weight_of(name: str) -> Tensor:
-        weight = find_module(models, name).weight
-        assert isinstance(weight, torch.Tensor)
-        return weight
-
-    plain, plain_spec, error = to_plain_lora(tensors, spec, rank, weight_of)
+    with open_pipeline(job.base, torch.float32, "cpu") as pipe:
+        plain, plain_spec, error = to_plain_lora(
+            tensors, spec, rank, lambda module: base_weight(pipe, module)
+        )
     if error > MAX_PLAIN_ERROR:
         raise CheckFailed(
             f"a plain LoRA of rank {rank} misses {error:.0%} of the {spec.kind} update; "
@@ -269,20 +292,8 @@ def _plain(
     return plain, plain_spec
 
 
-def _prediction_type(job: Job) -> Literal["epsilon", "v_prediction"]:
-    """What the adapted UNet predicts, from the recipe or the base's scheduler."""
-    from styletune.models.load import scheduler_config
-    from styletune.models.schedule import resolve_prediction_type
-
-    train = job.recipe.train
-    base = str(scheduler_config(job.base).get("prediction_type", "epsilon"))
-    found = resolve_prediction_type(train.prediction_type, base, train.zero_terminal_snr)
-    return "v_prediction" if found == "v_prediction" else "epsilon"
-
-
 def _public_recipe(recipe: Recipe) -> str:
     """The recipe as others may see it: folders are reduced to their names."""
-    from styletune.registry.card import public_base
 
     def public(place: str | None) -> str | None:
         return public_base(place.removeprefix("local-dir:")) if place else None

@@ -3,46 +3,67 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
-from styletune.job.prepare import Job, job_setup
+from styletune.job.job import Job
 from styletune.job.publish import publish
-from styletune.job.score import gate_passed, score
+from styletune.job.score import score
 from styletune.job.train import train
 from styletune.planning.preflight import configs_of, require_room
+from styletune.runs import Run
+from styletune.runs.summary import Summary
+
+if TYPE_CHECKING:
+    from styletune.registry.versions import Published
 
 
-def run_job(job: Job, *, registry: str | None, who: str) -> dict[str, Any]:
-    """Plan is done: train, score, and publish when a registry is given and the gate passes.
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a job did: ``summary`` without a suite, ``published`` unless asked and passed, is None.
 
-    Returns the ``run --json`` document: run_dir, chosen, gate, published, seconds; and the
-    summary.
+    ``seconds`` by stage.
     """
-    seconds: dict[str, float] = {}
 
-    def timed(stage: str, started: float) -> None:
-        seconds[stage] = round(time.monotonic() - started, 1)
+    run: Run
+    summary: Summary | None
+    published: Published | None
+    seconds: dict[str, float]
 
+    def as_json(self) -> dict[str, Any]:
+        """The ``run --json`` document: run_dir, chosen, gate, published, seconds."""
+        chosen = self.summary.chosen if self.summary else None
+        return {
+            "run_dir": str(self.run.dir),
+            "chosen": chosen.as_json() if chosen else None,
+            "gate": ("pass" if chosen.passed else "fail") if chosen else None,
+            "published": asdict(self.published) if self.published else None,
+            "seconds": self.seconds,
+        }
+
+
+def run_job(job: Job, *, registry: str | None, who: str) -> RunResult:
+    """Train, score, and publish when a registry is given and the gates pass.
+
+    Raises as ``train``, ``score`` and ``publish``.
+    """
     # All stages at once: nobody wants to hear after hours of training that scoring does not fit.
-    require_room(job_setup(job), configs_of(job.base))
+    require_room(job.workload, configs_of(job.base))
+    seconds: dict[str, float] = {}
     started = time.monotonic()
+
+    def finish(stage: str) -> None:
+        nonlocal started
+        now = time.monotonic()
+        seconds[stage], started = round(now - started, 1), now
+
     train(job)
-    timed("train", started)
-    summary: dict[str, Any] | None = None
+    finish("train")
+    summary = published = None
     if job.suite is not None:
-        started = time.monotonic()
-        summary, _ = score(job)
-        timed("score", started)
-    published = None
-    if registry is not None and (summary is None or gate_passed(summary)):
-        started = time.monotonic()
+        summary = score(job)
+        finish("score")
+    if registry is not None and (summary is None or summary.chosen.passed):
         published = publish(job, registry, who)
-        timed("publish", started)
-    return {
-        "run_dir": str(job.run.dir),
-        "chosen": summary["chosen"] if summary else None,
-        "gate": ("pass" if gate_passed(summary) else "fail") if summary else None,
-        "published": published,
-        "seconds": seconds,
-        "summary": summary,
-    }
+        finish("publish")
+    return RunResult(job.run, summary, published, seconds)

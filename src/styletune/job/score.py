@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from styletune import __version__
-from styletune.data.load import holdout_rows, read_square
+from styletune.data.load import LoadedData, holdout_rows, read_square
 from styletune.errors import BadInput, CheckFailed, NotFound
-from styletune.files import file_sha256, read_json
-from styletune.job.facts import data_facts, device_name, origin_facts, torch_dtype
-from styletune.job.prepare import Job, job_setup, prompt_with_trigger, suite_folder
+from styletune.files import file_sha256
+from styletune.job.facts import data_facts, origin_facts
+from styletune.job.job import Job
+from styletune.places import device_name
 from styletune.planning.preflight import configs_of, require_room
+from styletune.recipe.sections import ScoreSection
+from styletune.runs import Run
+from styletune.runs.documents import DataFacts, read_facts, write_facts
+from styletune.runs.scores import write_scores
+from styletune.runs.summary import (
+    ScoreInputs,
+    Summary,
+    missed_gates,
+    read_summary,
+    write_summary,
+)
+from styletune.sampling.prompts import prompt_with_trigger
 from styletune.scoring.suite import Suite, prompt_id, suite_hash
 
+if TYPE_CHECKING:
+    from styletune.scoring.score import Scores
 
-def score(job: Job) -> tuple[dict[str, Any], bool]:
-    """Sample, measure, choose, gate and report; (summary, False) when it was current already.
+
+def score(job: Job) -> Summary:
+    """Sample, measure, choose, gate and report; what is current is not done again.
 
     Raises:
         BadInput: the recipe has no [score].
@@ -32,104 +48,97 @@ def score(job: Job) -> tuple[dict[str, Any], bool]:
         raise NotFound("no checkpoint to score", where=str(run.dir), fix="styletune train first")
     from styletune.training.checkpoint import check_receipt
 
-    for done in steps:
-        check_receipt(run, done, job.identity)
+    for step in steps:
+        check_receipt(run, step, job.identity)
     inputs = score_inputs(job)
-    outputs = (run.summary_file, run.scores_file, run.report_file, run.picture_file)
-    if all(f.is_file() for f in outputs):
-        summary: dict[str, Any] = read_json(run.summary_file)
-        if summary.get("inputs") == inputs:
-            return summary, False
-    require_room(replace(job_setup(job), trains=False), configs_of(job.base))
-    from styletune.encoders.clip import encode_images, encode_texts, load_clip
-    from styletune.scoring.report import write_report
-    from styletune.scoring.score import Column, score_columns, write_scores
+    if run.summary_file.is_file() and run.scores_file.is_file():
+        summary = read_summary(run)
+        if summary.inputs == inputs:
+            _write_pages(run)
+            return summary
+    require_room(replace(job.workload, trains=False), configs_of(job.base))
+    scores = _measure(job, suite, section, steps)
+    summary = scores.summary.model_copy(update={"inputs": inputs})
+    # A page is of the summary beside it: the old ones go before it is replaced.
+    run.report_file.unlink(missing_ok=True)
+    run.picture_file.unlink(missing_ok=True)
+    _refresh_facts(run, data_facts(job.data, job.recipe.data.opt_out_override))
+    write_scores(run, scores.rows)
+    write_summary(run, summary)
+    _write_pages(run)
+    return summary
 
-    references = _write_references(job, run.samples_dir(suite_hash(suite), "references"))
+
+def score_inputs(job: Job) -> ScoreInputs:
+    """Everything that a score depends on; another value of it makes a summary stale."""
+    assert job.suite is not None
+    run = job.run
+    return ScoreInputs(
+        suite=job.suite.model_dump(mode="json"),
+        base=job.base.hash,
+        data=job.data.fingerprint,
+        trigger=job.trigger,
+        palette=tuple(job.data.checked.palette.declared),
+        adapters={
+            str(step): file_sha256(run.adapter_file(step)) for step in run.checkpoint_steps()
+        },
+        styletune=__version__,
+    )
+
+
+def _measure(job: Job, suite: Suite, section: ScoreSection, steps: Sequence[int]) -> Scores:
+    """Draw every column's images, encode them and compare them with the references."""
+    from styletune.encoders.clip import encode_images, encode_texts, load_clip
+    from styletune.scoring.score import Column, score_columns
+
+    references = _write_references(
+        job.data, job.run.references_dir(suite_hash(suite)), job.resolution
+    )
     # All images first: the base model and the encoder are never in memory together.
     drawn = list(_sample_columns(job, suite, steps, section.batch_size))
-    encoder = load_clip(suite.encoder.name, suite_folder(job), device_name())
+    encoder = load_clip(suite.encoder.name, job.loaded.path(section.suite).parent, device_name())
     columns = []
     for name, step, files in drawn:
         features = encode_images(encoder, files, title=f"encode {name}")
         columns.append(Column(name, step, 0.0 if step is None else 1.0, files, features))
-    reference_features = encode_images(encoder, references, title="references")
-    scores = score_columns(
+    return score_columns(
         suite=suite,
         columns=columns,
         text_features=encode_texts(encoder, suite.prompts),
         references=references,
-        reference_features=reference_features,
+        reference_features=encode_images(encoder, references, title="references"),
         encoder_id=encoder.id,
     )
-    scores.summary["inputs"] = inputs
-    facts = {**read_json(run.facts_file), "data": data_facts(job)}
-    write_report(
-        run.report_file,
-        title=job.loaded.name,
-        suite=suite,
-        scores=scores,
-        columns=columns,
-        references=references,
-        brand_palette=facts["data"]["palette"],
-        facts=_report_facts(facts),
-    )
-    _draw_picture(job, suite, columns, references, scores.summary["chosen"]["checkpoint"])
-    # Last, because a summary says that the report beside it is of the same scores.
-    write_scores(scores, run.scores_file, run.summary_file)
-    return scores.summary, True
 
 
-def score_inputs(job: Job) -> dict[str, Any]:
-    """Everything that a score depends on; another value of it makes a summary stale."""
-    assert job.suite is not None
-    run = job.run
-    return {
-        "suite": job.suite.model_dump(mode="json"),
-        "base": job.base.hash,
-        "data": job.data.fingerprint,
-        "trigger": job.trigger,
-        "palette": data_facts(job)["palette"],
-        "adapters": {str(s): file_sha256(run.adapter_file(s)) for s in run.checkpoint_steps()},
-        "styletune": __version__,
-    }
+def _refresh_facts(run: Run, data: DataFacts) -> None:
+    """Rights and palette may be declared anew after training; the report shows today's."""
+    facts = read_facts(run)
+    if facts.data != data:
+        write_facts(run, facts.model_copy(update={"data": data}))
 
 
-def _report_facts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The provenance footer; the report is published, so it names no folders of this machine."""
-    from styletune.registry.card import public_base
+def _write_pages(run: Run) -> None:
+    """Write the report and the picture where they are missing."""
+    from styletune.scoring.report import write_picture, write_report
 
-    data, base = facts["data"], facts["base"]
-    return {
-        "recipe": f"{facts['recipe']} {facts['recipe_hash'][:12]}",
-        "base model": f"{public_base(base['model'])} {base['hash'][:12]}",
-        "data": f"{len(data['train'])} images trained on, {len(data['holdout'])} held out, "
-        f"{data['fingerprint'][:12]}",
-        "licence of the images": _declared(data, "license"),
-        "holder": _declared(data, "holder"),
-        "seed": str(facts["seed"]),
-        "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
-        "device": facts["device"],
-    }
+    if not run.report_file.is_file():
+        write_report(run)
+    if not run.picture_file.is_file():
+        write_picture(run)
 
 
-def _declared(data: Mapping[str, Any], key: str) -> str:
-    """Every value declared of the images, most images first."""
-    values = dict.fromkeys(entry[key] for entry in data["rights"]["declared"])
-    return ", ".join(value or "not stated" for value in values)
-
-
-def _write_references(job: Job, folder: Path) -> list[Path]:
+def _write_references(data: LoadedData, folder: Path, resolution: int) -> list[Path]:
     """Held-out images through the same decode and crop as training, as PNG."""
     from PIL import Image
 
     from styletune.files import atomic_write
 
     files = []
-    for i, row in enumerate(holdout_rows(job.data)):
+    for i, row in enumerate(holdout_rows(data)):
         file = folder / f"{i:04d}-{row.pixel_hash[:12]}.png"
         if not file.is_file():
-            crop = read_square(row, job.resolution)
+            crop = read_square(row, resolution)
             with atomic_write(file) as stream:
                 Image.fromarray(crop.pixels).save(stream, format="PNG")
         files.append(file)
@@ -141,83 +150,62 @@ def _sample_columns(
 ) -> Iterator[tuple[str, int | None, list[Path]]]:
     """The base's images, then every checkpoint's, with the same prompts and seeds."""
     from styletune.adapters.file import load_adapter
-    from styletune.adapters.tokens import add_tokens, load_token_rows
-    from styletune.adapters.updates import merged
-    from styletune.models.load import load_pipeline
-    from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
-
-    pipe = load_pipeline(job.base, torch_dtype(job.recipe.train.mixed_precision), device_name())
-    sampler = Sampler(
-        suite.sampler.steps,
-        suite.sampler.guidance_scale,
-        suite.sampler.negative_prompt,
-        job.resolution,
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.session import (
+        DTYPES,
+        TrainedAs,
+        make_ready,
+        merged_adapter,
+        open_pipeline,
     )
+    from styletune.sampling.shots import Sampler, TextShot, square_shot
 
-    def shots(column: str) -> list[Shot]:
+    settings, train, section = suite.sampler, job.recipe.train, job.recipe.adapter
+    sampler = Sampler(settings.steps, settings.guidance_scale, settings.negative_prompt)
+
+    def shots(column: str) -> list[TextShot]:
         folder = job.run.samples_dir(suite_hash(suite), column)
         return [
-            Shot(prompt_with_trigger(p, job.trigger), s, folder / f"{prompt_id(i)}-{s}.png")
+            square_shot(
+                prompt_with_trigger(p, job.trigger),
+                s,
+                folder / f"{prompt_id(i)}-{s}.png",
+                job.resolution,
+            )
             for i, p in enumerate(suite.prompts)
             for s in suite.seeds
         ]
 
-    base_origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
-    draw_shots(pipe, shots("base"), sampler, base_origin, batch_size=batch_size, title="base")
-    yield "base", None, [s.file for s in shots("base")]
-    train, tokens = job.recipe.train, job.recipe.adapter.new_tokens
-    if tokens:
-        add_tokens(pipe, tokens, job.recipe.adapter.new_tokens_init)
-    prediction = resolve_prediction_type(
-        train.prediction_type, pipe.scheduler.config.prediction_type, train.zero_terminal_snr
-    )
-    set_sampling_schedule(pipe, prediction, train.zero_terminal_snr)
-    models = {name: getattr(pipe, name) for name in ("unet", "text_encoder", "text_encoder_2")}
-    for step in steps:
-        name = f"step-{step:06d}"
-        tensors, spec = load_adapter(job.run.adapter_file(step))
-        origin = {
-            **origin_facts(job),
-            "adapter": job.loaded.name,
-            "step": step,
-            "strength": 1.0,
-            "adapter_sha256": file_sha256(job.run.adapter_file(step)),
-        }
-        load_token_rows(pipe, tensors)
-        with merged(models, tensors, spec, 1.0):
-            draw_shots(pipe, shots(name), sampler, origin, batch_size=batch_size, title=name)
-        yield name, step, [s.file for s in shots(name)]
+    with open_pipeline(job.base, DTYPES[train.mixed_precision], device_name()) as pipe:
+        origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
+        generate_images(pipe, shots("base"), sampler, origin, batch_size=batch_size, title="base")
+        yield "base", None, [s.file for s in shots("base")]
+        tokens = section.new_tokens, section.new_tokens_init
+        make_ready(pipe, TrainedAs(job.prediction_type, train.zero_terminal_snr, *tokens))
+        for step in steps:
+            name, file = f"step-{step:06d}", job.run.adapter_file(step)
+            origin = {
+                **origin_facts(job),
+                "adapter": job.loaded.name,
+                "step": step,
+                "strength": 1.0,
+                "adapter_sha256": file_sha256(file),
+            }
+            tensors, spec = load_adapter(file)
+            with merged_adapter(pipe, tensors, spec, 1.0):
+                generate_images(
+                    pipe, shots(name), sampler, origin, batch_size=batch_size, title=name
+                )
+            yield name, step, [s.file for s in shots(name)]
 
 
-def _draw_picture(
-    job: Job, suite: Suite, columns: Sequence[Any], references: Sequence[Path], chosen: str
-) -> None:
-    """``picture.png``: base, chosen checkpoint and held-out references, one prompt a column."""
-    from styletune.scoring.figures import draw_grid
-
-    every = len(suite.seeds)
-    by_name = {c.name: c.images[::every][:8] for c in columns}
-    rows = [
-        ("base model", by_name["base"]),
-        (f"{job.loaded.name}, {chosen}", by_name[chosen]),
-        ("held-out references", list(references[:8])),
-    ]
-    draw_grid(job.run.picture_file, rows)
-
-
-def gate_passed(summary: Mapping[str, Any]) -> bool:
-    """Whether the chosen checkpoint passed all gates."""
-    return all(g["verdict"] == "pass" for g in summary["gates"])
-
-
-def refuse_unless_passed(summary: Mapping[str, Any], report: Path) -> None:
+def refuse_unless_passed(summary: Summary, report: Path) -> None:
     """Raise CheckFailed that names every gate the chosen checkpoint did not pass."""
-    failed = [g for g in summary["gates"] if g["verdict"] != "pass"]
-    if failed:
-        lines = "; ".join(f"{g['name']} {g['verdict']}: {g['explanation']}" for g in failed)
+    missed = missed_gates(summary.gates)
+    if missed:
+        lines = "; ".join(f"{gate.name} {gate.verdict}: {gate.explanation}" for gate in missed)
         raise CheckFailed(
-            f"the gate refuses {summary['chosen']['checkpoint']}: {lines}",
+            f"the gate refuses {summary.chosen.checkpoint}: {lines}",
             where=str(report),
             fix="look at the report; train longer, lower the learning rate, or add images",
         )

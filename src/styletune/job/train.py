@@ -6,27 +6,27 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from styletune.errors import BadInput
-from styletune.job.adapt import Models, adapt, block_factors, parameter_groups
-from styletune.job.encode import Encoded, Seen, encode, trains_text
-from styletune.job.facts import begin_run, origin_facts, torch_dtype
-from styletune.job.prepare import Job, job_setup
-from styletune.models.schedule import resolve_prediction_type, set_sampling_schedule
-from styletune.planning.preflight import DRAWN_AT_ONCE, configs_of, require_room
-from styletune.recipe import Recipe, recipe_hash
+from styletune.job.adapt import AdaptedPipeline, adapt
+from styletune.job.encode import EncodedData, encode
+from styletune.job.facts import begin_run, origin_facts
+from styletune.job.job import Job
+from styletune.planning.preflight import configs_of, require_room
+from styletune.planning.workload import DRAWN_AT_ONCE
+from styletune.recipe import recipe_hash
+from styletune.recipe.training_sections import DreamboothSection, TrainSection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import DiffusionPipeline
     from torch import Tensor
 
-    from styletune.adapters.file import AdapterSpec
-    from styletune.models.conditioning import PromptEmbeds
-    from styletune.training.denoise import Denoiser, NoiseSettings, Texts
-    from styletune.training.loop import LoopSettings, Material, Prior
-    from styletune.training.optimizer import OptimizerSettings
+    from styletune.models.family import Conditioning
+    from styletune.training.images import TrainingData, TrainingImages
+    from styletune.training.texts import Texts
 
 
 def train(job: Job) -> bool:
@@ -40,12 +40,13 @@ def train(job: Job) -> bool:
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
     if alone and max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
         return False
-    setup, configs = replace(job_setup(job), score_batch=0), configs_of(job.base)
-    require_room(setup, configs)
+    workload, configs = replace(job.workload, score=None), configs_of(job.base)
+    require_room(workload, configs)
     if recipe.adapter.block_learning_rates:
         from styletune.planning.memory import trained_names
+        from styletune.training.groups import block_factors
 
-        block_factors(recipe, trained_names(setup, configs))
+        block_factors(recipe.adapter.block_learning_rates, trained_names(workload.step, configs))
     from styletune.training.processes import agreed_step, hold_run, make_accelerator
 
     accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
@@ -59,57 +60,57 @@ def train(job: Job) -> bool:
 
 
 def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
-    """Train on from the checkpoint after ``done`` steps, or from nothing if that is 0."""
+    """Resume from the checkpoint after ``done`` steps, or start when that is 0."""
     import torch
 
-    from styletune.models.checkpointing import set_checkpointing
-    from styletune.models.load import load_pipeline
-    from styletune.training.loop import train_adapter
+    from styletune.sampling.session import DTYPES, open_pipeline
 
-    recipe = job.recipe
-    device, dtype = str(accelerator.device), torch_dtype(recipe.train.mixed_precision)
+    dtype = DTYPES[job.recipe.train.mixed_precision]
     # On the host first: encoding and a step are never on the card together.
-    pipe = load_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32)
-    prediction = resolve_prediction_type(
-        recipe.train.prediction_type,
-        pipe.scheduler.config.prediction_type,
-        recipe.train.zero_terminal_snr,
-    )
-    alphas = pipe.scheduler.alphas_cumprod
-    # The first process draws and encodes; the others then find its files.
+    with open_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32) as pipe:
+        _train_pipeline(job, pipe, done, accelerator)
+
+
+def _train_pipeline(job: Job, pipe: DiffusionPipeline, done: int, accelerator: Accelerator) -> None:
+    from styletune.models.checkpointing import set_checkpointing
+    from styletune.sampling.session import DTYPES, TrainedAs, make_ready, place_for_training
+    from styletune.training.denoise import Denoiser
+    from styletune.training.groups import parameter_groups
+    from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
+
+    recipe, section = job.recipe, job.recipe.train
+    device, dtype = str(accelerator.device), DTYPES[section.mixed_precision]
+    alphas = _alphas_cumprod(pipe.scheduler.alphas_cumprod, section.zero_terminal_snr)
+    # The first process generates and encodes; the others then find its files.
     with _first_process_first(accelerator):
         if accelerator.is_main_process:
             begin_run(job)
-        seen = encode(job, pipe, device, draws=accelerator.is_main_process)
-    _start_tracker(job, accelerator)
-    _place(job, pipe, device)
-    if recipe.adapter.new_tokens:
-        from styletune.adapters.tokens import add_tokens
-
-        add_tokens(pipe, recipe.adapter.new_tokens, recipe.adapter.new_tokens_init)
-    models = adapt(recipe, pipe, job.start_from)
-    groups = parameter_groups(recipe, models.parameters)
-    set_checkpointing(pipe.unet, recipe.train.gradient_checkpointing)
-    set_sampling_schedule(pipe, prediction, recipe.train.zero_terminal_snr)
-    denoiser = _denoiser(job, pipe, alphas, prediction, dtype, device)
-    held_out = _material(job, models, seen.held_out) if seen.held_out else None
+        encoded = encode(job, pipe, device, draws=accelerator.is_main_process)
+    if section.tracker != "none":
+        own = {"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}}
+        _start_tracker(section, recipe.model_dump(mode="json"), own, accelerator)
+    place_for_training(pipe, device, recipe.base.quantization, recipe.adapter.trains_text)
+    new_tokens = recipe.adapter.new_tokens, recipe.adapter.new_tokens_init
+    make_ready(pipe, TrainedAs(job.prediction_type, section.zero_terminal_snr, *new_tokens))
+    adapted = adapt(pipe, recipe.adapter, section.seed, job.start_from)
+    set_checkpointing(pipe.unet, section.gradient_checkpointing)
+    scale = pipe.vae.config.scaling_factor
+    block_rates = recipe.adapter.block_learning_rates
+    model = AdaptedModel(
+        Denoiser(pipe.unet, dtype, alphas.to(device), scale, job.prediction_type),
+        adapted.modules,
+        adapted.parameters,
+        parameter_groups(recipe.optimizer, block_rates, adapted.parameters, job.base.family),
+        adapted.spec,
+    )
     train_adapter(
-        denoiser=denoiser,
-        parameters=models.parameters,
-        groups=groups,
-        optimizer_settings=_optimizer_settings(recipe),
-        noise=_noise_settings(recipe),
-        material=_material(job, models, seen.images),
-        held_out=held_out,
-        prior=_prior(job, models, seen),
-        settings=_loop_settings(recipe),
-        spec_at=lambda step: _spec_at(job, models.spec, step),
-        identity=job.identity,
-        run=job.run,
+        model,
+        _training_data(adapted, encoded, recipe.dreambooth, live=recipe.adapter.trains_text),
+        section,
+        recipe.optimizer,
+        output=RunOutput(job.run, job.identity, _preview_drawer(job, pipe)),
         accelerator=accelerator,
         done=done,
-        on_checkpoint=_preview_drawer(job, models),
-        set_training=models.set_training,
     )
 
 
@@ -123,16 +124,14 @@ def _first_process_first(accelerator: Accelerator) -> Iterator[None]:
         accelerator.wait_for_everyone()
 
 
-def _start_tracker(job: Job, accelerator: Accelerator) -> None:
-    train = job.recipe.train
-    if train.tracker == "none":
-        return
+def _start_tracker(
+    train: TrainSection,
+    config: dict[str, Any],
+    own_keys: dict[str, Any],
+    accelerator: Accelerator,
+) -> None:
     try:
-        accelerator.init_trackers(
-            train.tracker_project,
-            config=job.recipe.model_dump(mode="json"),
-            init_kwargs={"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}},
-        )
+        accelerator.init_trackers(train.tracker_project, config=config, init_kwargs=own_keys)
     except Exception as error:
         raise BadInput(
             f"{train.tracker} does not start: {error}",
@@ -141,178 +140,79 @@ def _start_tracker(job: Job, accelerator: Accelerator) -> None:
         ) from error
 
 
-def _denoiser(
-    job: Job,
-    pipe: StableDiffusionXLPipeline,
-    alphas: Tensor,
-    prediction: str,
-    dtype: object,
-    device: str,
-) -> Denoiser:
+def _alphas_cumprod(base: Tensor, zero_terminal: bool) -> Tensor:
+    """ᾱ of every timestep, (timesteps,) float32: the base's, or ending in pure noise."""
     import torch
 
-    from styletune.training.denoise import Denoiser, Objective
     from styletune.training.noise import zero_terminal_snr
 
-    train = job.recipe.train
-    assert isinstance(dtype, torch.dtype)
-    alphas = alphas.to(torch.float32)
-    return Denoiser(
-        unet=pipe.unet,
-        dtype=dtype,
-        alphas_cumprod=(zero_terminal_snr(alphas) if train.zero_terminal_snr else alphas).to(
-            device
-        ),
-        scaling_factor=pipe.vae.config.scaling_factor,
-        objective=Objective(
-            prediction_type=prediction,
-            weighting=train.weighting,
-            snr_gamma=train.snr_gamma,
-            loss=train.loss,
-            huber_delta=train.huber_delta,
-        ),
-    )
+    alphas = base.to(torch.float32)
+    return zero_terminal_snr(alphas) if zero_terminal else alphas
 
 
-def _place(job: Job, pipe: StableDiffusionXLPipeline, device: str) -> None:
-    """What a step needs goes to the device, quantised where the recipe says so; the rest stays."""
-    from styletune.models.quantize import check_quantized, quantize_unet
-
-    quantize_unet(pipe.unet, job.recipe.base.quantization, device)
-    check_quantized(pipe.unet, job.recipe.base.quantization)
-    pipe.unet.to(device)
-    if trains_text(job.recipe):
-        for encoder in (pipe.text_encoder, pipe.text_encoder_2):
-            encoder.to(device)
-
-
-def _material(job: Job, models: Models, encoded: Encoded) -> Material:
-    """A cache with a way to turn its captions into inputs."""
-    from styletune.training.denoise import cached_texts
-    from styletune.training.loop import Material
-
-    cache = encoded.cache
-    texts = _live(models, cache.captions) if trains_text(job.recipe) else cached_texts(cache)
-    return Material(cache, texts, encoded.names, encoded.repeats, encoded.weights)
-
-
-def _live(models: Models, captions: Sequence[str]) -> Texts:
-    from styletune.models.conditioning import token_ids
-    from styletune.training.denoise import live_texts
-
-    pipe = models.pipe
-    first, second = token_ids(pipe, [*captions, ""])
-    device = pipe.text_encoder.device
-    return live_texts(
-        pipe.text_encoder,
-        pipe.text_encoder_2,
-        (first.to(device), second.to(device)),
-        empty_is_zero=bool(pipe.config.force_zeros_for_empty_prompt),
-    )
-
-
-def _prior(job: Job, models: Models, seen: Seen) -> Prior | None:
+def _training_data(
+    adapted: AdaptedPipeline, encoded: EncodedData, dreambooth: DreamboothSection, live: bool
+) -> TrainingData:
+    """What was encoded; ``live`` has its captions encoded at every step, with gradients."""
     from styletune.adapters.inject import adapter_off
-    from styletune.training.loop import Prior
+    from styletune.training.images import Prior, TrainingData
 
-    section = job.recipe.dreambooth
-    if seen.class_prompt is None:
-        return None
-    plain = _one_prompt(seen.class_prompt, str(models.pipe.unet.device))
-    adapted = _live(models, [section.class_prompt or ""]) if trains_text(job.recipe) else plain
-    return Prior(
-        weight=section.prior_loss_weight,
-        images=_material(job, models, seen.class_images) if seen.class_images else None,
-        prompt=adapted,
-        base_prompt=plain,
-        adapter_off=lambda: adapter_off(models.adapted),
-    )
+    images, held_out = encoded.images, encoded.held_out
+    class_images, prior = encoded.class_images, None
+    if live:
+        images = _with_live_texts(images, adapted.pipe)
+        held_out = held_out and _with_live_texts(held_out, adapted.pipe)
+        class_images = class_images and _with_live_texts(class_images, adapted.pipe)
+    if encoded.class_prompt is not None:
+        base_text = _one_prompt(encoded.class_prompt, str(adapted.pipe.unet.device))
+        text = _live_texts(adapted.pipe, [dreambooth.class_prompt or ""]) if live else base_text
+        weight = dreambooth.prior_loss_weight
+        off = partial(adapter_off, adapted.modules)
+        prior = Prior(weight, class_images, text, base_text, off)
+    return TrainingData(images, held_out, prior)
 
 
-def _one_prompt(encoded: PromptEmbeds, device: str) -> Texts:
+def _with_live_texts(images: TrainingImages, pipe: DiffusionPipeline) -> TrainingImages:
+    return replace(images, texts=_live_texts(pipe, images.cache.captions))
+
+
+def _live_texts(pipe: DiffusionPipeline, captions: Sequence[str]) -> Texts:
+    from styletune.models.conditioning import empty_is_zero, text_encoders_of, token_ids
+    from styletune.models.families import family_of
+    from styletune.training.texts import live_texts
+
+    encoders = text_encoders_of(pipe)
+    device = next(encoders[0].parameters()).device
+    ids = [each.to(device) for each in token_ids(pipe, [*captions, ""])]
+    return live_texts(family_of(pipe), encoders, ids, empty_is_zero(pipe))
+
+
+def _one_prompt(encoded: Conditioning, device: str) -> Texts:
     """The same words for every row."""
-    from styletune.models.conditioning import PromptEmbeds
-
-    embeds, pooled = encoded.embeds.to(device), encoded.pooled.to(device)
-    return lambda rows: PromptEmbeds(embeds.expand(len(rows), -1, -1), pooled.expand(len(rows), -1))
-
-
-# -- settings -------------------------------------------------------------------------------------
-
-
-def _optimizer_settings(recipe: Recipe) -> OptimizerSettings:
-    from styletune.training.optimizer import OptimizerSettings
-
-    section = recipe.optimizer
-    return OptimizerSettings(
-        name=section.name,
-        learning_rate=section.learning_rate,
-        weight_decay=section.weight_decay,
-        beta1=section.beta1,
-        beta2=section.beta2,
-        schedule=section.schedule,
-        schedule_power=section.schedule_power,
-        warmup_steps=section.warmup_steps,
-        steps=recipe.train.steps,
-        lora_plus_ratio=section.lora_plus_ratio,
-        max_grad_norm=section.max_grad_norm,
-    )
-
-
-def _noise_settings(recipe: Recipe) -> NoiseSettings:
-    from styletune.training.denoise import NoiseSettings
-
-    section = recipe.train
-    return NoiseSettings(
-        caption_dropout=section.caption_dropout,
-        timestep_sampling=section.timestep_sampling,
-        min_timestep=section.min_timestep,
-        max_timestep=section.max_timestep,
-        noise_offset=section.noise_offset,
-        pyramid_noise=section.pyramid_noise,
-        input_perturbation=section.input_perturbation,
-    )
-
-
-def _loop_settings(recipe: Recipe) -> LoopSettings:
-    from styletune.training.loop import LoopSettings
-
-    section = recipe.train
-    return LoopSettings(
-        steps=section.steps,
-        batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation_steps,
-        seed=section.seed,
-        ema_decay=recipe.optimizer.ema_decay,
-        checkpoint_every=section.checkpoint_every,
-        keep_last=section.keep_last,
-        validation_every=section.validation_every,
-        log_every=section.log_every,
-    )
-
-
-def _spec_at(job: Job, spec: AdapterSpec, step: int) -> AdapterSpec:
-    identity = job.identity
-    return replace(spec, base_hash=identity.base_hash, recipe_hash=identity.recipe_hash, step=step)
+    placed = encoded.map(lambda tensor: tensor.to(device))
+    return lambda rows: placed.repeated(len(rows))
 
 
 # -- previews -------------------------------------------------------------------------------------
 
 
-def _preview_drawer(job: Job, models: Models) -> Callable[[int], None]:
-    from styletune.sampling.sample import Sampler, Shot, draw_shots
+def _preview_drawer(job: Job, pipe: DiffusionPipeline) -> Callable[[int], None]:
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.shots import Sampler, square_shot
 
-    preview, pipe = job.recipe.preview, models.pipe
-    sampler = Sampler(preview.steps, 5.0, "", job.resolution)
+    preview = job.recipe.preview
+    sampler = Sampler(preview.steps, 5.0)
 
     def draw(step: int) -> None:
         if not preview.prompts:
             return
         shots = [
-            Shot(prompt, preview.seed + i, job.run.previews_dir / f"step-{step:06d}-{i:02d}.png")
+            square_shot(prompt, preview.seed + i, job.run.preview_file(step, i), job.resolution)
             for i, prompt in enumerate(preview.prompts)
         ]
         origin = {**origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0}
-        draw_shots(pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}")
+        generate_images(
+            pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}"
+        )
 
     return draw

@@ -2,69 +2,50 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from styletune.errors import BaseModelError, NotFound
 from styletune.hub import download_command, find_files, find_snapshot, is_hub_id
-from styletune.mini import BASE_DIR
+from styletune.models.families import DEFAULT_FAMILY, FAMILIES, find_family
+from styletune.models.family import Family
+from styletune.models.locate import FILE_SUFFIXES, digest_of, local_path, not_found
 from styletune.models.model_folder import (
-    Place,
+    ModelFolder,
     choose_variant,
     config_line,
     read_config,
     tokenizer_lines,
     weight_lines,
 )
-from styletune.models.recognize import why_not_sdxl, why_not_vae
-from styletune.models.single_file import RESOLUTION_PX, SDXL_CONFIGS, configs_for
+from styletune.models.names import BUNDLED
+from styletune.models.single_file import configs_for
+from styletune.models.vae_files import VaeFiles, check_vae_fits, find_vae, vae_scales
 from styletune.models.weight_files import cached_sha256, read_header
-
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-_WITH_WEIGHTS = ("unet", "vae", "text_encoder", "text_encoder_2")
-_STOCK = "stabilityai/stable-diffusion-xl-base-1.0"
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-
-
-@dataclass(frozen=True, slots=True)
-class VaeFiles:
-    """A separate VAE: a diffusers folder, or one file. ``hash`` covers weights and settings.
-
-    ``factor`` is pixels a latent cell and side; ``scaling_factor`` multiplies latents.
-    """
-
-    model: str
-    folder: Path
-    file: Path | None
-    variant: str | None
-    hash: str
-    factor: int
-    scaling_factor: float
 
 
 @dataclass(frozen=True, slots=True)
 class BaseFiles:
-    """Where a base model lies, checked to be whole, before anything heavy is loaded.
+    """The files of a base model, checked to be whole before anything heavy is loaded.
 
     ``hash`` is the SHA-256 over all that changes an image: weight files, configurations,
     scheduler, tokenizers and a separate VAE. ``resolution`` is the side in pixels that its UNet
-    was made for; ``variant`` "fp16" when a part has only such weights; ``revision`` the commit
-    of a Hub model. A checkpoint that is one file has ``file``; ``folder`` is then the one it
-    lies in. ``tokenizers`` are the folders of the two tokenizers.
+    was made for; ``variant`` is "fp16" when a part has only such weights; ``revision`` the commit
+    of a Hub model. A checkpoint that is one file has ``file``; ``folder`` is then the one that
+    holds it. ``tokenizers`` are the tokenizers' folders, in the family's order.
     """
 
+    family: Family
     model: str
     folder: Path
     revision: str | None
     hash: str
     resolution: int
     variant: str | None
-    tokenizers: tuple[Path, Path]
+    tokenizers: tuple[Path, ...]
     file: Path | None = None
     vae: VaeFiles | None = None
 
@@ -74,130 +55,106 @@ def find_base(
 ) -> BaseFiles:
     """Locate and check a base model and, if given, the VAE that replaces its own.
 
-    ``model`` is "mini", a diffusers folder, a .safetensors checkpoint in the original layout, or
-    a Hub id (of which ``revision`` pins a commit) that is on this machine. Nothing is downloaded
-    and no weights are loaded; hashes of large files are remembered between calls.
+    ``model`` is a bundled model's name, a diffusers folder, a .safetensors checkpoint in the
+    original layout, or the Hub id of a model on this machine, whose commit ``revision`` pins.
+    Nothing is downloaded and no weights are loaded; hashes of large files are remembered between
+    calls.
 
     Raises:
         NotFound: no such folder or file, or a Hub model that is not, or not wholly, on this
             machine (``fix`` is the command that fetches it).
-        BaseModelError: it is there but no whole SDXL model; the message says what it is instead
-            or what is damaged or missing.
+        BaseModelError: it is not a whole model of a known family; the message says what it is
+            instead, or what is damaged or missing.
     """
     where = f"[base] model = {json.dumps(model)}"
-    separate = find_vae(vae, relative_to) if vae else None
-    if model == "mini":
-        return _from_folder(model, None, Place(BASE_DIR, where), separate)
-    local = _local_path(model, relative_to)
+    # A VAE's file does not tell its family, and the base's is not known yet.
+    separate = find_vae(vae, relative_to, DEFAULT_FAMILY) if vae else None
+    if model in BUNDLED:
+        return _from_folder(model, None, ModelFolder(BUNDLED[model].folder, where), separate)
+    local = local_path(model, relative_to)
     if local.is_dir():
-        return _from_folder(model, revision, Place(local, where), separate)
+        return _from_folder(model, revision, ModelFolder(local, where), separate)
     if local.is_file():
         return _from_file(model, local, where, separate)
-    if not is_hub_id(model) or local.suffix in {".safetensors", *_PICKLES}:
-        raise _not_found(local, where)
+    if not is_hub_id(model) or local.suffix in FILE_SUFFIXES:
+        raise not_found(local, where)
     snapshot = find_snapshot(model, revision, where)
     fetch = download_command(model, revision)
     if snapshot.unfinished:
         fetch += f"  (continues {snapshot.unfinished} unfinished files)"
-    return _from_folder(model, snapshot.commit, Place(snapshot.folder, where, fetch), separate)
+    folder = ModelFolder(snapshot.folder, where, fetch)
+    return _from_folder(model, snapshot.commit, folder, separate)
 
 
-def find_vae(model: str, relative_to: Path) -> VaeFiles:
-    """Locate and check a VAE: a folder (its own, or a whole pipeline's), a file, or a Hub id.
-
-    Raises as ``find_base``. A single file does not say how its latents are scaled; SDXL's
-    factor is taken.
-    """
-    where = f"[base] vae = {json.dumps(model)}"
-    local = _local_path(model, relative_to)
-    if local.is_file():
-        problem = why_not_vae(read_header(local, where).shapes)
-        if problem:
-            raise BaseModelError(f"{local.name} {problem}", where=where)
-        config = SDXL_CONFIGS["vae"]
-        digest = _digest([f"file {cached_sha256(local, where)}", json.dumps(config)])
-        return VaeFiles(model, local.parent, local, None, digest, *_scales(config, where))
-    if local.is_dir():
-        place = Place(local, where)
-    elif is_hub_id(model) and local.suffix not in {".safetensors", *_PICKLES}:
-        patterns = ("config.json", "*.safetensors")
-        fetch = download_command(model, None, patterns)
-        place = Place(find_snapshot(model, None, where).folder, where, fetch)
-    else:
-        raise _not_found(local, where)
-    if (place.folder / "vae").is_dir():
-        place = Place(place.folder / "vae", where, place.fetch)
-    config = read_config(place, "config.json")
-    if config.get("_class_name") != "AutoencoderKL":
-        raise BaseModelError(f"is a {config.get('_class_name')}, not an AutoencoderKL", where=where)
-    variant, files = choose_variant(place, ("",))
-    digest = _digest([*weight_lines(place, files), config_line(place, "config.json")])
-    return VaeFiles(model, place.folder, None, variant, digest, *_scales(config, where))
-
-
-def _local_path(text: str, relative_to: Path) -> Path:
-    return (relative_to / Path(text).expanduser()).resolve()
-
-
-def _not_found(local: Path, where: str) -> NotFound:
-    parent = local.parent
-    names = [p.name for p in parent.iterdir()] if parent.is_dir() else []
-    near = difflib.get_close_matches(local.name, names, n=1)
-    choices = f'"mini", a diffusers folder, a .safetensors file, a Hub id such as "{_STOCK}"'
-    return NotFound(
-        f"no folder or file {local}",
-        where=where,
-        fix=f"did you mean {parent / near[0]}?" if near else f"choices: {choices}",
-    )
-
-
-def _from_folder(model: str, revision: str | None, place: Place, vae: VaeFiles | None) -> BaseFiles:
-    folder, where = place.folder, place.where
-    if not (folder / "model_index.json").is_file():
-        if place.fetch:
-            raise place.lacks("model_index.json is missing")
-        raise BaseModelError(
-            f"{folder} holds no model_index.json, so it is not a diffusers model",
-            where=where,
-            fix="give the folder that contains model_index.json, unet/, vae/ …",
-        )
-    pipeline = read_config(place, "model_index.json").get("_class_name")
-    if pipeline != "StableDiffusionXLPipeline":
-        raise BaseModelError(f"is a {pipeline}, not a StableDiffusionXLPipeline", where=where)
-    parts = tuple(p for p in PARTS if vae is None or p != "vae")
-    for part in parts:
-        if not (folder / part).is_dir():
-            raise place.lacks(f"the part {part}/ is missing in {folder}")
-    weighty = tuple(p for p in parts if p in _WITH_WEIGHTS)
-    variant, files = choose_variant(place, weighty)
-    config = read_config(place, "unet/config.json")
-    if config.get("addition_embed_type") != "text_time":
-        raise BaseModelError("its UNet is not SDXL's (addition_embed_type)", where=where)
-    if (folder / "vae" / "config.json").is_file():
-        scales = _scales(read_config(place, "vae/config.json"), where)
-        _check_vae_fits(vae, *scales)
-    elif vae is None:
-        raise place.lacks("vae/config.json is missing")
-    else:
-        scales = vae.factor, vae.scaling_factor
-    side = config.get("sample_size")
+def _from_folder(
+    model: str, revision: str | None, folder: ModelFolder, vae: VaeFiles | None
+) -> BaseFiles:
+    where = folder.where
+    family = _family_of_folder(folder)
+    weighty = tuple(p for p in ("unet", "vae", *family.components[1:]) if not (vae and p == "vae"))
+    for part in (*weighty, *family.tokenizers, "scheduler"):
+        if not (folder.path / part).is_dir():
+            raise folder.incomplete(f"the part {part}/ is missing in {folder.path}")
+    variant, files = choose_variant(folder, weighty)
+    unet = read_config(folder, "unet/config.json")
+    if unet.get("addition_embed_type") != family.unet.get("addition_embed_type"):
+        raise BaseModelError(f"its UNet is not {family.name}'s (addition_embed_type)", where=where)
+    side = unet.get("sample_size")
     if not isinstance(side, int):
         raise BaseModelError("its UNet's configuration lacks sample_size", where=where)
-    check_schedule(read_config(place, "scheduler/scheduler_config.json"), where)
-    tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
+    factor = _vae_factor(folder, vae)
+    check_schedule(read_config(folder, "scheduler/scheduler_config.json"), where)
+    tokenizers = tuple(folder.path / name for name in family.tokenizers)
     names = ("model_index.json", "scheduler/scheduler_config.json")
-    digest = _digest(
+    digest = digest_of(
         [
-            *weight_lines(place, files),
-            *(config_line(place, name) for name in names),
-            *(config_line(place, f"{part}/config.json") for part in weighty),
+            *weight_lines(folder, files),
+            *(config_line(folder, name) for name in names),
+            *(config_line(folder, f"{part}/config.json") for part in weighty),
             *(line for t in tokenizers for line in tokenizer_lines(t, t.name, where)),
             *_vae_lines(vae),
         ]
     )
     return BaseFiles(
-        model, folder, revision, digest, side * scales[0], variant, tokenizers, None, vae
+        family=family,
+        model=model,
+        folder=folder.path,
+        revision=revision,
+        hash=digest,
+        resolution=side * factor,
+        variant=variant,
+        tokenizers=tokenizers,
+        vae=vae,
     )
+
+
+def _family_of_folder(folder: ModelFolder) -> Family:
+    """The family that a folder's ``model_index.json`` names."""
+    if not (folder.path / "model_index.json").is_file():
+        if folder.fetch:
+            raise folder.incomplete("model_index.json is missing")
+        raise BaseModelError(
+            f"{folder.path} holds no model_index.json, so it is not a diffusers model",
+            where=folder.where,
+            fix="give the folder that contains model_index.json, unet/, vae/ …",
+        )
+    pipeline = read_config(folder, "model_index.json").get("_class_name")
+    family = find_family(str(pipeline))
+    if family is None:
+        known = " or ".join(f.pipeline for f in FAMILIES)
+        raise BaseModelError(f"is a {pipeline}, not a {known}", where=folder.where)
+    return family
+
+
+def _vae_factor(folder: ModelFolder, vae: VaeFiles | None) -> int:
+    """Pixels per latent cell and side of the folder's VAE, or of the one that replaces it."""
+    if (folder.path / "vae" / "config.json").is_file():
+        scales = vae_scales(read_config(folder, "vae/config.json"), folder.where)
+        check_vae_fits(vae, *scales)
+        return scales[0]
+    if vae is None:
+        raise folder.incomplete("vae/config.json is missing")
+    return vae.factor
 
 
 def check_schedule(config: Mapping[str, Any], where: str) -> None:
@@ -207,7 +164,7 @@ def check_schedule(config: Mapping[str, Any], where: str) -> None:
         raise BaseModelError(
             f"its scheduler is {name}; only bases with a DDPM noise schedule can be trained",
             where=where,
-            fix="choose a base model such as stabilityai/stable-diffusion-xl-base-1.0",
+            fix=f"choose a base model such as {DEFAULT_FAMILY.stock_model}",
         )
     if predicts not in ("epsilon", "v_prediction"):
         raise BaseModelError(
@@ -217,75 +174,67 @@ def check_schedule(config: Mapping[str, Any], where: str) -> None:
 
 
 def _from_file(model: str, file: Path, where: str, vae: VaeFiles | None) -> BaseFiles:
+    family = DEFAULT_FAMILY  # the only one with a reader for single files
     header = read_header(file, where)
-    problem = why_not_sdxl(header.shapes, needs_vae=vae is None)
+    problem = family.why_not(header.shapes, vae is None)
     if problem:
         raise BaseModelError(
-            f"{file.name} {problem}", where=where, fix="give an SDXL base model's checkpoint"
+            f"{file.name} {problem}",
+            where=where,
+            fix=f"give an {family.name} base model's checkpoint",
         )
-    _check_vae_fits(vae, *_scales(SDXL_CONFIGS["vae"], where))
-    tokenizers = _find_tokenizers(file, where)
-    configs = configs_for(header.shapes, header.metadata)
-    digest = _digest(
+    check_vae_fits(vae, *vae_scales(family.vae, where))
+    tokenizers = _find_tokenizers(family, file, where)
+    configs = configs_for(family, header.shapes, header.metadata)
+    digest = digest_of(
         [
             f"file {cached_sha256(file, where)}",
             json.dumps(configs, sort_keys=True),
             *(
-                x
-                for t, n in zip(tokenizers, "12", strict=True)
-                for x in tokenizer_lines(t, n, where)
+                line
+                for number, folder in enumerate(tokenizers, start=1)
+                for line in tokenizer_lines(folder, str(number), where)
             ),
             *_vae_lines(vae),
         ]
     )
-    return BaseFiles(model, file.parent, None, digest, RESOLUTION_PX, None, tokenizers, file, vae)
-
-
-def _find_tokenizers(file: Path, where: str) -> tuple[Path, Path]:
-    """A single file has no vocabulary: beside it, or in a model on this machine.
-
-    Both of SDXL's text encoders use CLIP's vocabulary; they differ in the padding alone.
-    """
-    needed = ("vocab.json", "merges.txt", "tokenizer_config.json")
-    pair = tuple(f"{part}/{name}" for part in ("tokenizer", "tokenizer_2") for name in needed)
-    beside = file.parent if all((file.parent / name).is_file() for name in pair) else None
-    folder = beside or find_files(_STOCK, pair)
-    if folder:
-        return folder / "tokenizer", folder / "tokenizer_2"
-    clip = find_files("openai/clip-vit-large-patch14", needed)
-    if clip:
-        return clip, clip
-    patterns = ("tokenizer*/*", "*.json", "scheduler/*")
-    raise NotFound(
-        f"{file.name} holds no tokenizer, and none is on this machine",
-        where=where,
-        fix=f"{download_command(_STOCK, None, patterns)}, or put the folders tokenizer/ and "
-        "tokenizer_2/ of any SDXL model beside it",
+    return BaseFiles(
+        family=family,
+        model=model,
+        folder=file.parent,
+        revision=None,
+        hash=digest,
+        resolution=family.resolution_px,
+        variant=None,
+        tokenizers=tokenizers,
+        file=file,
+        vae=vae,
     )
 
 
-def _scales(config: object, where: str) -> tuple[int, float]:
-    """(pixels a latent cell, factor of the latents) from a VAE's configuration."""
-    content = dict(config) if isinstance(config, dict) else {}
-    channels, factor = content.get("block_out_channels"), content.get("scaling_factor", 0.18215)
-    if not isinstance(channels, list) or not channels or not isinstance(factor, int | float):
-        raise BaseModelError("the VAE's configuration lacks its channels", where=where)
-    return 2 ** (len(channels) - 1), float(factor)
+def _find_tokenizers(family: Family, file: Path, where: str) -> tuple[Path, ...]:
+    """A single file has no vocabulary: beside it, or in a model on this machine.
 
-
-def _check_vae_fits(vae: VaeFiles | None, factor: int, scaling_factor: float) -> None:
-    if vae is not None and (vae.factor, vae.scaling_factor) != (factor, scaling_factor):
-        raise BaseModelError(
-            f"its latents (1/{vae.factor} of the side, times {vae.scaling_factor:g}) are not the "
-            f"base's (1/{factor}, times {scaling_factor:g}): it belongs to another kind of model",
-            where=f"[base] vae = {json.dumps(vae.model)}",
-            fix="leave it out, or give a VAE made for the base model",
-        )
+    All text encoders of a family use one vocabulary; their tokenizers differ in the padding alone.
+    """
+    needed = ("vocab.json", "merges.txt", "tokenizer_config.json")
+    names = tuple(f"{part}/{name}" for part in family.tokenizers for name in needed)
+    beside = file.parent if all((file.parent / name).is_file() for name in names) else None
+    folder = beside or find_files(family.stock_model, names)
+    if folder:
+        return tuple(folder / part for part in family.tokenizers)
+    shared = find_files(family.vocabulary_model, needed)
+    if shared:
+        return (shared,) * len(family.tokenizers)
+    patterns = ("tokenizer*/*", "*.json", "scheduler/*")
+    folders = " and ".join(f"{part}/" for part in family.tokenizers)
+    raise NotFound(
+        f"{file.name} holds no tokenizer, and none is on this machine",
+        where=where,
+        fix=f"{download_command(family.stock_model, None, patterns)}, or put the folders {folders} "
+        f"of any {family.name} model beside it",
+    )
 
 
 def _vae_lines(vae: VaeFiles | None) -> list[str]:
     return [f"vae {vae.hash}"] if vae else []
-
-
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

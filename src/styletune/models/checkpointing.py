@@ -1,4 +1,4 @@
-"""What the backward pass recomputes instead of keeping."""
+"""Gradient checkpointing: what the backward pass recomputes instead of keeping."""
 
 from __future__ import annotations
 

@@ -1,102 +1,127 @@
 """Captions and sizes -> what the UNet is conditioned on.
 
-Shapes: b batch, t tokens (77), d cross-attention width (2048 for SDXL), p pooled width (1280).
+Shapes: b batch, t tokens (77), d cross-attention width (2048 for SDXL).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
-from diffusers import StableDiffusionXLPipeline
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from styletune.errors import DataError
-
-MAX_TOKENS = 77
-
-
-@dataclass(frozen=True, slots=True)
-class PromptEmbeds:
-    """``embeds`` (b, t, d) and ``pooled`` (b, p), in the encoders' dtype."""
-
-    embeds: Tensor
-    pooled: Tensor
+from styletune.models.families import family_of
+from styletune.models.family import Conditioning, Family, Size
 
 
 @torch.no_grad()
 def encode_prompts(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     texts: Sequence[str],
     batch_size: int = 32,
     *,
     cut_long: bool = False,
-) -> PromptEmbeds:
-    """Encode captions with both text encoders, as the pipeline does.
+) -> Conditioning:
+    """Encode captions with all text encoders, as the pipeline does.
 
-    With ``cut_long`` what comes after the 77th token is dropped, as it was allowed to be.
+    With ``cut_long`` what comes after the 77th token is dropped, because the caller allows it.
 
     Raises:
         DataError: a text has more than 77 tokens, of which the rest would be dropped.
     """
-    too_long = [t for t in texts if len(pipe.tokenizer(t).input_ids) > MAX_TOKENS]
+    family = family_of(pipe)
+    first = family.text_encoders[0]
+    tokenizer, device = getattr(pipe, first.tokenizer), getattr(pipe, first.name).device
+    limit = family.max_tokens
+    too_long = [t for t in texts if len(tokenizer(t).input_ids) > limit]
     if too_long and not cut_long:
         raise DataError(
-            f"{len(too_long)} captions have more than 77 tokens, the first: {too_long[0][:120]!r}",
-            fix="shorten them: CLIP does not see what comes after the 77th token",
+            f"{len(too_long)} captions have more than {limit} tokens, the first: "
+            f"{too_long[0][:120]!r}",
+            fix=f"shorten them: CLIP does not see what comes after the {limit}th token",
         )
     parts = [
         pipe.encode_prompt(
             prompt=list(texts[i : i + batch_size]),
-            device=pipe.text_encoder.device,
+            device=device,
             do_classifier_free_guidance=False,
         )
         for i in range(0, len(texts), batch_size)
     ]
-    return PromptEmbeds(torch.cat([p[0] for p in parts]), torch.cat([p[2] for p in parts]))
+    return conditioning_of(
+        family,
+        {o.stored: torch.cat([p[o.position] for p in parts]) for o in family.text_outputs},
+    )
 
 
-def token_ids(pipe: StableDiffusionXLPipeline, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Ids of both tokenizers, each (b, 77) int64, padded as the pipeline pads."""
-    first, second = (
-        tokenizer(
+def conditioning_of(family: Family, stored: Mapping[str, Tensor]) -> Conditioning:
+    """Conditioning from tensors under the names that cache files use."""
+    embeds, *added = family.text_outputs
+    return Conditioning(
+        stored[embeds.stored], {o.added: stored[o.stored] for o in added if o.added is not None}
+    )
+
+
+def stored_tensors(family: Family, text: Conditioning) -> dict[str, Tensor]:
+    """Its tensors under the names that cache files use; undoes ``conditioning_of``."""
+    return {
+        o.stored: text.embeds if o.added is None else text.added[o.added]
+        for o in family.text_outputs
+    }
+
+
+def prompt_arguments(
+    family: Family, text: Conditioning, negative: Conditioning
+) -> dict[str, Tensor]:
+    """What the family's pipeline takes instead of a prompt and a negative prompt."""
+    arguments = {}
+    for output in family.text_outputs:
+        for prefix, side in (("", text), ("negative_", negative)):
+            tensors = stored_tensors(family, side)
+            arguments[f"{prefix}{output.argument}"] = tensors[output.stored]
+    return arguments
+
+
+def token_ids(pipe: DiffusionPipeline, texts: Sequence[str]) -> tuple[Tensor, ...]:
+    """Ids of each tokenizer, (b, 77) int64, padded as the pipeline pads."""
+    family = family_of(pipe)
+    return tuple(
+        getattr(pipe, name)(
             list(texts),
             padding="max_length",
-            max_length=MAX_TOKENS,
+            max_length=family.max_tokens,
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)
+        for name in family.tokenizers
     )
-    return first, second
 
 
-def encode_ids(
-    text_encoder: nn.Module, text_encoder_2: nn.Module, ids: tuple[Tensor, Tensor]
-) -> PromptEmbeds:
-    """What ``encode_prompts`` gives, from ids and with gradients: for trained text encoders."""
-    first = text_encoder(ids[0], output_hidden_states=True)
-    second = text_encoder_2(ids[1], output_hidden_states=True)
-    hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-    return PromptEmbeds(hidden, second.text_embeds)
+def text_encoders_of(pipe: DiffusionPipeline) -> list[PreTrainedModel]:
+    """The pipeline's text encoders, in the family's order."""
+    return [getattr(pipe, encoder.name) for encoder in family_of(pipe).text_encoders]
 
 
-def empty_prompt(pipe: StableDiffusionXLPipeline) -> PromptEmbeds:
+def empty_prompt(pipe: DiffusionPipeline) -> Conditioning:
     """The unconditional input: zeros where the model's pipeline uses zeros, else the text ""."""
     encoded = encode_prompts(pipe, [""])
-    if pipe.config.force_zeros_for_empty_prompt:
-        return PromptEmbeds(torch.zeros_like(encoded.embeds), torch.zeros_like(encoded.pooled))
-    return encoded
+    return encoded.map(torch.zeros_like) if empty_is_zero(pipe) else encoded
 
 
-def make_time_ids(
-    original_size: tuple[int, int],
-    crops_coords_top_left: tuple[int, int],
-    target_size: tuple[int, int],
-) -> Tensor:
-    """SDXL's micro-conditioning of one image: (6,) float32.
+def empty_is_zero(pipe: DiffusionPipeline) -> bool:
+    """Whether the pipeline's unconditional input is zeros instead of the encoded text ""."""
+    return bool(pipe.config.get("force_zeros_for_empty_prompt", False))
 
-    All in pixels and (height, width) or (top, left) order (arXiv 2307.01952, section 2.2).
+
+def size_conditions(
+    family: Family, original: Size, corner: Size, target: Size
+) -> dict[str, Tensor]:
+    """The UNet's added conditions on one image's sizes, each (k,) float32.
+
+    All in pixels and (height, width) or (top, left) order; {} for families without any.
     """
-    return torch.tensor([*original_size, *crops_coords_top_left, *target_size]).float()
+    values = family.size_values(original, corner, target)
+    return {name: torch.tensor(numbers).float() for name, numbers in values.items()}

@@ -38,7 +38,7 @@ class FrozenInt8Linear(Linear8bitLt):
 
     @classmethod
     def of(cls, linear: nn.Linear, device: str) -> Self:
-        """A quantised copy of ``linear`` on ``device``."""
+        """A quantized copy of ``linear`` on ``device``."""
         new = cls(
             linear.in_features,
             linear.out_features,

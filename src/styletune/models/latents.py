@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from styletune.errors import DataError
-from styletune.models.sdxl import VAE_FACTOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ def encode_pixels(vae: AutoencoderKL, pixels: Tensor, names: list[str]) -> Laten
     """Encode images into the VAE's posterior.
 
     Args:
-        vae: float32 where possible; SDXL's stock weights overflow in float16.
+        vae: float32 where possible; stock weights of SDXL overflow in float16.
         pixels: (b, 3, h, w) uint8 sRGB; h and w multiples of 8.
         names: file names, for the error.
 
@@ -42,28 +41,29 @@ def encode_pixels(vae: AutoencoderKL, pixels: Tensor, names: list[str]) -> Laten
         bad = [n for n, ok in zip(names, finite.tolist(), strict=True) if not ok]
         raise DataError(
             f"the VAE gave NaN for {', '.join(bad)}",
-            fix="use a VAE that is safe in this precision (sdxl-vae-fp16-fix) or float32",
+            fix="give base.vae a VAE that is safe in this precision, or use float32",
         )
     return LatentPosterior(mean, logvar)
 
 
 def sample_latents(mean: Tensor, logvar: Tensor, noise: Tensor, scaling_factor: float) -> Tensor:
-    """Draw from the posterior and scale to what the UNet expects; all (b, 4, h/8, w/8)."""
+    """Sample the posterior and scale to what the UNet expects; all (b, 4, h/8, w/8)."""
     return (mean + torch.exp(0.5 * logvar) * noise) * scaling_factor
 
 
-def latent_mask(mask: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What share of every latent cell counts: the mean of its 8×8 pixels.
+def latent_mask(mask: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    """The weight of each latent cell: the mean of its pixels.
 
     Args:
-        mask: (h, w) float32, 0 to 1; sides are multiples of 8.
+        mask: (h, w) float32, 0 to 1; sides are multiples of ``factor``.
+        factor: pixels per latent cell and side.
 
     Returns:
-        (h/8, w/8) float32, 0 to 1.
+        (h/factor, w/factor) float32, 0 to 1.
     """
-    rows, columns = (side // VAE_FACTOR for side in mask.shape)
-    assert mask.shape == (rows * VAE_FACTOR, columns * VAE_FACTOR), mask.shape
+    rows, columns = (side // factor for side in mask.shape)
+    assert mask.shape == (rows * factor, columns * factor), mask.shape
     # Double precision: the mean of 64 ones is exactly one.
-    cells = mask.reshape(rows, VAE_FACTOR, columns, VAE_FACTOR).mean((1, 3), dtype=np.float64)
+    cells = mask.reshape(rows, factor, columns, factor).mean((1, 3), dtype=np.float64)
     shares: NDArray[np.float32] = cells.astype(np.float32)
     return shares

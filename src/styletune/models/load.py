@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from styletune.errors import BaseModelError, StyletuneError
-from styletune.models.base_files import BaseFiles, VaeFiles, find_base
-from styletune.models.model_folder import Place, weight_files
-from styletune.models.single_file import (
-    SDXL_CONFIGS,
-    configs_for,
-    load_single_file,
-    load_vae_file,
-)
+from styletune.models.base_files import BaseFiles, find_base
+from styletune.models.family import BaseConfigs, Config
+from styletune.models.model_folder import ModelFolder, weight_files
+from styletune.models.single_file import Configs, configs_for, load_single_file, load_vae_file
+from styletune.models.vae_files import VaeFiles
 from styletune.models.weight_files import FETCH_AGAIN, read_header
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+    from diffusers import AutoencoderKL, DiffusionPipeline
 
     from styletune.models.quantize import Quantization
 
@@ -33,26 +30,33 @@ __all__ = [
 ]
 
 
-def base_configs(base: BaseFiles) -> dict[str, Mapping[str, Any]]:
-    """The configuration of "unet", "vae", "text_encoder" and "text_encoder_2", without weights."""
-    parts = ("unet", "vae", "text_encoder", "text_encoder_2")
-    return {part: _config(base, part, "config.json") for part in parts}
+def base_configs(base: BaseFiles) -> BaseConfigs:
+    """The configurations of UNet, VAE and text encoders, without weights."""
+    encoders = tuple(
+        _config(base, encoder.name, "config.json") for encoder in base.family.text_encoders
+    )
+    unet, vae = (_config(base, part, "config.json") for part in ("unet", "vae"))
+    return BaseConfigs(base.family, unet, vae, encoders)
 
 
-def scheduler_config(base: BaseFiles) -> Mapping[str, Any]:
+def scheduler_config(base: BaseFiles) -> Config:
     """The noise schedule's settings."""
     return _config(base, "scheduler", "scheduler_config.json")
 
 
-def _config(base: BaseFiles, part: str, name: str) -> Mapping[str, Any]:
+def _config(base: BaseFiles, part: str, name: str) -> Config:
     if base.file is not None:
-        header = read_header(base.file, str(base.file))
-        return configs_for(header.shapes, header.metadata)[part]
+        return _file_configs(base, base.file)[part]
     folder = base.folder / part
     if part == "vae" and base.vae is not None and base.vae.file is None:
         folder = base.vae.folder
-    found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    return found
+    config: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    return config
+
+
+def _file_configs(base: BaseFiles, file: Path) -> Configs:
+    header = read_header(file, str(file))
+    return configs_for(base.family, header.shapes, header.metadata)
 
 
 def load_pipeline(
@@ -61,17 +65,17 @@ def load_pipeline(
     device: str,
     quantization: Quantization = "none",
     vae_dtype: torch.dtype | None = None,
-) -> StableDiffusionXLPipeline:
+) -> DiffusionPipeline:
     """Load a whole pipeline in ``dtype``, frozen, in eval mode, its UNet on ``device``.
 
-    Text encoders and VAE stay in the host's memory; who needs them lets them visit. With
-    ``quantization`` the UNet's attention blocks have 8- or 4-bit linear weights instead; it never
-    lies on the device in full. ``vae_dtype`` is the VAE's alone: float32 for encoding a data set,
+    Text encoders and VAE stay in the host's memory; ``placed`` lets them visit the device. With
+    ``quantization`` the UNet's attention blocks have 8- or 4-bit linear weights instead; it is
+    never on the device in full. ``vae_dtype`` is the VAE's alone: float32 for encoding a data set,
     read in float32 rather than rounded on the way.
 
     Raises:
-        BaseModelError: a part cannot be loaded, or did not come out as asked.
-        BadInput: quantisation is asked for and bitsandbytes cannot be used.
+        BaseModelError: a part cannot be loaded, or not in this dtype or on this device.
+        BadInput: ``quantization`` without a working bitsandbytes.
     """
     from styletune.models.quantize import quantize_unet
 
@@ -88,62 +92,63 @@ def load_pipeline(
             fix=FETCH_AGAIN,
         ) from error
     pipe.set_progress_bar_config(disable=True)
-    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+    for name in ("vae", *base.family.components):
         module: torch.nn.Module = getattr(pipe, name)
         _check_has_weights(module, name, base)
-        wanted = vae_dtype if name == "vae" else dtype
-        module.to(dtype=wanted).requires_grad_(False).eval()
+        part_dtype = vae_dtype if name == "vae" else dtype
+        module.to(dtype=part_dtype).requires_grad_(False).eval()
         if name == "unet":
             quantize_unet(pipe.unet, quantization, device)
             module.to(device=device)
-            _check_loaded(module, name, wanted, device, quantization)
+            _check_loaded(module, name, part_dtype, device, quantization)
         else:
-            _check_loaded(module, name, wanted, "cpu", "none")
+            _check_loaded(module, name, part_dtype, "cpu", "none")
     # Several images at once would need as many times the memory, and take no less time.
     pipe.vae.enable_slicing()
     return pipe
 
 
-def _load(base: BaseFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    from diffusers import StableDiffusionXLPipeline
+def _load(base: BaseFiles, dtype: torch.dtype, vae_dtype: torch.dtype) -> DiffusionPipeline:
+    import diffusers
 
-    vae = _load_vae(base.vae, vae_dtype) if base.vae else None
+    family = base.family
+    vae = _load_vae(base, base.vae, vae_dtype) if base.vae else None
     if base.file is not None:
-        header = read_header(base.file, str(base.file))
-        configs = configs_for(header.shapes, header.metadata)
-        vae = vae or load_vae_file(base.file, configs, vae_dtype)
-        return load_single_file(base.file, configs, base.tokenizers, dtype, vae)
+        configs = _file_configs(base, base.file)
+        vae = vae or load_vae_file(base.file, family, configs, vae_dtype)
+        return load_single_file(base.file, family, base.tokenizers, configs, dtype, vae)
     replaced = {"vae": vae} if vae is not None else {}
-    return StableDiffusionXLPipeline.from_pretrained(
+    return getattr(diffusers, family.pipeline).from_pretrained(
         base.folder,
         dtype={"default": dtype, "vae": vae_dtype},
         variant=base.variant,
         use_safetensors=True,
-        add_watermarker=False,
         local_files_only=True,
+        **family.load_options,
         **replaced,
     )
 
 
-def _load_vae(vae: VaeFiles, dtype: torch.dtype) -> AutoencoderKL:
+def _load_vae(base: BaseFiles, vae: VaeFiles, dtype: torch.dtype) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     if vae.file is not None:
-        return load_vae_file(vae.file, SDXL_CONFIGS, dtype)
+        configs = configs_for(base.family, {}, {})
+        return load_vae_file(vae.file, base.family, configs, dtype)
     return AutoencoderKL.from_pretrained(
         vae.folder, dtype=dtype, variant=vae.variant, use_safetensors=True, local_files_only=True
     )
 
 
 def _check_has_weights(module: torch.nn.Module, name: str, base: BaseFiles) -> None:
-    """Weights that a file lacks: diffusers leaves them empty, transformers draws random ones."""
+    """Refuse missing weights: diffusers leaves them empty, transformers makes up random ones."""
     missing = [n for n, p in module.named_parameters() if p.device.type == "meta"]
-    if name.startswith("text_encoder") and base.file is None:
-        place = Place(base.folder, f"base model {base.folder}")
-        files = weight_files(place, name, base.variant) or weight_files(place, name, None)
+    if name in base.family.components[1:] and base.file is None:
+        folder = ModelFolder(base.folder, f"base model {base.folder}")
+        files = weight_files(folder, name, base.variant) or weight_files(folder, name, None)
         prefix = "text_model."  # depends on the version that saved or loads
-        found = {n.removeprefix(prefix) for f in files for n in read_header(f, place.where).shapes}
-        missing += [n for n, _ in module.named_parameters() if n.removeprefix(prefix) not in found]
+        names = {n.removeprefix(prefix) for f in files for n in read_header(f, folder.where).shapes}
+        missing += [n for n, _ in module.named_parameters() if n.removeprefix(prefix) not in names]
     if missing:
         raise BaseModelError(
             f"{len(missing)} weights of {name} are missing, the first: {missing[0]}",
@@ -155,7 +160,7 @@ def _check_has_weights(module: torch.nn.Module, name: str, base: BaseFiles) -> N
 def _check_loaded(
     module: torch.nn.Module, name: str, dtype: torch.dtype, device: str, quantization: Quantization
 ) -> None:
-    """Never assume what a library loaded: dtype, device and quantisation of every parameter."""
+    """Never assume what a library loaded: dtype, device and quantization of every parameter."""
     import torch
 
     from styletune.models.quantize import check_quantized, eligible_linears
@@ -172,11 +177,11 @@ def _check_loaded(
         if p.device.type != kind or (p.dtype != dtype and n not in quantized)
     }
     if wrong:
-        raise BaseModelError(f"{name} was loaded as {wrong}, asked was {dtype} on {device}")
+        raise BaseModelError(f"{name} was loaded as {wrong}, expected {dtype} on {device}")
 
 
 def _quiet() -> None:
-    """One line of ours says more than the libraries' bars and notes about defaults."""
+    """Silence the libraries' bars and notes about defaults."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

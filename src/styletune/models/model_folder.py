@@ -1,4 +1,4 @@
-"""What lies in a diffusers folder: configurations, weight files, and their hash."""
+"""A diffusers folder: its configurations, its weight files, and the lines of its hash."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _TOKENIZER_KEYS = ("bos_token", "eos_token", "model_max_length", "pad_token", "u
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A folder, what the user called it, and how to fetch what lacks (Hub models only)."""
+class ModelFolder:
+    """A folder, what the user called it, and the command that fetches it (Hub models only)."""
 
-    folder: Path
+    path: Path
     where: str
     fetch: str | None = None
 
-    def lacks(self, message: str) -> StyletuneError:
-        """The error for something that is not there: fetching helps, or the folder is wrong."""
+    def incomplete(self, message: str) -> StyletuneError:
+        """The error for something that is missing: fetching helps, or the folder is wrong."""
         if self.fetch:
             return NotFound(
                 f"only a part of the model is on this machine: {message}",
@@ -36,21 +36,21 @@ class Place:
         )
 
 
-def read_config(place: Place, name: str) -> dict[str, Any]:
+def read_config(folder: ModelFolder, name: str) -> dict[str, Any]:
     """Read a JSON object of the folder. Raises BaseModelError or NotFound."""
-    file = place.folder / name
+    file = folder.path / name
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise place.lacks(f"{file} is missing") from None
+        raise folder.incomplete(f"{file} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise BaseModelError(f"{file} cannot be read: {error}", where=place.where) from None
+        raise BaseModelError(f"{file} cannot be read: {error}", where=folder.where) from None
     if not isinstance(content, dict):
-        raise BaseModelError(f"{file} is not a JSON object", where=place.where)
+        raise BaseModelError(f"{file} is not a JSON object", where=folder.where)
     return content
 
 
-def weight_files(place: Place, part: str, variant: str | None) -> list[Path]:
+def weight_files(folder: ModelFolder, part: str, variant: str | None) -> list[Path]:
     """The .safetensors of one part in one variant (None or "fp16"), empty if it has none.
 
     Raises:
@@ -59,37 +59,37 @@ def weight_files(place: Place, part: str, variant: str | None) -> list[Path]:
     """
     stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
     infix = f".{variant}" if variant else ""
-    folder = Path(part)
-    files = [folder / f"{stem}{infix}.safetensors"]
-    files = [f for f in files if (place.folder / f).is_file()]
-    index = folder / f"{stem}.safetensors.index{infix}.json"
-    if (place.folder / index).is_file():
-        shards = read_config(place, str(index)).get("weight_map")
+    inside = Path(part)
+    files = [inside / f"{stem}{infix}.safetensors"]
+    files = [f for f in files if (folder.path / f).is_file()]
+    index = inside / f"{stem}.safetensors.index{infix}.json"
+    if (folder.path / index).is_file():
+        shards = read_config(folder, str(index)).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
-            raise BaseModelError(f"{place.folder / index} lists no files", where=place.where)
-        files += [folder / name for name in sorted(set(shards.values()))]
-    missing = [str(f) for f in files if not (place.folder / f).is_file()]
+            raise BaseModelError(f"{folder.path / index} lists no files", where=folder.where)
+        files += [inside / name for name in sorted(set(shards.values()))]
+    missing = [str(f) for f in files if not (folder.path / f).is_file()]
     if missing:
-        raise place.lacks(f"its index lists files that are missing: {', '.join(missing)}")
-    found = [place.folder / f for f in files]
-    for file in found:
-        read_header(file, place.where)
-    return found
+        raise folder.incomplete(f"its index lists files that are missing: {', '.join(missing)}")
+    whole = [folder.path / f for f in files]
+    for file in whole:
+        read_header(file, folder.where)
+    return whole
 
 
-def choose_variant(place: Place, parts: tuple[str, ...]) -> tuple[str | None, list[Path]]:
+def choose_variant(folder: ModelFolder, parts: tuple[str, ...]) -> tuple[str | None, list[Path]]:
     """The plain weights when every part has them, else fp16 where there is such a file.
 
     Raises as ``weight_files``, and when a part has no weights at all.
     """
-    plain = {part: weight_files(place, part, None) for part in parts}
+    plain = {part: weight_files(folder, part, None) for part in parts}
     if all(plain.values()):
         return None, [f for files in plain.values() for f in files]
     chosen: list[Path] = []
     for part in parts:
-        files = weight_files(place, part, "fp16") or plain[part]
+        files = weight_files(folder, part, "fp16") or plain[part]
         if not files:
-            raise place.lacks(_why_none(place.folder / part))
+            raise folder.incomplete(_why_none(folder.path / part))
         chosen += files
     return "fp16", chosen
 
@@ -103,26 +103,28 @@ def _why_none(directory: Path) -> str:
     return f"{directory.name}/ has no .safetensors weights"
 
 
-def weight_lines(place: Place, files: list[Path]) -> Iterator[str]:
+def weight_lines(folder: ModelFolder, files: list[Path]) -> Iterator[str]:
+    """Name and SHA-256 of each weight file."""
     for file in files:
-        name = file.relative_to(place.folder).as_posix()
-        yield f"{name} {cached_sha256(file, place.where)}"
+        name = file.relative_to(folder.path).as_posix()
+        yield f"{name} {cached_sha256(file, folder.where)}"
 
 
-def config_line(place: Place, name: str) -> str:
+def config_line(folder: ModelFolder, name: str) -> str:
+    """Name and content of a configuration."""
     # Underscored keys tell where a copy came from, not what it does.
-    kept = {k: v for k, v in read_config(place, name).items() if not k.startswith("_")}
+    kept = {k: v for k, v in read_config(folder, name).items() if not k.startswith("_")}
     return f"{name} {json.dumps(kept, sort_keys=True)}"
 
 
-def tokenizer_lines(folder: Path, label: str, where: str) -> Iterator[str]:
+def tokenizer_lines(path: Path, label: str, where: str) -> Iterator[str]:
     """What decides the tokens of a text: vocabulary, merges and special tokens."""
-    place = Place(folder, where)
-    found = [name for name in _TOKENIZER_FILES if (folder / name).is_file()]
-    if "tokenizer.json" not in found and not {"merges.txt", "vocab.json"} <= set(found):
-        raise place.lacks(f"{folder} has no tokenizer (vocab.json and merges.txt)")
-    for name in found:
-        yield f"{label}/{name} {cached_sha256(folder / name, where)}"
-    config = read_config(place, "tokenizer_config.json")
+    folder = ModelFolder(path, where)
+    names = [name for name in _TOKENIZER_FILES if (path / name).is_file()]
+    if "tokenizer.json" not in names and not {"merges.txt", "vocab.json"} <= set(names):
+        raise folder.incomplete(f"{path} has no tokenizer (vocab.json and merges.txt)")
+    for name in names:
+        yield f"{label}/{name} {cached_sha256(path / name, where)}"
+    config = read_config(folder, "tokenizer_config.json")
     kept = {k: config[k] for k in _TOKENIZER_KEYS if k in config}
     yield f"{label} {json.dumps(kept, sort_keys=True)}"

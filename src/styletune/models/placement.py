@@ -1,4 +1,4 @@
-"""Models that visit a device for the moment they are needed."""
+"""Models that are on a device only while they are needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# A cache of up to this size lies on the device, a larger one in the host's pinned memory.
+# A cache of up to this size is kept on the device, a larger one in the host's pinned memory.
 RESIDENT_BYTES = 2**29
 
 
@@ -17,10 +17,9 @@ RESIDENT_BYTES = 2**29
 def placed(
     module: Any, device: str | torch.device, dtype: torch.dtype | None = None
 ) -> Iterator[None]:
-    """A frozen model on a device, and in ``dtype`` if given, for a while.
+    """Temporarily move a frozen model to a device, and to ``dtype`` if given.
 
-    Afterwards it holds the tensors it held before, to the bit: a visit in a smaller dtype must
-    not round them.
+    Afterwards it has its old tensors, to the bit: a visit in a smaller dtype must not round them.
     """
     kept = [(t, t.data) for t in itertools.chain(module.parameters(), module.buffers())]
     module.to(device=device, dtype=dtype)

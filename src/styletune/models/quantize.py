@@ -1,7 +1,7 @@
 """The frozen UNet's linear weights in 8 or 4 bits.
 
-bitsandbytes does the arithmetic; diffusers' own quantiser is not used because it refuses to
-work without a GPU. Only weights are quantised: activations and gradients keep the base's dtype.
+bitsandbytes does the arithmetic; diffusers' own quantizer is not used because it refuses to
+work without a GPU. Only weights are quantized: activations and gradients keep the base's dtype.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from styletune.errors import BadInput, BaseModelError
 
@@ -22,7 +22,7 @@ NF4_BLOCKS = (64, 32)
 
 
 def eligible_linears(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that are quantised: all inside the attention blocks (722 in SDXL).
+    """The linear layers that are quantized: all inside the attention blocks (722 in SDXL).
 
     They hold 86 % of SDXL's weights. Time and size embeddings, which are small and matter to
     every pixel, stay as they are; so do convolutions and norms.
@@ -35,24 +35,27 @@ def eligible_linears(unet: nn.Module) -> dict[str, nn.Linear]:
 
 
 def quantize_unet(unet: UNet2DConditionModel, quantization: Quantization, device: str) -> int:
-    """Replace the eligible linear layers, one by one, by quantised ones on ``device``.
+    """Replace the eligible linear layers, one by one, by quantized ones on ``device``.
 
     ``int8``: one scale per output row, absolute maximum (arXiv 2208.07339, section 2.1, for
     weights alone). ``nf4``: 4-bit NormalFloat in blocks of 64 with float32 scales, of 32 where
     64 does not divide a row (arXiv 2305.14314, section 3). Gradients flow to the input, never to
-    these weights. The result is the number of layers replaced; other weights are not moved.
+    these weights. Other weights are not moved.
+
+    Returns:
+        The number of layers replaced.
 
     Raises:
         BadInput: bitsandbytes is missing or does not work on this machine, or the UNet's widths
-            are no multiples of 32 (all of SDXL's are of 64).
+            are not multiples of 32 (all of SDXL's are of 64).
     """
     if quantization == "none":
         return 0
     bnb = _bitsandbytes()
     from styletune.models.int8_linear import FrozenInt8Linear
 
-    found = eligible_linears(unet)
-    for name, linear in found.items():
+    linears = eligible_linears(unet)
+    for name, linear in linears.items():
         int8 = quantization == "int8"
         new = FrozenInt8Linear.of(linear, device) if int8 else _nf4(bnb, linear, device)
         if linear.bias is not None:
@@ -63,11 +66,11 @@ def quantize_unet(unet: UNet2DConditionModel, quantization: Quantization, device
     # peft reads these to choose its layer, diffusers to guard .to().
     unet.is_loaded_in_8bit = quantization == "int8"
     unet.is_loaded_in_4bit = quantization == "nf4"
-    return len(found)
+    return len(linears)
 
 
 def count_quantized(unet: nn.Module, quantization: Quantization) -> int:
-    """How many eligible layers really hold weights of that kind."""
+    """How many eligible layers hold weights of that kind."""
     if quantization == "none":
         return 0
     bnb = _bitsandbytes()
@@ -81,30 +84,17 @@ def count_quantized(unet: nn.Module, quantization: Quantization) -> int:
     return count
 
 
-def plain_weight(module: nn.Linear) -> Tensor:
-    """The weight that a layer computes with, (out, in); float32 for a quantised one."""
-    weight: Any = module.weight
-    if getattr(weight, "SCB", None) is not None:
-        from styletune.models.int8_linear import int8_values
-
-        return int8_values(weight.data, weight.SCB, torch.float32)
-    if getattr(weight, "bnb_quantized", False):
-        values: Tensor = _bitsandbytes().functional.dequantize_4bit(weight.data, weight.quant_state)
-        return values.float()
-    return module.weight.detach()
-
-
 def check_quantized(unet: nn.Module, quantization: Quantization) -> None:
-    """Make sure that all eligible layers are quantised as asked, and none when not.
+    """Check that all eligible layers are quantized, or none for "none".
 
     Raises:
         BaseModelError: some are not, so memory and speed would not be the expected ones.
     """
     expected = 0 if quantization == "none" else len(eligible_linears(unet))
-    found = count_quantized(unet, quantization)
-    if found != expected or (expected == 0 and quantization != "none"):
+    count = count_quantized(unet, quantization)
+    if count != expected or (expected == 0 and quantization != "none"):
         raise BaseModelError(
-            f"{found} of the UNet's {expected} linear layers came out as {quantization}",
+            f"{count} of the UNet's {expected} linear layers came out as {quantization}",
             where="[base] quantization",
             fix='use quantization = "none"',
         )

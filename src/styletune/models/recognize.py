@@ -35,7 +35,7 @@ _CONTEXT_WIDTHS = {
 _CHANNELS = {9: "an inpainting model", 8: "an instruct-pix2pix model"}
 
 
-def why_not_sdxl(shapes: Shapes, *, needs_vae: bool) -> str | None:
+def why_not_sdxl(shapes: Shapes, needs_vae: bool) -> str | None:
     """None for a whole SDXL base checkpoint in the original layout, else what it looks like.
 
     ``needs_vae`` is False when a separate VAE takes the place of the file's own.

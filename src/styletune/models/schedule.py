@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from styletune.errors import BadInput
+from styletune.recipe.training_sections import PredictionType
 
 
-def resolve_prediction_type(asked: str, base: str, zero_terminal_snr: bool) -> str:
+def resolve_prediction_type(
+    requested: Literal["auto", PredictionType], base: str, zero_terminal_snr: bool
+) -> PredictionType:
     """What the UNet is trained to predict: the base's own unless the recipe says otherwise.
 
     Raises:
-        BadInput: the base predicts neither noise nor velocity; or zero-terminal SNR is asked for
+        BadInput: the base predicts neither noise nor velocity; or zero-terminal SNR is requested
             with noise prediction, which would have to guess an image from pure noise.
     """
     if base not in ("epsilon", "v_prediction"):
         raise BadInput(
             f"the base predicts {base}; choices: epsilon, v_prediction", where="[base] model"
         )
-    prediction = base if asked == "auto" else asked
-    if zero_terminal_snr and prediction != "v_prediction":
+    name = base if requested == "auto" else requested
+    prediction: PredictionType = "v_prediction" if name == "v_prediction" else "epsilon"
+    if zero_terminal_snr and prediction == "epsilon":
         raise BadInput(
             "zero_terminal_snr needs velocity prediction: at the last step there is only noise, "
             "and predicting it says nothing about the image",

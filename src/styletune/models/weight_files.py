@@ -1,4 +1,4 @@
-"""Weight files before anything heavy is loaded: are they whole, and what are their bytes?
+"""Weight files before anything heavy is loaded: whether they are whole, and their hashes.
 
 A safetensors file starts with the length of its header (8 bytes, little endian) and the header,
 JSON with dtype, shape and byte range of every tensor; the ranges fill the rest without gaps.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 
 from styletune.errors import BaseModelError, OutputError
 from styletune.files import file_sha256, write_json
+from styletune.places import user_cache_dir
 
 _HEADER_LIMIT_BYTES = 100_000_000  # the format's own
 _LFS_POINTER = b"version https://git-lfs"
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 FETCH_AGAIN = "fetch it again, or copy it again from where it came from"
 CACHED_FROM_BYTES = 64 << 20  # a smaller file is hashed in less time than it takes to look it up
 
@@ -38,7 +38,7 @@ def read_header(file: Path, where: str) -> Header:
     Raises:
         BaseModelError: the file is no safetensors file, or is cut off or too long.
     """
-    if file.suffix in _PICKLES:
+    if file.suffix in PICKLE_SUFFIXES:
         raise BaseModelError(
             f"{file.name} is a pickle, which can run code when it is opened",
             where=where,
@@ -56,7 +56,7 @@ def read_header(file: Path, where: str) -> Header:
         raise BaseModelError(f"{file} cannot be read: {error}", where=where) from None
     if start.startswith(_LFS_POINTER):
         raise BaseModelError(
-            f"{file} is a pointer of git-lfs, not the weights", where=where, fix="git lfs pull"
+            f"{file} is a git-lfs pointer, not the weights", where=where, fix="git lfs pull"
         )
     if not plausible and size >= 8 and 2 <= length <= _HEADER_LIMIT_BYTES:
         raise BaseModelError(
@@ -99,9 +99,9 @@ def _parse(text: bytes, file: Path, where: str) -> tuple[Header, int]:
 def cached_sha256(file: Path, where: str, cached_from_bytes: int = CACHED_FROM_BYTES) -> str:
     """SHA-256 (hex) of a weight file, remembered between commands.
 
-    A hash is reused while path, size, time of change (ns) and inode are the same. It lies in
-    ``file-hashes.json`` in the folder STYLETUNE_CACHE, else in the user's cache folder; when
-    that cannot be read or written, hashes are computed each time.
+    A hash is reused while path, size, modification time (ns) and inode are the same. It is kept in
+    ``file-hashes.json`` in the user's cache folder; when that cannot be read or written, hashes
+    are computed each time.
 
     Raises:
         BaseModelError: the file cannot be read.
@@ -112,7 +112,8 @@ def cached_sha256(file: Path, where: str, cached_from_bytes: int = CACHED_FROM_B
         if stat.st_size < cached_from_bytes:
             return file_sha256(path)
         mark = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-        store = _cache_dir() / "file-hashes.json"
+        cache_dir = user_cache_dir()
+        store = None if cache_dir is None else cache_dir / "file-hashes.json"
         known = _read_store(store).get(str(path))
         if known is not None and known[:3] == mark:
             return str(known[3])
@@ -122,23 +123,17 @@ def cached_sha256(file: Path, where: str, cached_from_bytes: int = CACHED_FROM_B
         raise BaseModelError(f"{file} cannot be read: {error}", where=where) from None
     # A file that is still being written may change again within the clock's resolution.
     settled = time.time_ns() - after.st_mtime_ns > 2_000_000_000
-    if settled and [after.st_size, after.st_mtime_ns, after.st_ino] == mark:
+    if store and settled and [after.st_size, after.st_mtime_ns, after.st_ino] == mark:
         entries = {k: v for k, v in _read_store(store).items() if Path(k).is_file()}
         with contextlib.suppress(OutputError):
             write_json(store, {**entries, str(path): [*mark, digest]})
     return digest
 
 
-def _cache_dir() -> Path:
-    own = os.environ.get("STYLETUNE_CACHE")
-    if own:
-        return Path(own)
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path("~/.cache").expanduser()) / "styletune"
-
-
-def _read_store(store: Path) -> dict[str, list[Any]]:
-    """What is remembered; anything unreadable or of another form counts as forgotten."""
+def _read_store(store: Path | None) -> dict[str, list[Any]]:
+    """The remembered hashes; anything unreadable or of another form counts as forgotten."""
+    if store is None:
+        return {}
     try:
         content = json.loads(store.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

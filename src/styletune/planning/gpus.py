@@ -1,4 +1,4 @@
-"""The least time that a step can take: its FLOPs over what a card can do at best.
+"""Cards, and the least time that a step can take on them: its FLOPs over the card's best rate.
 
 Nobody reaches it. 40 to 50 % of it is good; small batches on large cards wait for the host and
 see far less. A measured time below the floor is a wrong measurement.

@@ -1,4 +1,4 @@
-"""``styletune init``: a project folder that lacks nothing but the images."""
+"""``styletune init``: a project folder, complete but for the images."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from styletune.errors import BadInput, Conflict
 from styletune.files import output_errors, write_text
 from styletune.recipe import NAME_PATTERN
 
-# The templates are whole, valid files of a project of this name.
+# The templates are complete, valid files of a project with this name.
 TEMPLATE_NAME = "my-style"
 MAX_NAME = 100
 FILES = ("recipe.toml", "suite.toml", f"images/{CARD_NAME}")
 
 
 def init_project(folder: Path, name: str) -> list[Path]:
-    """Make a folder with a recipe, an evaluation suite and a data set card to be filled.
+    """Create a folder with a recipe, an evaluation suite and a data set card to fill in.
 
     Args:
-        folder: the project's folder; made with its parents if it is not there.
-        name: of the style, as it will be published: small letters, digits and dashes.
+        folder: the project's folder; created with its parents if needed.
+        name: of the style, as it will be published: lowercase letters, digits and dashes.
 
     Returns:
         The files, the recipe first.
 
     Raises:
-        BadInput: the name cannot be published under.
-        Conflict: there is something in the folder, or a file in its place.
+        BadInput: nothing can be published under this name.
+        Conflict: the folder is not empty, or a file.
         OutputError: it cannot be written.
     """
     if not re.fullmatch(NAME_PATTERN, name) or len(name) > MAX_NAME:
         raise BadInput(
-            f'"{name}" cannot name a style: at most {MAX_NAME} small letters, digits and dashes',
+            f'"{name}" cannot name a style: at most {MAX_NAME} lowercase letters, digits, dashes',
             where="name",
             fix=f"styletune init {_near_name(name)}",
         )
@@ -54,13 +54,13 @@ def _refuse_filled(folder: Path) -> None:
     if not folder.is_dir():
         raise Conflict("is a file, not a folder", where=str(folder), fix="choose another name")
     with output_errors(folder):
-        there = sorted(path.name for path in folder.iterdir())
-    if there:
-        shown = ", ".join(there[:3]) + (" …" if len(there) > 3 else "")
+        names = sorted(path.name for path in folder.iterdir())
+    if names:
+        listed = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
         raise Conflict(
-            f"the folder is not empty: {shown}",
+            f"the folder is not empty: {listed}",
             where=str(folder),
-            fix="choose another name, or take these files elsewhere",
+            fix="choose another name, or move these files elsewhere",
         )
 
 

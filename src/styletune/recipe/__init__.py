@@ -1,18 +1,16 @@
-"""Recipes: what they may say (``sections``) and how they are read (``load``)."""
+"""Recipes: what they may say (``sections``) and how they are read (``load``, ``toml``)."""
 
 from styletune.recipe.load import (
     LoadedRecipe,
     load_recipe,
-    load_toml,
-    read_toml,
     recipe_hash,
     recipe_schema,
     training_hash,
     training_keys,
-    validate,
 )
 from styletune.recipe.section import Section
 from styletune.recipe.sections import NAME_PATTERN, PublishSection, Recipe
+from styletune.recipe.toml import load_toml, read_toml, validate
 
 __all__ = [
     "NAME_PATTERN",

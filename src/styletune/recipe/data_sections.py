@@ -1,4 +1,4 @@
-"""What a recipe says of its images: [data] and [[data.sources]]."""
+"""What a recipe says about its images: [data] and [[data.sources]]."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class SourceSection(Section):
     name: str | None = Field(
         None,
         pattern=r"^[^/\\\x00-\x1f]+$",
-        description="What its images' names start with; the last part of path if left out.",
+        description="Prefix of its images' names; the last part of path if left out.",
     )
     split: str = Field(
         "train", min_length=1, description="Which shards or folders of a Hub data set are read."
     )
-    repeats: int = Field(1, ge=1, le=1000, description="How often an epoch shows each image.")
-    weight: float = Field(1.0, gt=0, le=100, description="What the loss of its images counts.")
+    repeats: int = Field(1, ge=1, le=1000, description="How often each image appears per epoch.")
+    weight: float = Field(1.0, gt=0, le=100, description="Weight of its images' loss.")
     default_caption: str | None = Field(
         None, description="Caption of its images that have none, instead of that of [data]."
     )
@@ -41,18 +41,19 @@ class SourceSection(Section):
 
 
 def _sources(value: object) -> object:
-    """Sources from TOML; what is wrong in one is said with its number and key."""
+    """Sources from TOML; a fault in one is reported with its number and key."""
     if not isinstance(value, list):
         return value
-    faults, found = list[str](), []
+    faults: list[str] = []
+    sources = []
     for number, table in enumerate(value, start=1):
         try:
-            found.append(SourceSection.model_validate(table))
+            sources.append(SourceSection.model_validate(table))
         except ValidationError as error:
             faults += [f"source {number}: {_fault(item)}" for item in error.errors()]
     if faults:
         raise ValueError("; ".join(faults))
-    return tuple(found)
+    return tuple(sources)
 
 
 def _fault(item: Any) -> str:
@@ -99,16 +100,16 @@ class DataSection(Section):
     background: str | None = Field(
         None,
         pattern="^#[0-9a-fA-F]{6}$",
-        description="Colour under transparent pixels, instead of the data set card's.",
+        description="Color under transparent pixels, instead of the data set card's.",
     )
     holdout: float = Field(
-        0.2, ge=0, lt=1, description="Share of images kept from training, for scoring."
+        0.2, ge=0, lt=1, description="Share of images held out from training, for scoring."
     )
     folds: int | None = Field(
         None,
         ge=2,
         le=20,
-        description="Instead of holdout: cut the images into this many parts and hold one out, "
+        description="Instead of holdout: split the images into this many parts and hold one out, "
         "to repeat a run with each part in turn.",
     )
     fold: int = Field(0, ge=0, le=19, description="Which of the folds is held out, from 0.")
@@ -117,7 +118,7 @@ class DataSection(Section):
         description="Errors that become warnings; an unreadable image is then left out.",
     )
     require_rights: bool = Field(
-        False, description="Train only when every image has licence, holder, consent and source."
+        False, description="Train only when every image has license, holder, consent and source."
     )
     opt_out_override: str | None = Field(
         None,
@@ -127,9 +128,8 @@ class DataSection(Section):
     encoder: str = Field(
         "none",
         min_length=1,
-        description="Image encoder that finds pictures of one motif, so that they stay on one "
-        'side of the split: a name as in a suite\'s [encoder], or "none" to compare '
-        "pixels alone.",
+        description="Image encoder that finds and reports pictures of one motif: a name as in a "
+        'suite\'s [encoder], or "none" to compare pixels only.',
     )
     resolution: Side | None = Field(
         None,
@@ -138,8 +138,8 @@ class DataSection(Section):
     )
     extra_resolutions: Annotated[tuple[Side, ...], BeforeValidator(as_tuple)] = Field(
         (),
-        description="Further sizes at which every image is seen as well, for adapters that are "
-        "to work at several.",
+        description="Additional sizes at which every image is trained, for adapters that are to "
+        "work at several.",
     )
     buckets: bool = Field(
         True,
@@ -157,9 +157,9 @@ class DataSection(Section):
         2.0,
         ge=1,
         le=8,
-        description="How long the most stretched bucket may be: its long side over its short one.",
+        description="Largest aspect ratio of a bucket: its long side over its short side.",
     )
-    flip: bool = Field(False, description="Also show every image mirrored.")
+    flip: bool = Field(False, description="Also train on every image mirrored.")
     mask: Literal["none", "alpha", "folder"] = Field(
         "none",
         description="Where the loss counts: everywhere, where the image is opaque, or where a "
@@ -172,33 +172,32 @@ class DataSection(Section):
         0.0,
         ge=0,
         lt=1,
-        description="How much the loss still counts outside the mask, where 1 is as much as "
-        "inside.",
+        description="Weight of the loss outside the mask, where 1 is as much as inside.",
     )
     caption_variants: int = Field(
         1,
         ge=1,
         le=64,
         description="How many versions of each caption are made; each step picks one. They are "
-        "encoded once, so they cost no time in training.",
+        "encoded once, so they cost no training time.",
     )
     caption_shuffle: bool = Field(
         False,
-        description="Put the comma-separated parts of a caption in another order in each "
-        "version, so that the order is not learned.",
+        description="Shuffle the comma-separated parts of a caption in each version, so that the "
+        "order is not learned.",
     )
     caption_keep_first: int = Field(
         0,
         ge=0,
-        description="How many parts at the start stay where they are and are never dropped, such "
-        "as the trigger word.",
+        description="How many parts at the start stay in place and are never dropped, such as "
+        "the trigger word.",
     )
     caption_tag_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Chance that a part of the caption is missing in a version, so that the "
-        "adapter does not lean on single words.",
+        description="Chance that a part of the caption is left out of a version, so that the "
+        "adapter does not depend on single words.",
     )
 
     @model_validator(mode="after")

@@ -1,13 +1,7 @@
-"""A recipe: one strict TOML file that describes one whole run.
-
-Unknown keys, misplaced keys and impossible values stop here, before any heavy import, with
-the file, section, key, nearest valid key (searched in all sections) and the choices.
-``load_toml`` gives the same treatment to suites and data set cards.
-"""
+"""A recipe: one strict TOML file that describes one whole run, read before any heavy import."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -15,12 +9,11 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from styletune.errors import NotFound, RecipeError
+from styletune.errors import RecipeError
 from styletune.recipe.sections import Recipe
+from styletune.recipe.toml import read_toml, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,39 +103,6 @@ def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     return LoadedRecipe(name=file.stem, file=file.resolve(), recipe=recipe)
 
 
-def read_toml(file: Path) -> dict[str, Any]:
-    """Parse a TOML file. Raises NotFound or RecipeError with line and column."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = _near_files(file)
-        raise NotFound("no such file", where=str(file), fix=near) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read: {error}", where=str(file)) from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"not valid TOML: {error}", where=str(file)) from None
-
-
-def _near_files(file: Path) -> str:
-    if not file.parent.is_dir():
-        return f"the folder {file.parent} is not there either"
-    names = sorted(p.name for p in file.parent.glob("*.toml"))
-    close = difflib.get_close_matches(file.name, names, n=1)
-    if close:
-        return f"did you mean {file.parent / close[0]}?"
-    return f"TOML files there: {', '.join(names) or 'none'}"
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def load_toml(file: Path, model: type[M]) -> M:
-    """Load any strict settings file (suite, data set card). Raises as ``load_recipe``."""
-    return validate(model, read_toml(file), file)
-
-
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, raw = override.partition("=")
     parts = key.strip().split(".")
@@ -158,98 +118,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not isinstance(section, dict):
         raise RecipeError(f"[{parts[0]}] is not a section", where="--set")
     section[parts[1]] = value
-
-
-def validate(model: type[M], tree: dict[str, Any], file: Path) -> M:
-    """Validate a parsed tree; every problem is reported at once, each with its place."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        problems = [_explain(model, item) for item in error.errors()]
-        where, message, fix = problems[0]
-        for other_where, other_message, other_fix in problems[1:]:
-            message += f"\n{file}: {other_where}: {other_message}"
-            message += f" ({other_fix})" if other_fix else ""
-        raise RecipeError(message, where=f"{file}: {where}", fix=fix) from None
-
-
-def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The sections of a settings model by name."""
-    found: dict[str, type[BaseModel]] = {}
-    for name, info in model.model_fields.items():
-        for candidate in (info.annotation, *get_args(info.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                found[name] = candidate
-    return found
-
-
-def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
-    """One pydantic error as (where, what, fix) in our words."""
-    loc = [str(part) for part in item["loc"]]
-    sections = _sections(model)
-    in_section = bool(loc) and loc[0] in sections and len(loc) > 1
-    where = f"[{loc[0]}]" if in_section else "top level"
-    key = loc[1] if in_section else (loc[0] if loc else "")
-    owner = sections[loc[0]] if in_section else model
-    known = sorted(owner.model_fields)
-    match item["type"]:
-        case "extra_forbidden":
-            return where, *_unknown_key(sections, where, key, known)
-        case "missing":
-            kind = "section" if not in_section and key in sections else "key"
-            shown = f"[{key}]" if kind == "section" else f'"{key}"'
-            info = owner.model_fields.get(key)
-            return where, f"missing {kind} {shown}", (info.description or "") if info else ""
-    message = item["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if not loc or (loc == [key] and key in sections):
-        # A rule between keys: its words name them; the whole section would say less.
-        return f"[{key}]" if key else "recipe", message, ""
-    value = json.dumps(item.get("input"), default=str)
-    choices = _choices(owner, key) if item["type"] == "literal_error" else []
-    if choices:
-        near = difflib.get_close_matches(str(item.get("input")), choices, n=1)
-        fix = f'did you mean "{near[0]}"? ' if near else ""
-        return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
-    info = owner.model_fields.get(key)
-    shown = ".".join(loc[1:] if in_section else loc)
-    return where, f"{shown} = {value}: {message}", (info.description or "") if info else ""
-
-
-def _choices(owner: type[BaseModel], key: str) -> list[str]:
-    info = owner.model_fields.get(key)
-    if info is None:
-        return []
-    annotations = [info.annotation, *get_args(info.annotation)]
-    found = [a for an in annotations for a in get_args(an) if isinstance(a, str)]
-    found += [a for a in annotations if isinstance(a, str)]
-    return list(dict.fromkeys(found))
-
-
-def _unknown_key(
-    sections: dict[str, type[BaseModel]],
-    where: str,
-    key: str,
-    known: list[str],
-) -> tuple[str, str]:
-    """What and fix for a key that is not there: another section's, misspelt, or unheard of."""
-    here = where.strip("[]")
-    for name, section in sections.items():
-        if key in section.model_fields and name != here:
-            return f'key "{key}" is in the wrong section', f"it belongs in [{name}]"
-    everywhere = {k: name for name, s in sections.items() for k in s.model_fields}
-    everywhere |= dict.fromkeys(known, here)
-    # The nearest key of all sections; this section's own when two are alike.
-    near = max(everywhere, key=lambda k: _likeness(key, k) + 0.05 * (k in known), default="")
-    if _likeness(key, near) < 0.6:
-        return f'unknown key "{key}"', f"known keys: {', '.join(known)}"
-    if near in known:
-        return f'unknown key "{key}"', f'did you mean "{near}"? Known keys: {", ".join(known)}'
-    return f'unknown key "{key}"', f'did you mean "{near}" in [{everywhere[near]}]?'
-
-
-def _likeness(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def recipe_schema() -> dict[str, Any]:

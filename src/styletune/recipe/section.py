@@ -12,6 +12,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def __hash__(self) -> int:
+        """By content: tables of patterns, of which the first match counts, have no hash."""
+        return hash(self.model_dump_json())
+
 
 def as_tuple(value: object) -> object:
     """TOML has lists; settings are frozen."""

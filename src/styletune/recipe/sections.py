@@ -22,10 +22,10 @@ from styletune.recipe.training_sections import (
 
 
 class PreviewSection(Section):
-    """Images drawn during training, to watch it."""
+    """Images generated during training, to watch it."""
 
     prompts: Texts = Field(
-        (), description="What is drawn at every checkpoint, to watch the run; nothing if empty."
+        (), description="What is generated at every checkpoint, to watch the run; nothing if empty."
     )
     seed: int = Field(
         0,
@@ -50,7 +50,7 @@ class ScoreSection(Section):
         16,
         ge=1,
         le=1024,
-        description="Images drawn at a time for the scores: more are faster and need more memory.",
+        description="Images generated at a time for scoring: more are faster and need more memory.",
     )
 
 
@@ -62,7 +62,7 @@ class PublishSection(Section):
 
     name: str = Field(
         pattern=NAME_PATTERN,
-        description="Name of the adapter in the registry: small letters, digits and dashes.",
+        description="Name of the adapter in the registry: lowercase letters, digits and dashes.",
     )
     version: str = Field(
         "1.0.0",
@@ -70,8 +70,8 @@ class PublishSection(Section):
         description="Version to publish, major.minor.patch; a published version never changes.",
     )
     license: str = Field(
-        description="Licence of the adapter: an SPDX id such as CC-BY-4.0, or LicenseRef-… for "
-        "terms of your own."
+        description="License of the adapter: an SPDX id such as CC-BY-4.0, or LicenseRef-… for "
+        "your own terms."
     )
     description: str = Field("", description="One sentence for the model card.")
     plain_lora_rank: int | None = Field(
@@ -84,7 +84,7 @@ class PublishSection(Section):
 
 
 class Recipe(Section):
-    """One whole run. Only ``cli`` and ``job`` see it; functions take the values they use."""
+    """One whole run. Only ``cli`` and ``job`` see it; functions take the sections they use."""
 
     base: BaseSection = BaseSection()
     data: DataSection
@@ -98,7 +98,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
-        """Prodigy finds one rate for everything; 0 leaves a part out."""
+        """Prodigy finds one rate for everything; a rate of 0 freezes a part."""
         optimizer = self.optimizer
         if optimizer.name != "prodigy":
             return self
@@ -120,7 +120,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _used(self) -> Self:
-        """No key without the one that it belongs to: it would do nothing, in silence."""
+        """Refuse a key that would silently do nothing."""
         optimizer, adapter = self.optimizer, self.adapter
         trained = {
             "text_encoder": adapter.text_encoders in ("first", "both"),

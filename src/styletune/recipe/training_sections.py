@@ -1,4 +1,4 @@
-"""What a recipe says of the training: [base], [adapter], [dreambooth], [optimizer], [train]."""
+"""What a recipe says about training: [base], [adapter], [dreambooth], [optimizer], [train]."""
 
 from __future__ import annotations
 
@@ -8,27 +8,31 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from styletune.recipe.section import Section, Texts, as_tuple
 
+Quantization = Literal["none", "int8", "nf4"]
+TextEncoders = Literal["none", "first", "second", "both"]
+PredictionType = Literal["epsilon", "v_prediction"]
+
 
 class BaseSection(Section):
     """The model that is adapted."""
 
     model: str = Field(
         "mini",
-        description='The model to adapt: "mini" (the small one that comes along), a local '
+        description='The model to adapt: "mini" (the bundled small model), a local '
         "diffusers folder, a single .safetensors checkpoint, or a Hub id such as "
         '"stabilityai/stable-diffusion-xl-base-1.0".',
     )
     revision: str | None = Field(
         None,
-        description="Commit of the Hub repository to use, so that a later change there changes "
-        "nothing here.",
+        description="Commit of the Hub repository to pin, so that a later change there does not "
+        "affect this run.",
     )
     vae: str | None = Field(
         None,
         description="Another VAE (the part that turns pixels into latents and back) instead of "
         "the model's own: a folder, a file or a Hub id, such as the fp16-fix one.",
     )
-    quantization: Literal["none", "int8", "nf4"] = Field(
+    quantization: Quantization = Field(
         "none",
         description="Keep the frozen UNet's large weights in 8 or 4 bits: the run needs less "
         "memory, and its steps take longer.",
@@ -63,13 +67,13 @@ class AdapterSection(Section):
     alpha: float | None = Field(
         None,
         gt=0,
-        description="The update counts alpha / rank; as much as rank, a factor of 1, if left "
+        description="The update is scaled by alpha / rank; equal to rank, a factor of 1, if left "
         "out. A learning rate from another tool belongs to that tool's alpha and "
         "rank.",
     )
     rslora: bool = Field(
         False,
-        description="Count the update alpha / sqrt(rank) instead, which keeps high ranks "
+        description="Scale the update by alpha / sqrt(rank) instead, which keeps high ranks "
         "learning (rsLoRA, arXiv 2312.03732).",
     )
     target: Annotated[Preset | tuple[str, ...], BeforeValidator(_patterns)] = Field(
@@ -83,28 +87,28 @@ class AdapterSection(Section):
         None,
         ge=1,
         le=1024,
-        description="Also adapt the convolutions, which see fine texture and colour, at this "
+        description="Also adapt the convolutions, which see fine texture and color, at this "
         "rank (LoCon).",
     )
     block_ranks: dict[str, Annotated[int, Field(ge=1, le=1024)]] = Field(
         {},
         description="Other ranks for parts of the UNet: a table from patterns of module names to "
-        'ranks, such as {"mid_block.*" = 4}; the first that matches counts.',
+        'ranks, such as {"mid_block.*" = 4}; the first match applies.',
     )
     block_learning_rates: dict[str, Annotated[float, Field(ge=0, le=100)]] = Field(
         {},
         description="Factor on the learning rate for parts of the UNet, by pattern as above; 0 "
         "leaves a part as it is.",
     )
-    text_encoders: Literal["none", "first", "second", "both"] = Field(
+    text_encoders: TextEncoders = Field(
         "none",
-        description="Which of the two text encoders also get a LoRA. Styles seldom need it, new "
-        "words and names may.",
+        description="Which of the two text encoders also get an adapter. Styles rarely need it; "
+        "new words and names may.",
     )
     text_encoder_target: Literal["attention", "all"] = Field(
         "attention",
-        description="Which of their layers: the attention, or the feed-forward layers as well, "
-        "as kohya's tools do.",
+        description="Which of their layers are adapted: attention, or the feed-forward layers as "
+        "well, as kohya's tools do.",
     )
     text_encoder_rank: int | None = Field(
         None,
@@ -122,7 +126,8 @@ class AdapterSection(Section):
     )
     start_from: str | None = Field(
         None,
-        description="Adapter file to go on from, of this tool, diffusers, PEFT or kohya's tools.",
+        description="Adapter file to continue training from: of this tool, diffusers, PEFT or "
+        "kohya's tools.",
     )
 
     @model_validator(mode="after")
@@ -139,15 +144,25 @@ class AdapterSection(Section):
             raise ValueError("oft adapts no convolutions: leave conv_rank out")
         return self
 
+    @property
+    def base_alpha(self) -> float:
+        """``alpha``, or ``rank`` where it is left out: the factor is then 1."""
+        return self.alpha or float(self.rank)
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether the text encoders change, so that captions are encoded at every step."""
+        return self.text_encoders != "none" or bool(self.new_tokens)
+
 
 class DreamboothSection(Section):
-    """Prior preservation: the class must not forget itself."""
+    """Prior preservation: the model must not forget the class."""
 
     prior: Literal["none", "images", "prediction"] = Field(
         "none",
         description="Keep the model from forgetting the class (a mascot must not become every "
-        'animal): by images that the base draws of it ("images"), or by what the '
-        'base itself would predict ("prediction"; draws nothing).',
+        'animal): by images of it that the base generates ("images"), or by what '
+        'the base itself would predict ("prediction"; generates nothing).',
     )
     class_prompt: str | None = Field(
         None,
@@ -158,14 +173,14 @@ class DreamboothSection(Section):
         50,
         ge=1,
         le=10000,
-        description="How many images of the class are drawn, once, before training.",
+        description="How many images of the class are generated, once, before training.",
     )
     prior_loss_weight: float = Field(
         1.0,
         gt=0,
         le=100,
-        description="How much keeping the class counts against learning the images, where 1 is "
-        "as much.",
+        description="Weight of keeping the class relative to learning the images; 1 weighs both "
+        "equally.",
     )
 
     @model_validator(mode="after")
@@ -186,15 +201,15 @@ class OptimizerSection(Section):
     name: OptimizerName = Field(
         "adamw",
         description="How the weights are changed. adamw is right for most; adamw8bit and "
-        "paged-adamw8bit need less memory; adafactor and lion too, with other rates; "
-        "prodigy and schedule-free-adamw choose part of the schedule by themselves.",
+        "paged-adamw8bit need less memory; so do adafactor and lion, with other rates; "
+        "prodigy and schedule-free-adamw choose part of the schedule themselves.",
     )
     learning_rate: float = Field(
         1e-4,
         gt=0,
         le=10,
         description="How far a step goes: too high and images break, too low and nothing is "
-        "learned; 1e-4 is usual for adamw. prodigy finds it by itself and wants 1.0 "
+        "learned; 1e-4 is usual for adamw. prodigy finds the rate itself and needs 1.0 "
         "here.",
     )
     text_encoder_learning_rate: float | None = Field(
@@ -222,21 +237,21 @@ class OptimizerSection(Section):
         ge=1,
         le=256,
         description="How much faster the second half of each update (B) learns than the first "
-        "(LoRA+, arXiv 2402.12354); 1 is plain LoRA, 16 the paper's advice.",
+        "(LoRA+, arXiv 2402.12354); 1 is plain LoRA, 16 is what the paper recommends.",
     )
     weight_decay: float = Field(
         0.01,
         ge=0,
         le=1,
         description="How strongly the adapter is pulled back to zero, which keeps it from "
-        "memorising.",
+        "memorizing.",
     )
     beta1: float = Field(
         0.9,
         ge=0,
         lt=1,
-        description="How long the optimizer remembers the direction it went in: 0.9 is about ten "
-        "steps. adafactor has none.",
+        description="How long the optimizer remembers the direction of its steps: 0.9 is about "
+        "ten steps. adafactor has none.",
     )
     beta2: float = Field(
         0.999,
@@ -262,15 +277,15 @@ class OptimizerSection(Section):
     max_grad_norm: float = Field(
         1.0,
         gt=0,
-        description="Gradients longer than this are shortened to it, so that one odd batch does "
-        "not throw the adapter off.",
+        description="Gradients with a larger norm are scaled down to it, so that one odd batch "
+        "does not throw the adapter off.",
     )
     ema_decay: float = Field(
         0.0,
         ge=0,
         lt=1,
         description="Save a moving average of the adapter, which is steadier than its last "
-        "state: 0.999 averages about a thousand steps; 0, none.",
+        "state: 0.999 averages about a thousand steps; 0 turns it off.",
     )
 
     @model_validator(mode="after")
@@ -278,7 +293,7 @@ class OptimizerSection(Section):
         if self.name == "schedule-free-adamw" and self.schedule != "constant":
             raise ValueError('schedule-free-adamw needs schedule = "constant"')
         if self.name == "schedule-free-adamw" and self.ema_decay:
-            raise ValueError("schedule-free-adamw averages by itself: leave ema_decay out")
+            raise ValueError("schedule-free-adamw does its own averaging: leave ema_decay out")
         if self.name == "prodigy" and self.learning_rate < 0.1:
             raise ValueError(
                 f"learning_rate = {self.learning_rate:g} multiplies the rate that prodigy finds: "
@@ -295,22 +310,22 @@ class TrainSection(Section):
     steps: int = Field(
         1000,
         ge=1,
-        description="How many times the adapter is changed; checkpoints on the way are compared, "
-        "so too many costs time alone.",
+        description="Number of optimizer steps; checkpoints along the way are compared, so too "
+        "many only cost time.",
     )
     batch_size: int = Field(
         1,
         ge=1,
         le=4096,
-        description="Images at a time on each device: more give steadier steps and need more "
+        description="Images per batch on each device: more give steadier steps and need more "
         "memory.",
     )
     gradient_accumulation_steps: int = Field(
         1,
         ge=1,
         le=4096,
-        description="Batches that make up one step: as steady as a larger batch, at the memory "
-        "of a small one.",
+        description="Batches per step: as steady as a larger batch, with the memory of a small "
+        "one.",
     )
     seed: int = Field(
         0,
@@ -327,11 +342,11 @@ class TrainSection(Section):
     )
     gradient_checkpointing: Literal["none", "ff", "full"] = Field(
         "none",
-        description="What is calculated twice instead of kept in memory: nothing, the "
+        description="What is computed twice instead of kept in memory: nothing, the "
         "feed-forward layers (saves a third, costs an eighth of the time), or whole "
         "blocks (saves nine tenths, costs a third).",
     )
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = Field(
+    prediction_type: Literal["auto", PredictionType] = Field(
         "auto",
         description="What the UNet predicts, the noise (epsilon) or a mix of noise and image "
         "(v_prediction); auto takes it from the base model.",
@@ -343,49 +358,49 @@ class TrainSection(Section):
     )
     weighting: Literal["none", "min-snr", "debiased"] = Field(
         "min-snr",
-        description="How much each noise level counts: all alike, less where images are nearly "
+        description="Weight of each noise level: all equal, less where images are nearly "
         "clean (min-SNR, arXiv 2303.09556, faster and steadier), or more where they "
         "are nearly noise (debiased, arXiv 2310.08442).",
     )
     snr_gamma: float = Field(
         5.0,
         gt=0,
-        description="Where min-SNR begins to count nearly clean levels less: 5 is the paper's "
-        "value, lower starts sooner.",
+        description="Signal-to-noise ratio from which min-SNR reduces the weight: 5 is the "
+        "paper's value, lower starts sooner.",
     )
     loss: Literal["mse", "huber"] = Field(
         "mse",
-        description="How an error counts: by its square (mse), or less when it is large (huber), "
-        "so that odd images pull less.",
+        description="How an error is measured: by its square (mse), or less when it is large "
+        "(huber), so that odd images pull less.",
     )
     huber_delta: float = Field(
-        0.1, gt=0, description="Error from which huber stops counting by the square."
+        0.1, gt=0, description="Error from which huber grows linearly instead of quadratically."
     )
     noise_offset: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Let the noise shift whole colour channels, so that very dark, bright or "
+        description="Let the noise shift whole color channels, so that very dark, bright or "
         "tinted looks can be learned; 0.03 to 0.1 is usual.",
     )
     pyramid_noise: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Let the noise have coarse structure as well, for large areas of colour: how "
-        "much each coarser level counts; 0.3 is usual, 0 none.",
+        description="Let the noise have coarse structure as well, for large areas of color: the "
+        "weight of each coarser level; 0.3 is usual, 0 turns it off.",
     )
     input_perturbation: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Extra noise that the UNet sees and need not predict, against memorising "
+        description="Extra noise that the UNet sees and need not predict, against memorizing "
         "(arXiv 2301.11706); 0.1 is the paper's value.",
     )
     timestep_sampling: Literal["uniform", "logit-normal"] = Field(
         "uniform",
-        description="Which noise levels are trained how often: all alike, or the middle ones "
-        "more (logit-normal).",
+        description="How often each noise level is trained: all equally, or the middle ones more "
+        "(logit-normal).",
     )
     min_timestep: int = Field(
         0,
@@ -405,26 +420,26 @@ class TrainSection(Section):
         0.1,
         ge=0,
         le=1,
-        description="Share of samples trained without their caption, which guidance at drawing "
-        "time relies on; higher lets the look hold without words.",
+        description="Share of samples trained without their caption, which guidance during "
+        "generation relies on; higher lets the look hold without words.",
     )
     checkpoint_every: int = Field(
         250,
         ge=1,
-        description="Steps between checkpoints, which a run goes on from and which are compared "
+        description="Steps between checkpoints, which a run resumes from and which are compared "
         "at the end.",
     )
     keep_last: int | None = Field(
         None,
         ge=1,
-        description="How many checkpoints keep the large file to go on from; older ones keep "
-        "their adapter alone. All of them if left out.",
+        description="How many checkpoints keep the large file needed to resume; older ones keep "
+        "only their adapter. All of them if left out.",
     )
     validation_every: int = Field(
         0,
         ge=0,
-        description="Steps between measuring the loss on the held-out images, which rises when "
-        "the adapter memorises; 0, never.",
+        description="Steps between measurements of the loss on the held-out images, which rises "
+        "when the adapter memorizes; 0 turns it off.",
     )
     log_every: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
     tracker: Literal["none", "wandb"] = Field(
@@ -437,3 +452,8 @@ class TrainSection(Section):
         if self.max_timestep is not None and self.min_timestep > self.max_timestep:
             raise ValueError("min_timestep is above max_timestep")
         return self
+
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps after which a checkpoint is written; the last one is among them."""
+        return (*range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps)

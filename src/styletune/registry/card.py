@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Sequence
 from typing import Any
 
-# Licence identifiers that the Hugging Face Hub knows; every other one is "other" there.
+from styletune.models.families import DEFAULT_FAMILY
+from styletune.models.family import Family
+from styletune.models.names import base_words
+from styletune.registry.provenance import Provenance
+from styletune.registry.release import Preview, Release
+from styletune.runs.documents import DeclaredRights, RightsSummary
+from styletune.runs.metrics import GATE_OF, METRIC_OF
+from styletune.runs.summary import GateVerdict, MetricValue, Summary
+
+NOT_STATED = "not stated"
+# License identifiers that the Hugging Face Hub knows; every other one is "other" there.
 _HUB_LICENSES = frozenset(
     {
         "apache-2.0",
@@ -44,81 +52,33 @@ _HUB_LICENSES = frozenset(
         "odbl",
     }
 )
-_METRICS = {
-    "clip_image": "Closeness to the brand's held-out images (CLIP image, higher is closer)",
-    "clip_image_gain": "Gain in that closeness over the base model",
-    "clip_text": "Obedience to the prompt (CLIP text, higher is better)",
-    "clip_text_loss": "Loss of that obedience against the base model (share)",
-    "palette": "Distance of the colours to the brand's (ΔE, lower is closer)",
-    "palette_ratio": "That distance as a share of the base model's",
-    "kid": "KID (lower is closer)",
-    "fid": "FID (lower is closer; at this number of images no measure of quality)",
-}
 _SHOWN_VALUES = 8
 # Control characters, line separators, and marks that turn the reading direction around.
 _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def model_card(
-    *,
-    name: str,
-    version: str,
-    description: str,
-    license: str,  # noqa: A002
-    holder: str,
-    trigger: str,
-    base_model: str,
-    stem: str,
-    summary: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    prompts: Sequence[Mapping[str, Any]],
-    tokens: Sequence[str] = (),
+    release: Release, provenance: Provenance, summary: Summary, previews: Sequence[Preview]
 ) -> str:
     """A Hugging Face model card: YAML front matter and a Markdown body.
 
     Texts may hold anything: the front matter is dumped by a YAML library, the body is escaped.
-
-    Args:
-        name: adapter name in the registry.
-        version: its version.
-        description: one sentence.
-        license: SPDX id or ``LicenseRef-…``.
-        holder: who holds the rights in the training images.
-        trigger: words that call the style; may be empty.
-        base_model: "mini", a Hub id, or a local folder (only its last name is shown).
-        stem: file name of the webui weights without suffix.
-        summary: content of ``scores/summary.json``.
-        provenance: content of ``provenance.json``.
-        prompts: of the previews; ``prompt``, and ``file`` (under ``previews/``) where it has one.
-        tokens: new words that it brings along.
     """
-    base = public_base(base_model)
-    strength = float(summary["chosen"]["strength"])
     parts = [
-        f"---\n{_front_matter(name, license, trigger, base_model, prompts)}---\n",
-        f"# {plain(name)} {plain(version)}\n",
-        f"{plain(description)}\n" if description.strip() else "",
-        f"A LoRA adapter in the visual style of {plain(holder)}, trained on {plain(base)} "
-        "with styletune.\n",
-        _usage(name, stem, trigger, strength, base, tokens),
+        f"---\n{_front_matter(release, previews)}---\n",
+        f"# {plain(release.name)} {plain(release.version)}\n",
+        f"{plain(release.description)}\n" if release.description.strip() else "",
+        f"A LoRA adapter in the visual style of {plain(release.holder or NOT_STATED)}, trained on "
+        f"{plain(release.base.model)} with styletune.\n",
+        _usage(release),
         _scores(summary),
-        _gates(summary),
+        _gates(summary.gates),
         _provenance(provenance, summary),
-        _training_images(provenance["data"]["rights"]),
-        f"## Licence\n\nAdapter: {plain(license)} (see `LICENSE`). What the base model's licence "
-        "asks of you: see `NOTICE.md`.\n",
+        _training_images(provenance.data.rights),
+        f"## License\n\nAdapter: {plain(release.license)} (see `LICENSE`). What the base model's "
+        "license asks of you: see `NOTICE.md`.\n",
     ]
     return "\n".join(part for part in parts if part)
-
-
-def public_base(model: str) -> str:
-    """The base model as others may see it: a local folder is reduced to its last name."""
-    return model if model == "mini" or is_hub_id(model) else PurePath(model).name
-
-
-def is_hub_id(model: str) -> bool:
-    """Whether it reads ``owner/name``."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model, re.ASCII) is not None
 
 
 def plain(text: object) -> str:
@@ -132,49 +92,46 @@ def plain(text: object) -> str:
     return re.sub(r"^(\d+)\.(?= |$)", r"\1\\.", line)
 
 
-def _front_matter(
-    name: str,
-    license: str,  # noqa: A002
-    trigger: str,
-    base_model: str,
-    prompts: Sequence[Mapping[str, Any]],
-) -> str:
+def _front_matter(release: Release, previews: Sequence[Preview]) -> str:
     import yaml
 
-    hub = license.lower()
+    hub = release.license.lower()
     tree: dict[str, Any] = {"license": hub if hub in _HUB_LICENSES else "other"}
     if tree["license"] == "other":
-        tree |= {"license_name": license, "license_link": "LICENSE"}
-    tree["base_model"] = public_base(base_model)
+        tree |= {"license_name": release.license, "license_link": "LICENSE"}
+    tree["base_model"] = release.base.model
     tree["library_name"] = "diffusers"
     tree["pipeline_tag"] = "text-to-image"
-    tree["tags"] = ["text-to-image", "diffusers", "lora", "template:sd-lora", "styletune", name]
-    if trigger:
-        tree["instance_prompt"] = trigger
+    tags = ["text-to-image", "diffusers", "lora", "template:sd-lora", "styletune", release.name]
+    tree["tags"] = tags
+    if release.adapter.trigger:
+        tree["instance_prompt"] = release.adapter.trigger
     widget = [
-        {"text": str(item["prompt"]), "output": {"url": f"previews/{item['file']}"}}
-        for item in prompts
-        if item.get("file")
+        {"text": str(preview.settings["prompt"]), "output": {"url": f"previews/{preview.file}"}}
+        for preview in previews
+        if preview.file
     ]
     if widget:
         tree["widget"] = widget
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10**6))
 
 
-def new_words_code(folder: str, tokens: Sequence[str]) -> str:
-    """Python that teaches a diffusers pipeline ``pipe`` the new words of a version's folder."""
+def new_words_code(folder: str, tokens: Sequence[str], family: Family = DEFAULT_FAMILY) -> str:
+    """Python that adds the new tokens of a version's folder to a diffusers pipeline ``pipe``."""
+    encoders = "".join(
+        f'    ("{e.embedding_key}", pipe.{e.tokenizer}, pipe.{e.name}),\n'
+        for e in family.text_encoders
+    )
     return f"""from safetensors.torch import load_file
 
 rows = load_file("{folder}/diffusers/learned_embeds.safetensors")
 for key, tokenizer, encoder in (
-    ("clip_l", pipe.tokenizer, pipe.text_encoder),
-    ("clip_g", pipe.tokenizer_2, pipe.text_encoder_2),
-):
+{encoders}):
     pipe.load_textual_inversion(
         list(rows[key]), token=[{", ".join(map(_literal, tokens))}],
         tokenizer=tokenizer, text_encoder=encoder,
     )
-    # SDXL's second encoder would take a new word for the end of the text.
+    # An encoder may otherwise take a new word for the end of the text.
     getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 """
 
@@ -194,16 +151,18 @@ your own, and write that name for the new words.
 """
 
 
-def _usage(
-    name: str, stem: str, trigger: str, strength: float, base: str, tokens: Sequence[str]
-) -> str:
+def _usage(release: Release) -> str:
+    name, stem, trigger = release.name, release.stem, release.adapter.trigger
+    base, strength = release.base.model, release.adapter.strength
+    folder = f"{name}/{release.version}"
     called = (
         f"Write **{plain(trigger)}** in the prompt to call the style"
         if trigger
         else "There is no trigger word"
     )
     prompt = f"{trigger}, a quiet background" if trigger else "a quiet background"
-    mini = "  # styletune's embedded base: give its folder" if base == "mini" else ""
+    note, pipeline = base_words(base).load_note, DEFAULT_FAMILY.pipeline
+    comment = f"  # {note}" if note else ""
     return f"""## Use
 
 {called}; the strength it was chosen at is **{strength:g}**.
@@ -211,11 +170,11 @@ def _usage(
 diffusers:
 
 ```python
-from diffusers import StableDiffusionXLPipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusionXLPipeline.from_pretrained({_literal(base)}){mini}
+pipe = {pipeline}.from_pretrained({_literal(base)}){comment}
 pipe.load_lora_weights(
-    "{name}/{version_folder(stem)}/diffusers",
+    "{folder}/diffusers",
     weight_name="pytorch_lora_weights.safetensors",
     adapter_name="{name}",
 )
@@ -228,12 +187,7 @@ ComfyUI: put `webui/{stem}.safetensors` into `models/loras`, add a *Load LoRA* n
 
 A1111, Forge: put `webui/{stem}.safetensors` with its `.json` and `.png` into `models/Lora` and
 write `<lora:{stem}:{strength:g}>` in the prompt; the card fills in strength and trigger.
-{_new_words(f"{name}/{version_folder(stem)}", tokens)}"""
-
-
-def version_folder(stem: str) -> str:
-    """The version in a webui stem ``<name>_v<version>``."""
-    return stem.rpartition("_v")[2]
+{_new_words(folder, release.adapter.tokens)}"""
 
 
 def _literal(text: str) -> str:
@@ -241,25 +195,17 @@ def _literal(text: str) -> str:
     return json.dumps(text).replace("`", "\\u0060")
 
 
-def _scores(summary: Mapping[str, Any]) -> str:
-    chosen = summary["chosen"]
-    rows = [
-        row
-        for row in summary["checkpoints"]
-        if row["checkpoint"] == chosen["checkpoint"] and row["strength"] == chosen["strength"]
-    ]
-    if not rows:
-        return ""
-    anchor = summary.get("anchors", {}).get("base") or {}
-    base = anchor.get("metrics", anchor)
+def _scores(summary: Summary) -> str:
     lines = ["| Measure | This adapter | Interval | Base model | n |", "|---|---|---|---|---|"]
-    for metric, found in rows[0]["metrics"].items():
-        words = plain(_METRICS.get(metric, metric))
+    base = summary.anchors.base
+    for name, measured in summary.chosen_scores.metrics.items():
+        label = METRIC_OF[name].description if name in METRIC_OF else name
+        anchor = base[name].value if name in base else None
         lines.append(
-            f"| {words} | {_number(_part(found, 'value'))} | {_interval(found)} "
-            f"| {_number(_part(base.get(metric), 'value'))} | {_number(_part(found, 'n'))} |"
+            f"| {plain(label)} | {_number(measured.value)} | {_interval(measured)} "
+            f"| {_number(anchor)} | {measured.n} |"
         )
-    reason = f"\n{plain(chosen['reason'])}\n" if chosen.get("reason") else ""
+    reason = f"\n{plain(summary.chosen.reason)}\n" if summary.chosen.reason else ""
     return "\n".join(
         [
             "## Scores\n",
@@ -271,46 +217,50 @@ def _scores(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _gates(summary: Mapping[str, Any]) -> str:
-    gates = summary.get("gates") or []
+def _gates(gates: Sequence[GateVerdict]) -> str:
     if not gates:
-        return "## Release rules\n\nNone were set for this version.\n"
+        return "## Release gates\n\nNone were set for this version.\n"
     lines = [
-        "## Release rules\n",
-        "| Rule | Value | Interval | Threshold | Verdict |",
+        "## Release gates\n",
+        "| Gate | Value | Interval | Threshold | Verdict |",
         "|---|---|---|---|---|",
     ]
     lines += [
-        f"| {plain(gate['name'])} | {_number(gate.get('value'))} | {_interval(gate)} "
-        f"| {_number(gate.get('threshold'))} | {plain(gate['verdict'])} |"
+        f"| {plain(_gate_label(gate.name))} | {_number(gate.value)} | {_interval(gate)} "
+        f"| {_number(gate.threshold)} | {plain(gate.verdict)} |"
         for gate in gates
     ]
     return "\n".join(lines) + "\n"
 
 
-def _provenance(provenance: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+def _gate_label(name: str) -> str:
+    gate = GATE_OF.get(name)
+    return f"{gate.question} ({name}, {gate.side})" if gate else name
+
+
+def _provenance(provenance: Provenance, summary: Summary) -> str:
     facts = {
-        "Checkpoint": summary["chosen"]["checkpoint"],
-        "Seed": provenance["seed"],
-        "Recipe": provenance["recipe_hash"],
-        "Training data": provenance["data"]["fingerprint"],
-        "Base model": f"{provenance['base']['model']}, {provenance['base']['hash']}",
-        "Evaluation suite": summary.get("suite_hash", "none"),
-        "Versions": ", ".join(f"{k} {v}" for k, v in sorted(provenance["versions"].items())),
+        "Checkpoint": summary.chosen.checkpoint,
+        "Seed": provenance.seed,
+        "Recipe": provenance.recipe_hash,
+        "Training data": provenance.data.fingerprint,
+        "Base model": f"{provenance.base.model}, {provenance.base.hash}",
+        "Evaluation suite": summary.suite_hash,
+        "Versions": ", ".join(f"{k} {v}" for k, v in sorted(provenance.versions.items())),
     }
     lines = [f"- {label}: {plain(value)}" for label, value in facts.items()]
     return "\n".join(["## Provenance\n", *lines, "\nAll of it: `provenance.json`.\n"])
 
 
-def _training_images(rights: Mapping[str, Any]) -> str:
-    """Every licence, holder, source and consent with its number of images, most first."""
-    keys = {"license": "Licence", "holder": "Holder", "source": "Source", "consent": "Consent"}
-    lines = [f"- {label}: {_values(rights['declared'], key)}" for key, label in keys.items()]
+def _training_images(rights: RightsSummary) -> str:
+    """Every license, holder, source and consent with its number of images, most first."""
+    keys = {"license": "License", "holder": "Holder", "source": "Source", "consent": "Consent"}
+    lines = [f"- {label}: {_values(rights.declared, key)}" for key, label in keys.items()]
     notes = [f"\n{note}" for note in rights_notes(rights)]
     return "\n".join(
         [
             "## Training images\n",
-            f"{plain(rights['images'])} images; their number in brackets.\n",
+            f"{rights.images} images; their number in brackets.\n",
             *lines,
             *notes,
             "\nWhich goes with which: `NOTICE.md`.\n",
@@ -318,45 +268,34 @@ def _training_images(rights: Mapping[str, Any]) -> str:
     )
 
 
-def _values(declared: Sequence[Mapping[str, Any]], key: str) -> str:
+def _values(declared: Sequence[DeclaredRights], key: str) -> str:
     counts: Counter[str] = Counter()
-    for entry in declared:
-        counts[entry[key]] += entry["images"]
+    for rights in declared:
+        counts[getattr(rights, key)] += rights.images
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = [f"{plain(text) or 'not stated'} ({n})" for text, n in ordered[:_SHOWN_VALUES]]
+    values = [f"{plain(text) or NOT_STATED} ({n})" for text, n in ordered[:_SHOWN_VALUES]]
     rest = len(ordered) - _SHOWN_VALUES
-    return "; ".join(shown) + (f"; and {rest} more" if rest > 0 else "")
+    return "; ".join(values) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def rights_notes(rights: Mapping[str, Any]) -> list[str]:
+def rights_notes(rights: RightsSummary) -> list[str]:
     """What else is to be known of the training images: opt-outs overridden, checks lowered."""
     notes = []
-    if rights["opt_out"]:
-        terms = ", ".join(
-            f"{plain(t)} ({n})" for t, n in sorted(rights["opt_out"]["terms"].items())
-        )
-        reason = plain(rights["opt_out"]["override"]) or "not stated"
+    if rights.opt_out:
+        terms = ", ".join(f"{plain(t)} ({n})" for t, n in sorted(rights.opt_out.terms.items()))
+        reason = plain(rights.opt_out.override) or NOT_STATED
         notes.append(f"Images whose files prohibit training: {terms}. Used because: {reason}")
-    if rights["lowered"]:
-        codes = ", ".join(f"{plain(code)} ({n})" for code, n in sorted(rights["lowered"].items()))
+    if rights.lowered:
+        codes = ", ".join(f"{plain(code)} ({n})" for code, n in sorted(rights.lowered.items()))
         notes.append(f"Errors in the images that were accepted, by number of images: {codes}")
     return notes
 
 
-def _part(found: Any, key: str) -> Any:
-    if isinstance(found, Mapping):
-        return found.get(key)
-    return found if key == "value" else None
-
-
-def _interval(found: Any) -> str:
-    low, high = _part(found, "low"), _part(found, "high")
-    if low is None and high is None:
+def _interval(measured: MetricValue | GateVerdict) -> str:
+    if measured.low is None and measured.high is None:
         return "–"
-    return f"{_number(low)} to {_number(high)}"
+    return f"{_number(measured.low)} to {_number(measured.high)}"
 
 
-def _number(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else plain(value)
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,21 +1,20 @@
-"""What a registry says: version numbers, manifests and events, and their exact bytes."""
+"""The documents of a registry: version numbers, manifests, events, and their exact bytes."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from styletune.errors import BadInput, IntegrityError
 from styletune.recipe import NAME_PATTERN, Section
 from styletune.registry.store import DIGEST_PATTERN
+from styletune.runs.form import parse_document
 
-SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 _NUMBER = r"(?:0|[1-9][0-9]*)"
 _IDENTIFIER = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
@@ -47,7 +46,7 @@ class Version:
         return self._key() < other._key()
 
     def _key(self) -> tuple[tuple[int, int, int], bool, tuple[tuple[bool, int, str], ...]]:
-        # A prerelease comes before its release; numbers before words, and by value.
+        # A prerelease comes before its release; numbers come before words, and by value.
         parts = tuple((not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in self.pre)
         return self.release, not self.pre, parts
 
@@ -86,7 +85,7 @@ class BaseEntry(Section):
 
 
 class AdapterEntry(Section):
-    """How to apply the adapter; ``strength`` multiplies the trained scale ``alpha / rank``."""
+    """How to apply the adapter; ``strength`` multiplies the scale that it was trained with."""
 
     strength: float = Field(ge=0, allow_inf_nan=False)
     rank: int = Field(ge=1)
@@ -100,7 +99,7 @@ class AdapterEntry(Section):
 
 
 class GateEntry(Section):
-    """One release rule as it was when the version was published."""
+    """One release gate as it was when the version was published."""
 
     name: str
     verdict: Literal["pass", "fail", "inconclusive"]
@@ -160,11 +159,6 @@ def canonical(model: Section) -> bytes:
     return text.encode()
 
 
-def manifest_digest(manifest: Manifest) -> str:
-    """SHA-256 (hex) of the manifest's canonical bytes."""
-    return hashlib.sha256(canonical(manifest)).hexdigest()
-
-
 def role_of(path: str) -> str:
     """What a file of a version is for, from its place."""
     folder, _, rest = path.partition("/")
@@ -193,30 +187,10 @@ def parse_stored(model: type[S], content: bytes, where: str) -> S:
         IntegrityError: not JSON, not of this form, or not the bytes that we would write.
         BadInput: written by a newer styletune.
     """
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise IntegrityError(f"not readable as JSON: {error}", where=where) from None
-    written = tree.get("schema_version") if isinstance(tree, dict) else None
-    if isinstance(written, int) and written > SCHEMA_VERSION:
-        raise BadInput(
-            f"written in form {written}, this styletune reads up to {SCHEMA_VERSION}",
-            where=where,
-            fix="install a newer styletune",
-        )
-    try:
-        found = model.model_validate_json(content)
-    except ValidationError as error:
-        raise IntegrityError(f"changed: {explain(error)}", where=where) from None
-    if canonical(found) != content:
+    stored = parse_document(model, content, where)
+    if canonical(stored) != content:
         raise IntegrityError(
             f"changed: its bytes are not those of a published {model.__name__.lower()}",
             where=where,
         )
-    return found
-
-
-def explain(error: ValidationError) -> str:
-    """Every problem of a validation in one line, each with its place."""
-    items = error.errors(include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in items)
+    return stored

@@ -5,27 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from styletune.errors import BadInput
-from styletune.registry.card import is_hub_id, model_card, plain, public_base, rights_notes
+from styletune.hub import is_hub_id
+from styletune.models.names import base_words
+from styletune.registry.card import NOT_STATED, model_card, plain, rights_notes
 from styletune.registry.manifest import parse_version
+from styletune.registry.provenance import Provenance, ProvenanceBase, ProvenanceData
+from styletune.registry.release import Preview, Release
 from styletune.registry.versions import check_name
+from styletune.runs.documents import RightsSummary, RunFacts
+from styletune.runs.summary import Summary
 
 DIFFUSERS_WEIGHTS = "diffusers/pytorch_lora_weights.safetensors"
 DIFFUSERS_EMBEDDINGS = "diffusers/learned_embeds.safetensors"
-_FACTS = (
-    ("recipe_hash",),
-    ("seed",),
-    ("versions",),
-    ("base", "model"),
-    ("base", "hash"),
-    ("data", "fingerprint"),
-    ("data", "rights", "images"),
-    ("data", "rights", "declared"),
-    ("data", "rights", "opt_out"),
-    ("data", "rights", "lowered"),
-)
 _CC0 = "https://creativecommons.org/publicdomain/zero/1.0/"
 _PUBLIC_LINKS = {
     "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
@@ -35,93 +30,57 @@ _PUBLIC_LINKS = {
 }
 
 
-def webui_stem(name: str, version: str) -> str:
-    """File name, without suffix, of the weights for A1111, Forge, ComfyUI and InvokeAI.
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a version takes over from its run.
 
-    They find a LoRA by this name whatever its folder, so it holds the full version.
+    ``recipe_text`` is the resolved recipe as TOML, as others may see it; ``report_html`` the
+    report, if there is one.
     """
-    return f"{name}_v{version}"
+
+    facts: RunFacts
+    summary: Summary
+    recipe_text: str
+    report_html: bytes | None
 
 
 def package_files(
-    *,
-    name: str,
-    version: str,
-    description: str,
-    license: str,  # noqa: A002
-    holder: str,
-    trigger: str,
+    release: Release,
+    evidence: Evidence,
     weights: Mapping[str, bytes],
-    summary: Mapping[str, Any],
-    report_html: bytes | None,
-    run_facts: Mapping[str, Any],
-    recipe_text: str,
-    previews: Mapping[str, bytes],
-    prompts: Sequence[Mapping[str, Any]],
-    tokens: Sequence[str] = (),
+    previews: Sequence[Preview],
 ) -> dict[str, bytes]:
     """All files of a version but ``manifest.json``: relative path to content.
 
     Args:
-        name: adapter name in the registry.
-        version: major.minor.patch[-pre].
-        description: one sentence.
-        license: SPDX id or ``LicenseRef-…`` of the adapter.
-        holder: who holds the rights in the training images.
-        trigger: words that call the style; may be empty.
+        release: what the version declares.
+        evidence: what it takes over from its run; of the facts only what ``provenance.json`` names.
         weights: exactly ``diffusers/pytorch_lora_weights.safetensors`` (PEFT names) and
             ``webui/<name>_v<version>.safetensors`` (kohya names); with new words also
             ``diffusers/learned_embeds.safetensors``.
-        summary: content of ``scores/summary.json``; its ``chosen`` gives strength and checkpoint.
-        report_html: the report, if there is one.
-        run_facts: ``recipe_hash``, ``seed``, ``versions``, ``base {model, hash}``,
-            ``data {fingerprint, rights}`` with the content of ``rights_summary``; other keys are
-            kept out.
-        recipe_text: the resolved recipe as TOML.
-        previews: PNG bytes by file name; the first is the picture of the web UIs.
-        prompts: one mapping a preview: ``prompt``, ``file`` (a key of ``previews``), seed,
-            strength, sampler and so on; written as they are to ``previews/grid.json``.
-        tokens: new words, in the order of the rows in the embeddings file.
+        previews: their settings are written as they are to ``previews/grid.json``; the first
+            picture is that of the web UIs.
 
     Raises:
-        BadInput: a name, version, weight file, preview or fact is missing or not usable.
+        BadInput: a name, version, weight file or preview is missing or not usable.
     """
-    stem = webui_stem(name, version)
-    _check(name, version, weights, previews, prompts, run_facts, summary)
-    chosen = summary["chosen"]
-    provenance = _provenance(run_facts, recipe_text, chosen)
+    _check(release, weights, previews)
+    stem, summary = release.stem, evidence.summary
+    provenance = _provenance(release, evidence)
     files = dict(weights)
-    files[f"webui/{stem}.json"] = _json(
-        _sidecar(name, version, description, license, trigger, chosen)
-    )
-    if previews:
-        files[f"webui/{stem}.png"] = next(iter(previews.values()))
-    files |= {f"previews/{file}": content for file, content in previews.items()}
-    files["previews/grid.json"] = _json({"previews": [dict(item) for item in prompts]})
-    files["eval/metrics.json"] = _json(summary)
-    if report_html is not None:
-        files["eval/report.html"] = report_html
-    files["provenance.json"] = _json(provenance)
-    files["LICENSE"] = license_text(
-        name=name, version=version, license=license, holder=holder
-    ).encode()
-    files["NOTICE.md"] = notice_text(
-        name=name, rights=run_facts["data"]["rights"], base_model=run_facts["base"]["model"]
-    ).encode()
-    files["README.md"] = model_card(
-        name=name,
-        version=version,
-        description=description,
-        license=license,
-        holder=holder,
-        trigger=trigger,
-        base_model=run_facts["base"]["model"],
-        stem=stem,
-        summary=summary,
-        provenance=provenance,
-        prompts=prompts,
-        tokens=tokens,
-    ).encode()
+    files[f"webui/{stem}.json"] = _json(_sidecar(release, summary.chosen.checkpoint))
+    pictures = {preview.file: preview.content for preview in previews if preview.file}
+    if pictures:
+        files[f"webui/{stem}.png"] = next(iter(pictures.values()))
+    files |= {f"previews/{file}": content for file, content in pictures.items()}
+    files["previews/grid.json"] = _json({"previews": [preview.as_json() for preview in previews]})
+    files["eval/metrics.json"] = _json(summary.public_json())
+    if evidence.report_html is not None:
+        files["eval/report.html"] = evidence.report_html
+    files["provenance.json"] = _json(provenance.as_json())
+    files["LICENSE"] = license_text(release).encode()
+    files["NOTICE.md"] = notice_text(release, provenance.data.rights).encode()
+    files["README.md"] = model_card(release, provenance, summary, previews).encode()
     files["SHA256SUMS"] = sha256_sums(files)
     return files
 
@@ -132,156 +91,117 @@ def sha256_sums(files: Mapping[str, bytes]) -> bytes:
     return "".join(lines).encode()
 
 
-def _check(
-    name: str,
-    version: str,
-    weights: Mapping[str, bytes],
-    previews: Mapping[str, bytes],
-    prompts: Sequence[Mapping[str, Any]],
-    run_facts: Mapping[str, Any],
-    summary: Mapping[str, Any],
-) -> None:
-    check_name(name)
-    parse_version(version)
-    wanted = {DIFFUSERS_WEIGHTS, f"webui/{webui_stem(name, version)}.safetensors"}
-    if set(weights) - {DIFFUSERS_EMBEDDINGS} != wanted:
+def _check(release: Release, weights: Mapping[str, bytes], previews: Sequence[Preview]) -> None:
+    check_name(release.name)
+    parse_version(release.version)
+    expected = {DIFFUSERS_WEIGHTS, f"webui/{release.stem}.safetensors"}
+    if set(weights) - {DIFFUSERS_EMBEDDINGS} != expected:
         raise BadInput(
-            f"weights are {sorted(weights)}", where="weights", fix=f"give {sorted(wanted)}"
+            f"weights are {sorted(weights)}", where="weights", fix=f"give {sorted(expected)}"
         )
-    for file, content in previews.items():
-        if not content.startswith(b"\x89PNG\r\n\x1a\n") or not file.endswith(".png"):
-            raise BadInput("not a PNG file", where=f"previews/{file}", fix="save it as .png")
-    for item in prompts:
-        if "prompt" not in item or ("file" in item and item["file"] not in previews):
+    for preview in previews:
+        if "prompt" not in preview.settings:
             raise BadInput(
-                f"{dict(item)} has no prompt, or a file that is no preview",
-                where="prompts",
-                fix=f"previews: {', '.join(previews) or 'none'}",
+                f"the settings have no prompt: {dict(preview.settings)}",
+                where=f"previews/{preview.file}",
+                fix="sample it again",
             )
-    for path in _FACTS:
-        found: Any = run_facts
-        for key in path:
-            if not isinstance(found, Mapping) or key not in found:
-                raise BadInput(
-                    f'"{".".join(path)}" is missing',
-                    where="run facts",
-                    fix="start the run again with this version of styletune",
-                )
-            found = found[key]
-    if not isinstance(summary.get("chosen"), Mapping):
-        raise BadInput("no checkpoint is chosen", where="scores/summary.json", fix="score the run")
+        is_png = preview.content.startswith(b"\x89PNG\r\n\x1a\n")
+        if preview.file and not (is_png and preview.file.endswith(".png")):
+            raise BadInput(
+                "not a PNG file", where=f"previews/{preview.file}", fix="save it as .png"
+            )
 
 
-def _sidecar(
-    name: str,
-    version: str,
-    description: str,
-    license: str,  # noqa: A002
-    trigger: str,
-    chosen: Mapping[str, Any],
-) -> dict[str, Any]:
+def _sidecar(release: Release, checkpoint: str) -> dict[str, Any]:
     """The ``<stem>.json`` beside the weights; A1111, Forge and InvokeAI read these keys."""
-    strength = chosen["strength"]
-    notes = f"{name} {version}, {license}; chosen at strength {strength:g} ({chosen['checkpoint']})"
+    strength = release.adapter.strength
     return {
-        "description": description,
-        "notes": notes,
-        "sd version": "SDXL",
-        "activation text": trigger,
+        "description": release.description,
+        "notes": f"{release.name} {release.version}, {release.license}; chosen at strength "
+        f"{strength:g} ({checkpoint})",
+        "sd version": base_words(release.base.model).webui_version,
+        "activation text": release.adapter.trigger,
         "preferred weight": strength,
         "negative text": "",
     }
 
 
-def _provenance(
-    run_facts: Mapping[str, Any], recipe_text: str, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
-    base = run_facts["base"]
-    return {
-        "recipe_hash": run_facts["recipe_hash"],
-        "recipe": recipe_text,
-        "data": {key: run_facts["data"][key] for key in ("fingerprint", "rights")},
+def _provenance(release: Release, evidence: Evidence) -> Provenance:
+    facts = evidence.facts
+    return Provenance(
+        recipe_hash=release.recipe_hash,
+        recipe=evidence.recipe_text,
+        data=ProvenanceData(fingerprint=facts.data.fingerprint, rights=facts.data.rights),
         # A local path is nobody else's business.
-        "base": {"model": public_base(base["model"]), "hash": base["hash"]},
-        "versions": dict(run_facts["versions"]),
-        "seed": run_facts["seed"],
-        "chosen": dict(chosen),
-    }
+        base=ProvenanceBase(model=release.base.model, hash=facts.base.hash),
+        versions=facts.versions,
+        seed=facts.seed,
+        chosen=evidence.summary.chosen,
+    )
 
 
-def license_text(*, name: str, version: str, license: str, holder: str) -> str:  # noqa: A002
+def license_text(release: Release) -> str:
     """The ``LICENSE`` file: the terms of the adapter, by their SPDX id."""
-    holder = " ".join(holder.split())
-    head = f"{name} {version}\nSPDX-License-Identifier: {license}\n\n"
-    if license == "CC0-1.0":
+    name, spdx = release.name, release.license
+    holder = " ".join((release.holder or NOT_STATED).split())
+    head = f"{name} {release.version}\nSPDX-License-Identifier: {spdx}\n\n"
+    if spdx == "CC0-1.0":
         return head + (
             f"To the extent possible under law, {holder} has waived all copyright and related or\n"
             f"neighboring rights to the adapter {name} (its weights, previews and documents). The\n"
             "work is offered as-is, without warranties of any kind.\n\n"
             f"The legal code: {_CC0}legalcode\nIn short: {_CC0}\n"
         )
-    if license.startswith("LicenseRef-"):
+    if spdx.startswith("LicenseRef-"):
         terms = f"These are terms of {holder}'s own; ask {holder} for their text before use."
     else:
-        link = _PUBLIC_LINKS.get(license, f"https://spdx.org/licenses/{license}.html")
+        link = _PUBLIC_LINKS.get(spdx, f"https://spdx.org/licenses/{spdx}.html")
         terms = f"The text of the license: {link}"
     return head + (
         f"Copyright {holder}.\n\nThe adapter {name} (its weights, previews and documents) is\n"
-        f"licensed under {license}. {terms}\n"
+        f"licensed under {spdx}. {terms}\n"
     )
 
 
-def notice_text(*, name: str, rights: Mapping[str, Any], base_model: str) -> str:
-    """``NOTICE.md``: rights in the training images, and what the base model's licence asks.
+def notice_text(release: Release, rights: RightsSummary) -> str:
+    """``NOTICE.md``: rights in the training images, and what the base model's license asks.
 
-    Args:
-        name: adapter name in the registry.
-        rights: as ``rights_summary`` gives them; every combination is shown with its number.
-        base_model: "mini", a Hub id, or a local folder (only its last name is shown).
+    Every combination of ``rights`` is shown with its number of images.
     """
     keys = {
         "images": "Images",
-        "license": "Licence",
+        "license": "License",
         "holder": "Holder",
         "source": "Source",
         "consent": "Consent",
     }
     table = [f"| {' | '.join(keys.values())} |", f"|{'---|' * len(keys)}"]
     table += [
-        f"| {' | '.join(_stated(entry[key]) for key in keys)} |" for entry in rights["declared"]
+        f"| {' | '.join(_stated(getattr(entry, key)) for key in keys)} |"
+        for entry in rights.declared
     ]
     notes = [f"\n{note}" for note in rights_notes(rights)]
     return "\n".join(
         [
-            f"# Notices of {name}\n",
+            f"# Notices of {release.name}\n",
             "## Training images\n",
             *table,
             *notes,
             "\n## Base model\n",
-            _base_notice(base_model),
+            _base_notice(release.base.model),
         ]
     )
 
 
 def _stated(value: object) -> str:
-    return plain(value) if value else "not stated"
+    return plain(value) if value else NOT_STATED
 
 
 def _base_notice(base_model: str) -> str:
-    if base_model == "mini":
-        return (
-            "Trained on *mini*, styletune's own small base model, licensed under Apache-2.0. It\n"
-            "asks for nothing beyond keeping that licence with the base model itself.\n"
-        )
+    words = base_words(base_model)
     source = f" (https://huggingface.co/{base_model})" if is_hub_id(base_model) else ""
-    return (
-        f"Trained on {_stated(public_base(base_model))}{source}, a Stable Diffusion XL model.\n\n"
-        "SDXL 1.0 is licensed under CreativeML Open RAIL++-M (26 July 2023). This adapter is a\n"
-        "derivative of the model: whatever its own licence says, the use restrictions of that\n"
-        "licence (its section 5 and Attachment A) apply to every use of it, and whoever passes\n"
-        "it on must bind the recipient to them. The text:\n"
-        "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md\n"
-    )
+    return f"Trained on {_stated(base_model)}{source}, {words.kind}.\n\n{words.notice}"
 
 
 def _json(content: Any) -> bytes:

@@ -1,9 +1,8 @@
-"""A version from the registry into a folder, checked before anything is seen there."""
+"""A version from the registry into a folder, checked before anything appears there."""
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,11 +13,9 @@ from obstore.store import ObjectStore
 
 from styletune.errors import IntegrityError, NotFound
 from styletune.files import file_sha256, make_dir, output_errors, write_bytes
-from styletune.registry.manifest import MANIFEST_NAME, FileEntry, Manifest, canonical, parse_stored
+from styletune.registry.manifest import MANIFEST_NAME, FileEntry, Manifest, canonical
 from styletune.registry.resolve import Spec, resolve
 from styletune.registry.store import get_blob
-
-_SUMS_NAME = "SHA256SUMS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +30,7 @@ class Pulled:
 def pull(store: ObjectStore, spec: Spec, dest: Path) -> Pulled:
     """Bring a version into ``dest/<name>/<version>/``, whole or not at all.
 
-    Every file is fetched and hashed first, then written to a hidden neighbour, which is renamed.
+    Every file is fetched and hashed first, then written to a hidden neighbor, which is renamed.
     A folder that is there already and is right stays as it is.
 
     Raises:
@@ -105,65 +102,27 @@ def _verify_against(manifest: Manifest, folder: Path) -> None:
     _raise_if(problems, folder)
 
 
-def verify_folder(folder: Path) -> Manifest:
-    """Check a pulled folder against its own ``manifest.json`` and ``SHA256SUMS``.
-
-    This finds damage and stray edits. Somebody who rewrites file, sums and manifest together is
-    found only by comparing with the registry, as ``pull`` does.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        NotFound: no such folder.
-        IntegrityError: files changed, missing or extra; all of them are named.
-    """
-    if not folder.is_dir():
-        raise NotFound("no such folder", where=str(folder), fix="pull the version first")
-    own = folder / MANIFEST_NAME
-    if not own.is_file():
-        raise IntegrityError(
-            f"no {MANIFEST_NAME}", where=str(folder), fix="this is not a pulled version"
-        )
-    manifest = parse_stored(Manifest, own.read_bytes(), str(own))
-    problems = _problems(manifest, folder)
-    if not problems and (folder / _SUMS_NAME).is_file():
-        problems = _sums_problems(manifest, (folder / _SUMS_NAME).read_text(encoding="utf-8"))
-    _raise_if(problems, folder)
-    return manifest
-
-
 def _problems(manifest: Manifest, folder: Path) -> list[str]:
-    wanted = {entry.path: entry for entry in manifest.files}
-    found = _files_in(folder)
-    problems = [f"{path} is missing" for path in sorted(wanted.keys() - found)]
-    problems += [f"{path} is extra" for path in sorted(found - wanted.keys() - {MANIFEST_NAME})]
-    for path in sorted(wanted.keys() & found):
-        file = folder / path
+    entries = {entry.path: entry for entry in manifest.files}
+    paths = _files_in(folder)
+    problems = [f"{path} is missing" for path in sorted(entries.keys() - paths)]
+    problems += [f"{path} is extra" for path in sorted(paths - entries.keys() - {MANIFEST_NAME})]
+    for path in sorted(entries.keys() & paths):
+        file, entry = folder / path, entries[path]
         if file.is_symlink() or not file.is_file():
             problems.append(f"{path} is not a plain file")
-        elif file.stat().st_size != wanted[path].size or file_sha256(file) != wanted[path].sha256:
+        elif file.stat().st_size != entry.size or file_sha256(file) != entry.sha256:
             problems.append(f"{path} was changed")
     return problems
 
 
 def _files_in(folder: Path) -> set[str]:
     """Relative paths of everything but plain folders; links are not followed."""
-    found = set()
-    for place, folders, files in os.walk(folder, followlinks=False):
-        links = [name for name in folders if (Path(place) / name).is_symlink()]
-        found |= {(Path(place) / name).relative_to(folder).as_posix() for name in files + links}
-    return found
-
-
-def _sums_problems(manifest: Manifest, text: str) -> list[str]:
-    wanted = {entry.path: entry.sha256 for entry in manifest.files if entry.path != _SUMS_NAME}
-    lines = re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.MULTILINE)
-    listed = {path: digest for digest, path in lines}
-    differing = {
-        path for path in wanted.keys() | listed.keys() if wanted.get(path) != listed.get(path)
-    }
-    return [f"{_SUMS_NAME} and {MANIFEST_NAME} disagree on {path}" for path in sorted(differing)]
+    paths = set()
+    for parent, folders, files in os.walk(folder, followlinks=False):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        paths |= {(Path(parent) / name).relative_to(folder).as_posix() for name in files + links}
+    return paths
 
 
 def _raise_if(problems: list[str], folder: Path) -> None:

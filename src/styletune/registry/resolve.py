@@ -1,4 +1,4 @@
-"""From what a person asks for (``horizon@^1.2``) to one version."""
+"""From a request (``horizon@^1.2``) to one version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TERM = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What was asked for: one exact version, or every release that meets all bounds."""
+    """A request: one exact version, or every release that meets all bounds."""
 
     name: str
     text: str
@@ -48,42 +48,45 @@ def parse_spec(text: str) -> Spec:
     Raises:
         BadInput: none of these.
     """
-    name, at, wanted = text.partition("@")
+    name, at, version = text.partition("@")
     try:
         check_name(name)
         if not at:
             return Spec(name, text, None, ())
-        if wanted[:1].isdigit():
-            return Spec(name, text, parse_version(wanted), ())
+        if version[:1].isdigit():
+            return Spec(name, text, parse_version(version), ())
     except BadInput as error:
-        raise BadInput(error.message, where=text, fix=_near_spec(name, wanted)) from None
+        raise BadInput(error.message, where=text, fix=_near_spec(name, version)) from None
     bounds: list[tuple[str, Release]] = []
-    for term in wanted.split(","):
+    for term in version.split(","):
         match = _TERM.fullmatch(term.strip())
         if match is None:
             raise BadInput(
-                f'"{wanted}" is not a version or a range', where=text, fix=f"such as {_EXAMPLES}"
+                f'"{version}" is not a version or a range', where=text, fix=f"such as {_EXAMPLES}"
             )
         bounds += _bounds(match.group(1), [int(part) for part in match.groups()[1:] if part])
     return Spec(name, text, None, tuple(bounds))
 
 
-def _near_spec(name: str, wanted: str) -> str:
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", wanted, re.ASCII):
-        return f"did you mean {name}@^{wanted} or {name}@~{wanted}?"
+def _near_spec(name: str, version: str) -> str:
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", version, re.ASCII):
+        return f"did you mean {name}@^{version} or {name}@~{version}?"
     return f"such as {_EXAMPLES}"
 
 
-def _bounds(sign: str, given: list[int]) -> list[tuple[str, Release]]:
-    major, minor, patch = (*given, 0, 0)[:3]
+def _bounds(sign: str, numbers: list[int]) -> list[tuple[str, Release]]:
+    major, minor, patch = (*numbers, 0, 0)[:3]
     low = (major, minor, patch)
     if sign == "~":
-        return [(">=", low), ("<", (major, minor + 1, 0) if len(given) > 1 else (major + 1, 0, 0))]
+        return [
+            (">=", low),
+            ("<", (major, minor + 1, 0) if len(numbers) > 1 else (major + 1, 0, 0)),
+        ]
     if sign == "^":
         # semver's caret: 0.x promises nothing between minors, 0.0.x nothing between patches.
-        if major or len(given) == 1:
+        if major or len(numbers) == 1:
             return [(">=", low), ("<", (major + 1, 0, 0))]
-        if minor or len(given) == 2:
+        if minor or len(numbers) == 2:
             return [(">=", low), ("<", (0, minor + 1, 0))]
         return [("==", low)]
     return [(sign, low)]
@@ -115,13 +118,13 @@ def resolve(store: ObjectStore, spec: Spec) -> tuple[Manifest, str]:
             where=spec.text,
             fix=f"did you mean {near[0]}? {there}" if near else there,
         )
-    found = [version for version in versions if matches(spec, version)]
-    if not found:
-        there = ", ".join(str(version) for version in versions)
+    matching = [version for version in versions if matches(spec, version)]
+    if not matching:
+        published = ", ".join(str(version) for version in versions)
         hint = "" if any(not v.pre for v in versions) else "; prereleases must be asked for exactly"
         raise NotFound(
             f'no version of "{spec.name}" answers this',
             where=spec.text,
-            fix=f"published versions: {there}{hint}",
+            fix=f"published versions: {published}{hint}",
         )
-    return read_manifest(store, spec.name, str(max(found)))
+    return read_manifest(store, spec.name, str(max(matching)))

@@ -7,7 +7,6 @@ code path. (Its fsspec layer ignores ``mode="create"`` and would overwrite.)
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import re
 import urllib.parse
@@ -25,18 +24,10 @@ from obstore.exceptions import (
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from styletune.errors import BadInput, Conflict, IntegrityError, NotFound, OutputError
+from styletune.places import describe_write_error
 
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 _SCHEMES = "s3://bucket/prefix, gs://bucket/prefix, az://account/container, file:///folder"
-_REASONS = {
-    errno.ENOSPC: "no space left on the device",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "no permission to write",
-    errno.EPERM: "no permission to write",
-    errno.ENOTDIR: "a part of the path is a file",
-    errno.EISDIR: "a folder is where a file should be",
-}
 
 
 def open_store(location: str | Path, *, create: bool) -> ObjectStore:
@@ -127,11 +118,11 @@ def get_blob(store: ObjectStore, digest: str) -> bytes:
         IntegrityError: its bytes are not what its name says.
     """
     content = read_object(store, blob_key(digest))
-    found = hashlib.sha256(content).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != digest:
         raise IntegrityError(
             f"blob {digest} was changed or cut short: expected sha256 {digest}, "
-            f"found {found} ({len(content)} bytes)",
+            f"found {actual} ({len(content)} bytes)",
             where=blob_key(digest),
             fix="restore the blob from a backup, or publish a new version",
         )
@@ -167,10 +158,10 @@ def list_folders(store: ObjectStore, prefix: str) -> list[str]:
 
 def _list(store: ObjectStore, prefix: str) -> tuple[list[dict[str, object]], list[str]]:
     try:
-        found = obstore.list_with_delimiter(store, prefix)
+        listing = obstore.list_with_delimiter(store, prefix)
     except (BaseError, OSError) as error:
         raise _unreadable(error, prefix) from None
-    return list(found["objects"]), list(found["common_prefixes"])
+    return list(listing["objects"]), list(listing["common_prefixes"])
 
 
 @contextlib.contextmanager
@@ -196,7 +187,7 @@ def _reason(error: Exception) -> str:
     """The system's reason in words; obstore keeps its number only inside the text."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     code = int(number.group(1)) if number else (getattr(error, "errno", None) or 0)
-    return _REASONS.get(code) or _first_line(error)
+    return describe_write_error(code) or _first_line(error)
 
 
 def _unreadable(error: Exception, where: str) -> BadInput:

@@ -4,8 +4,8 @@
     adapters/<name>/events/000001.json        created once each, numbered without gaps
     blobs/sha256/ab/<64 hex>                  the files, by content
 
-Nothing is ever overwritten. Which version is approved, promoted or withdrawn is not stored
-anywhere: it is what the events, read in order, add up to.
+Nothing is ever overwritten: what has become of a version is what its events, read in order,
+add up to.
 """
 
 from __future__ import annotations
@@ -22,20 +22,18 @@ from pydantic import ValidationError
 from styletune.errors import BadInput, Conflict, IntegrityError, NotFound
 from styletune.recipe import NAME_PATTERN
 from styletune.registry.manifest import (
-    AdapterEntry,
-    BaseEntry,
     Event,
     FileEntry,
-    GateEntry,
     Manifest,
     Version,
     canonical,
-    explain,
     parse_stored,
     parse_version,
     role_of,
 )
+from styletune.registry.release import Release
 from styletune.registry.store import list_folders, list_objects, put_blob, put_new, read_object
+from styletune.runs.form import explain
 
 _EVENT_ATTEMPTS = 200
 
@@ -51,18 +49,10 @@ class Published:
 
 def publish_version(
     store: ObjectStore,
-    *,
-    name: str,
-    version: str,
-    created: str,
-    description: str,
-    license: str,  # noqa: A002
-    base: BaseEntry,
-    adapter: AdapterEntry,
-    recipe_hash: str,
-    data_fingerprint: str,
-    gates: Sequence[GateEntry],
+    release: Release,
     files: Mapping[str, bytes],
+    *,
+    created: str,
     who: str,
     why: str,
 ) -> Published:
@@ -73,17 +63,9 @@ def publish_version(
 
     Args:
         store: an open registry.
-        name: adapter name, ``[a-z0-9][a-z0-9-]*``.
-        version: ``major.minor.patch[-pre]``.
-        created: ISO 8601 in UTC; also the time of the event.
-        description: one sentence.
-        license: SPDX id or ``LicenseRef-…``.
-        base: the base model.
-        adapter: strength, rank, alpha, trigger.
-        recipe_hash: SHA-256 (hex) of the recipe.
-        data_fingerprint: fingerprint of the training data.
-        gates: the release rules and their verdicts.
+        release: what the version declares.
         files: content by relative path.
+        created: ISO 8601 in UTC; also the time of the event.
         who: the person or job that publishes.
         why: the reason, for the history.
 
@@ -92,22 +74,9 @@ def publish_version(
         Conflict: the version exists; the message says whether its content is the same.
         OutputError: full, read-only, or no permission.
     """
+    name, version = release.name, release.version
     try:
-        # Sorted, because the order of a mapping must not change the digest.
-        entries = tuple(_entry(path, files[path]) for path in sorted(files))
-        manifest = Manifest(
-            name=name,
-            version=version,
-            created=created,
-            description=description,
-            license=license,
-            base=base,
-            adapter=adapter,
-            recipe_hash=recipe_hash,
-            data_fingerprint=data_fingerprint,
-            gates=tuple(gates),
-            files=entries,
-        )
+        manifest = _manifest(release, created, files)
         parse_version(version)
         content = canonical(manifest)
         digest = hashlib.sha256(content).hexdigest()
@@ -129,18 +98,35 @@ def publish_version(
     return Published(name, version, digest)
 
 
+def _manifest(release: Release, created: str, files: Mapping[str, bytes]) -> Manifest:
+    return Manifest(
+        name=release.name,
+        version=release.version,
+        created=created,
+        description=release.description,
+        license=release.license,
+        base=release.base,
+        adapter=release.adapter,
+        recipe_hash=release.recipe_hash,
+        data_fingerprint=release.data_fingerprint,
+        gates=release.gates,
+        # Sorted, because the order of a mapping must not change the digest.
+        files=tuple(_entry(path, files[path]) for path in sorted(files)),
+    )
+
+
 def _entry(path: str, content: bytes) -> FileEntry:
     digest = hashlib.sha256(content).hexdigest()
     return FileEntry(path=path, sha256=digest, size=len(content), role=role_of(path))
 
 
-def _refuse(store: ObjectStore, wanted: Manifest, event: Event) -> NoReturn:
+def _refuse(store: ObjectStore, new: Manifest, event: Event) -> NoReturn:
     """Raise the Conflict of a version that exists; complete its history if a crash cut it."""
-    name, version = wanted.name, wanted.version
-    there, digest = read_manifest(store, name, version)
+    name, version = new.name, new.version
+    old, digest = read_manifest(store, name, version)
     free = next_free_version(list_versions(store, name), version)
     # The time of publication alone does not make another content.
-    if there == wanted.model_copy(update={"created": there.created}):
+    if old == new.model_copy(update={"created": old.created}):
         # Only then is it true that this person published these bytes.
         if version not in _published_digests(store, name):
             append_event(store, name, event.model_copy(update={"digest": digest}))
@@ -149,7 +135,7 @@ def _refuse(store: ObjectStore, wanted: Manifest, event: Event) -> NoReturn:
             where=f"{name}@{version}",
             fix=f"nothing needs to be done; to publish it once more, use version {free}",
         )
-    differs = _differences(there, wanted)
+    differs = _differences(old, new)
     raise Conflict(
         f"{name} {version} is published already, with different content: {differs}",
         where=f"{name}@{version}",
@@ -157,14 +143,15 @@ def _refuse(store: ObjectStore, wanted: Manifest, event: Event) -> NoReturn:
     )
 
 
-def _differences(there: Manifest, wanted: Manifest) -> str:
-    old = {entry.path: entry.sha256 for entry in there.files}
-    new = {entry.path: entry.sha256 for entry in wanted.files}
-    files = sorted(path for path in old.keys() | new.keys() if old.get(path) != new.get(path))
+def _differences(old: Manifest, new: Manifest) -> str:
+    before = {entry.path: entry.sha256 for entry in old.files}
+    after = {entry.path: entry.sha256 for entry in new.files}
+    paths = before.keys() | after.keys()
+    files = sorted(path for path in paths if before.get(path) != after.get(path))
     fields = [
         key
         for key in Manifest.model_fields
-        if key not in ("created", "files") and getattr(there, key) != getattr(wanted, key)
+        if key not in ("created", "files") and getattr(old, key) != getattr(new, key)
     ]
     names = fields + files
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
@@ -172,9 +159,8 @@ def _differences(there: Manifest, wanted: Manifest) -> str:
 
 def next_free_version(taken: Sequence[str], version: str) -> Version:
     """The lowest release that is free above all of the same major.minor, for a taken version."""
-    wanted = parse_version(version)
     versions = [parse_version(text) for text in taken]
-    major, minor, patch = wanted.release
+    major, minor, patch = parse_version(version).release
     patches = [v.release[2] for v in versions if v.release[:2] == (major, minor) and not v.pre]
     return Version((major, minor, max([patch - 1, *patches]) + 1))
 
@@ -227,9 +213,9 @@ def read_manifest(store: ObjectStore, name: str, version: str) -> tuple[Manifest
     try:
         content = read_object(store, key)
     except NotFound:
-        there = ", ".join(list_versions(store, name)) or "none"
+        versions = ", ".join(list_versions(store, name)) or "none"
         raise NotFound(
-            f"no version {version}", where=name, fix=f"published versions: {there}"
+            f"no version {version}", where=name, fix=f"published versions: {versions}"
         ) from None
     digest = hashlib.sha256(content).hexdigest()
     published = _published_digests(store, name).get(version, digest)
@@ -259,25 +245,25 @@ def list_versions(store: ObjectStore, name: str) -> list[str]:
 
     Raises:
         BadInput: not a name.
-        IntegrityError: a file among the manifests is named like none.
+        IntegrityError: a file among the manifests has the name of none.
     """
     check_name(name)
     files = list_objects(store, f"adapters/{name}/versions/")
     try:
-        found = [parse_version(file.removesuffix(".json")) for file in files if _is_json(file)]
+        versions = [parse_version(file.removesuffix(".json")) for file in files if _is_json(file)]
     except BadInput as error:
         raise IntegrityError(
-            error.message, where=f"adapters/{name}/versions", fix="remove what is not ours"
+            error.message, where=f"adapters/{name}/versions", fix="remove it"
         ) from None
-    return [str(version) for version in sorted(found)]
+    return [str(version) for version in sorted(versions)]
 
 
 def check_name(name: str) -> None:
-    """Raise BadInput unless an adapter can be called so."""
+    """Raise BadInput unless an adapter can have this name."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise BadInput(
             f'"{name}" cannot name an adapter',
-            fix="lower-case letters, digits and dashes, such as horizon-backgrounds",
+            fix="use lower-case letters, digits and dashes, such as horizon-backgrounds",
         )
 
 

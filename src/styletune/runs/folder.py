@@ -1,9 +1,27 @@
-"""The run folder: the only module that knows the names of the files in it."""
+"""The run folder: the only module that knows the names in it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+BASE_COLUMN = "base"
+_STEP = "step-"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of a checkpoint in the folder and in every document: ``step-000200``."""
+    return f"{_STEP}{step:06d}"
+
+
+def column_label(name: str, step: int | None, strength: float) -> str:
+    """A column of scores for people: ``base``, ``step 200``, ``step 200 at strength 0.8``.
+
+    ``step`` is None for a column that is no checkpoint; it keeps its name. The base has the
+    strength 0, which goes without saying.
+    """
+    label = name if step is None else f"step {step}"
+    return label if strength == 1 or name == BASE_COLUMN else f"{label} at strength {strength:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +32,7 @@ class Run:
 
     @property
     def recipe_file(self) -> Path:
+        """``recipe.toml``: the resolved recipe."""
         return self.dir / "recipe.toml"
 
     @property
@@ -23,7 +42,7 @@ class Run:
 
     @property
     def log_file(self) -> Path:
-        """``log.jsonl``: one line a logged step."""
+        """``log.jsonl``: one line per logged step."""
         return self.dir / "log.jsonl"
 
     @property
@@ -33,20 +52,26 @@ class Run:
 
     @property
     def trainer_file(self) -> Path:
-        """Who holds the lock; the processes of one training know by it that they share a disk."""
+        """Who holds the lock; by it the processes of one training know that they share a disk."""
         return self.dir / ".trainer"
 
     @property
     def checkpoints_dir(self) -> Path:
+        """One folder per checkpoint."""
         return self.dir / "checkpoints"
 
     @property
     def previews_dir(self) -> Path:
+        """Images of the recipe's preview prompts, one per checkpoint."""
         return self.dir / "previews"
+
+    def preview_file(self, step: int, index: int) -> Path:
+        """The image of a preview prompt (from 0) after a step."""
+        return self.previews_dir / f"step-{step:06d}-{index:02d}.png"
 
     @property
     def class_images_dir(self) -> Path:
-        """What the base model drew of the class, for prior preservation."""
+        """Images of the class by the base model, for prior preservation."""
         return self.dir / "class_images"
 
     @property
@@ -56,10 +81,12 @@ class Run:
 
     @property
     def summary_file(self) -> Path:
+        """``scores/summary.json``: choice, intervals, gates, anchors."""
         return self.dir / "scores" / "summary.json"
 
     @property
     def report_file(self) -> Path:
+        """``report.html``: the scores for people, in one self-contained file."""
         return self.dir / "report.html"
 
     @property
@@ -68,12 +95,15 @@ class Run:
         return self.dir / "picture.png"
 
     def checkpoint_dir(self, step: int) -> Path:
-        return self.checkpoints_dir / f"step-{step:06d}"
+        """The folder of the checkpoint after ``step`` steps."""
+        return self.checkpoints_dir / checkpoint_name(step)
 
     def adapter_file(self, step: int) -> Path:
+        """``adapter.safetensors`` of a checkpoint."""
         return self.checkpoint_dir(step) / "adapter.safetensors"
 
     def state_file(self, step: int) -> Path:
+        """``state.safetensors`` of a checkpoint: what resuming needs; old ones may be gone."""
         return self.checkpoint_dir(step) / "state.safetensors"
 
     def state_facts_file(self, step: int) -> Path:
@@ -85,17 +115,21 @@ class Run:
         if not self.checkpoints_dir.is_dir():
             return []
         steps = [
-            int(p.name.removeprefix("step-"))
-            for p in self.checkpoints_dir.glob("step-*")
-            if p.name.removeprefix("step-").isdigit()
+            int(p.name.removeprefix(_STEP))
+            for p in self.checkpoints_dir.glob(f"{_STEP}*")
+            if p.name.removeprefix(_STEP).isdigit()
         ]
         return sorted(s for s in steps if self.state_facts_file(s).is_file())
 
     def remove_leftovers(self) -> None:
         """Delete the temporary files of checkpoints whose writing a kill interrupted."""
-        for file in self.checkpoints_dir.glob("step-*/.*"):
+        for file in self.checkpoints_dir.glob(f"{_STEP}*/.*"):
             file.unlink(missing_ok=True)
 
     def samples_dir(self, suite_hash: str, column: str) -> Path:
-        """Images of one column ("base", "step-000200") of one suite."""
+        """Images of one column (``BASE_COLUMN`` or a checkpoint's name) of one suite."""
         return self.dir / "samples" / suite_hash[:12] / column
+
+    def references_dir(self, suite_hash: str) -> Path:
+        """The held-out images that one suite's columns were compared with."""
+        return self.samples_dir(suite_hash, "references")

@@ -1,1 +1,1 @@
-"""Adapter and prompts -> images that carry their settings."""
+"""A base, an adapter and shots -> images that carry their settings."""

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styletune.errors import BadInput
-from styletune.scoring.gates import GateResult, passed
+from styletune.runs.folder import column_label
+from styletune.runs.summary import GateVerdict, missed_gates
 from styletune.scoring.statistics import holm, paired_difference, paired_p_value
 
 SIGNIFICANCE = 0.05
@@ -23,12 +24,12 @@ class Candidate:
     step: int | None
     strength: float
     style: NDArray[np.float64]
-    gates: Sequence[GateResult]
+    gates: Sequence[GateVerdict]
 
     @property
     def label(self) -> str:
-        name = self.name if self.step is None else f"step {self.step}"
-        return name if self.strength == 1 else f"{name} at strength {self.strength:g}"
+        """For people: ``step 200``."""
+        return column_label(self.name, self.step, self.strength)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ def _reason(
 def _standing(candidates: Sequence[Candidate], column: int, pool: Sequence[int]) -> str:
     chosen = candidates[column]
     label = chosen.label[0].upper() + chosen.label[1:]
-    if passed(chosen.gates):
+    missed = missed_gates(chosen.gates)
+    if not missed:
         return f"{label} passes all gates ({len(pool)} of {len(candidates)} candidates do)."
-    missed = ", ".join(f"{g.name} ({g.verdict})" for g in chosen.gates if g.verdict != "pass")
-    return f"No candidate passes all gates. {label} is the least bad; it misses {missed}."
+    names = ", ".join(f"{gate.name} ({gate.verdict})" for gate in missed)
+    return f"No candidate passes all gates. {label} is the least bad; it misses {names}."

@@ -1,4 +1,4 @@
-"""Pictures of scores: inline SVG for the report, a labelled contact sheet as PNG."""
+"""Pictures of scores: inline SVG for the report, a labeled contact sheet as PNG."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class _Scale:
         power = 10.0 ** _floor_log10(raw)
         step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw)
         first = -(-self.low // step)
-        found = [first * step]
-        while found[-1] + step <= self.high + 1e-9:
-            found.append(found[-1] + step)
-        return [round(v, 10) + 0.0 for v in found]  # + 0.0: no "-0"
+        ticks = [first * step]
+        while ticks[-1] + step <= self.high + 1e-9:
+            ticks.append(ticks[-1] + step)
+        return [round(v, 10) + 0.0 for v in ticks]  # + 0.0: no "-0"
 
 
 def _floor_log10(value: float) -> int:
@@ -75,9 +75,9 @@ def _scale(values: Sequence[float], start: float, end: float, margin: float = 0.
 
 
 def curve_svg(title: str, lines: dict[str, list[Point]], levels: Sequence[Level]) -> Markup:
-    """A metric over training steps: one line a strength, band of the 95 % interval.
+    """A metric over training steps: one line per strength, band of the 95 % interval.
 
-    ``title`` is read aloud in place of the picture. Colours come from the page's CSS classes.
+    ``title`` is read aloud in place of the picture. Colors come from the page's CSS classes.
     """
     points = [p for line in lines.values() for p in line]
     ys = [v for p in points for v in (p.low, p.value, p.high)] + [level.value for level in levels]
@@ -244,7 +244,7 @@ def load_rgb(file: Path, side_px: int) -> Image.Image:
 
 
 def draw_grid(path: Path, rows: Sequence[tuple[str, Sequence[Path]]], cell_px: int = 192) -> None:
-    """Write a labelled contact sheet as PNG: one row of square cells a label.
+    """Write a labeled contact sheet as PNG: one row of square cells per label.
 
     Images are cropped to the middle square; rows may differ in length. Raises BadInput for
     nothing to draw, OutputError where the file cannot be written.

@@ -7,102 +7,48 @@ they reward collapse.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
 
+from styletune.runs.metrics import GATES, Gate
+from styletune.runs.summary import GateVerdict, Verdict
 from styletune.scoring.statistics import Estimate, finite
 from styletune.scoring.suite import SuiteGates
 
-Verdict = Literal["pass", "fail", "inconclusive"]
 
-
-@dataclass(frozen=True, slots=True)
-class GateResult:
-    """One rule, what was measured (value, 95 % interval) and what follows."""
-
-    name: str
-    value: float
-    low: float
-    high: float
-    threshold: float
-    verdict: Verdict
-    explanation: str
-
-    def as_json(self) -> dict[str, str | float | None]:
-        return {
-            "name": self.name,
-            "value": finite(self.value),
-            "low": finite(self.low),
-            "high": finite(self.high),
-            "threshold": self.threshold,
-            "verdict": self.verdict,
-            "explanation": self.explanation,
-        }
-
-
-def apply_gates(
-    gates: SuiteGates,
-    *,
-    clip_image_gain: Estimate,
-    palette_ratio: Estimate,
-    clip_text_loss: Estimate,
-) -> list[GateResult]:
-    """Judge one column by its three estimates against the base.
+def apply_gates(thresholds: SuiteGates, metrics: Mapping[str, Estimate]) -> list[GateVerdict]:
+    """Judge one column by its estimates against the base, gate by gate.
 
     A gate passes when the whole interval is on the good side of the threshold, fails when
     the whole interval is on the bad side, and is inconclusive between. An adapter that
     changes nothing gains exactly 0 and fails, whatever the thresholds.
     """
     return [
-        _at_least(
-            "clip_image_gain",
-            clip_image_gain,
-            gates.clip_image_gain,
-            "gained in similarity to the references, over the base",
-        ),
-        _at_most(
-            "palette_ratio",
-            palette_ratio,
-            gates.palette_ratio,
-            "of the base's distance to the reference colours",
-        ),
-        _at_most(
-            "clip_text_loss",
-            clip_text_loss,
-            gates.clip_text_loss,
-            "of the base's prompt similarity lost",
-        ),
+        _judge(gate, metrics[gate.metric], float(getattr(thresholds, gate.name))) for gate in GATES
     ]
 
 
-def passed(results: Sequence[GateResult]) -> bool:
-    """All gates pass; inconclusive is not passed."""
-    return all(result.verdict == "pass" for result in results)
-
-
-def _at_least(name: str, e: Estimate, threshold: float, what: str) -> GateResult:
-    good, bad = e.low > threshold, e.high <= threshold
-    rule = f"all of the interval above {threshold:.3g}"
-    return _result(name, e, threshold, good, bad, f"{_spoken(e)} {what}; needs {rule}")
-
-
-def _at_most(name: str, e: Estimate, threshold: float, what: str) -> GateResult:
-    good, bad = e.high <= threshold, e.low > threshold
-    rule = f"all of the interval at or below {threshold:.3g}"
-    return _result(name, e, threshold, good, bad, f"{_spoken(e)} {what}; needs {rule}")
-
-
-def _spoken(e: Estimate) -> str:
-    return f"{e.value:.3f} (95 % interval {e.low:.3f} to {e.high:.3f})"
-
-
-def _result(
-    name: str, e: Estimate, threshold: float, good: bool, bad: bool, text: str
-) -> GateResult:
+def _judge(gate: Gate, estimate: Estimate, threshold: float) -> GateVerdict:
+    above = estimate.low > threshold
+    below = estimate.high <= threshold
+    good, bad = (above, below) if gate.side == "above" else (below, above)
     verdict: Verdict = "pass" if good else "fail" if bad else "inconclusive"
-    if math.isnan(e.value):
-        text = "not defined: the base's own mean is not positive, so this encoder cannot judge it"
-    elif verdict == "inconclusive":
-        text += "; more prompts would narrow it"
-    return GateResult(name, e.value, e.low, e.high, threshold, verdict, text)
+    return GateVerdict(
+        name=gate.name,
+        value=finite(estimate.value),
+        low=finite(estimate.low),
+        high=finite(estimate.high),
+        threshold=threshold,
+        verdict=verdict,
+        explanation=_explanation(gate, estimate, threshold, verdict),
+    )
+
+
+def _explanation(gate: Gate, estimate: Estimate, threshold: float, verdict: Verdict) -> str:
+    if math.isnan(estimate.value):
+        return "not defined: the base's own mean is not positive, so this encoder cannot judge it"
+    side = "above" if gate.side == "above" else "at or below"
+    text = (
+        f"{estimate.value:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f}) "
+        f"{gate.phrase}; needs all of the interval {side} {threshold:.3g}"
+    )
+    return text + ("; more prompts would narrow it" if verdict == "inconclusive" else "")

@@ -1,4 +1,4 @@
-"""Colour: how far a set's colours are from the references', and which colours they are.
+"""Color: how far a set's colors are from the references', and which colors they are.
 
 The distance is a sliced 1-Wasserstein distance in CIELAB (Rabin et al. 2011; Bonneel et al.
 2015, doi 10.1007/s10851-014-0506-3). A set is the weighted mean of its images' histograms,
@@ -14,34 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from styletune.colors import half_sphere, main_colors
 from styletune.errors import DataError
 from styletune.scoring.statistics import Estimate, bootstrap_weights, spread_interval
 
 Array = NDArray[np.float64]
 SIDE_PX = 64
 DIRECTIONS = 64
-# sRGB's farthest colour from Lab's origin is blue, 134 units away.
+# sRGB's farthest color from Lab's origin is blue, 134 units away.
 LIMIT = 140
 GRID = np.arange(-LIMIT, LIMIT + 1, dtype=np.float64)
 
 
-def directions() -> Array:
-    """(64, 3) unit vectors, a Fibonacci lattice on half the sphere: d and -d tell the same."""
-    i = np.arange(DIRECTIONS) + 0.5
-    z = i / DIRECTIONS
-    angle = np.pi * (3 - np.sqrt(5)) * i
-    radius = np.sqrt(1 - z * z)
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle), z], axis=1)
-
-
 def load_pixels(file: Path) -> tuple[Array, Array]:
-    """An image's colours: (k, 3) float64 CIELAB (D65, L 0-100) and (k,) weights, sum 1.
+    """An image's colors: (k, 3) float64 CIELAB (D65, L 0-100) and (k,) weights, sum 1.
 
-    Reduced to 64x64 by area first. Transparent pixels have no colour and no weight.
-    Raises DataError if the file is no image or wholly transparent.
+    Reduced to 64x64 by area first. Transparent pixels have no color and no weight.
+    Raises DataError if the file is not an image or fully transparent.
     """
     from skimage.color import rgb2lab
 
+    rgb, weight = _load_rgb(file)
+    return np.asarray(rgb2lab(rgb / 255)), weight
+
+
+def _load_rgb(file: Path) -> tuple[Array, Array]:
+    """(4096, 3) sRGB, 0 to 255, and (4096,) weights, sum 1. Raises DataError."""
     try:
         with Image.open(file) as opened:
             upright = ImageOps.exif_transpose(opened).convert("RGBA")
@@ -51,17 +49,17 @@ def load_pixels(file: Path) -> tuple[Array, Array]:
     rgba = np.asarray(small, np.float64).reshape(-1, 4)
     weight = rgba[:, 3]
     if weight.sum() == 0:
-        raise DataError("the image is wholly transparent", where=str(file))
-    return np.asarray(rgb2lab(rgba[:, :3] / 255)), weight / weight.sum()
+        raise DataError("the image is fully transparent", where=str(file))
+    return rgba[:, :3], weight / weight.sum()
 
 
 def projected_cdf(lab: Array, weight: Array) -> NDArray[np.float32]:
-    """Cumulative histograms of the colours along every direction: (64, 281) float32.
+    """Cumulative histograms of the colors along every direction: (64, 281) float32.
 
     ``lab`` (k, 3), ``weight`` (k,) with sum 1. Mass is shared between the two nearest grid
     points in proportion, which keeps every mean, and so every pure shift, exact.
     """
-    position = lab @ directions().T + LIMIT
+    position = lab @ half_sphere(DIRECTIONS).T + LIMIT
     below = np.clip(np.floor(position).astype(np.int64), 0, len(GRID) - 2)
     share = position - below
     offset = below + np.arange(DIRECTIONS) * len(GRID)
@@ -72,21 +70,21 @@ def projected_cdf(lab: Array, weight: Array) -> NDArray[np.float32]:
 
 
 def palette_features(files: Sequence[Path]) -> NDArray[np.float32]:
-    """(n, 64, 281) cumulative colour histograms of image files. Raises DataError."""
+    """(n, 64, 281) cumulative color histograms of image files. Raises DataError."""
     return np.stack([projected_cdf(*load_pixels(file)) for file in files])
 
 
 def cdf_distance(f: NDArray[np.floating], g: NDArray[np.floating]) -> Array:
     """Sliced W1 of cumulative histograms (..., 64, 281), broadcast: (...) in units of dE76.
 
-    W1 on a line is the integral of |F - G|. A shift of all colours by v moves direction d by
+    W1 on a line is the integral of |F - G|. A shift of all colors by v moves direction d by
     |v.d|, whose mean over the sphere is |v| / 2: hence the factor 2, so that it reads |v|.
     """
     return np.asarray(2 * np.abs(f - g).sum(-1).mean(-1), np.float64)
 
 
 def palette_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Distance between two sets' colours, from ``palette_features``; in units of dE76, >= 0."""
+    """Distance between two sets' colors, from ``palette_features``; in units of dE76, >= 0."""
     return float(cdf_distance(x.mean(0), y.mean(0)))
 
 
@@ -116,14 +114,14 @@ def palette_estimates(
     """(palette distance, its ratio to the base's), each with a 95 % interval.
 
     The ratio's interval is symmetric in its logarithm. Features as from ``palette_features``.
-    Raises DataError if the base has exactly the references' colours.
+    Raises DataError if the base has exactly the references' colors.
     """
     mine = palette_draws(x, references, prompts, draws, seed)
     other = palette_draws(base, references, prompts, draws, seed)
     value, anchor = palette_distance(x, references), palette_distance(base, references)
     if anchor <= 0 or other.min() <= 0:
         raise DataError(
-            "the base model's images already have the references' exact colours",
+            "the base model's images already have the references' exact colors",
             fix="give reference images in the brand's look, not the base model's own",
         )
     distance = spread_interval(value, float(np.std(mine, ddof=1)), prompts, n=len(x))
@@ -138,24 +136,13 @@ def palette_estimates(
 
 
 def extract_palette(files: Sequence[Path], k: int = 6) -> list[tuple[str, float]]:
-    """The k main colours of images, for display: [("#rrggbb", weight)], heaviest first.
+    """The ``main_colors`` of images, for display: [("#rrggbb", weight)], heaviest first.
 
-    k-means in CIELAB with a fixed seed; weights sum to 1; fewer than k if there are fewer
-    colours. Raises DataError.
+    Every image counts the same; weights sum to 1. Raises DataError.
     """
-    from skimage.color import lab2rgb
-    from sklearn.cluster import KMeans
-
     if not files:
         raise DataError("a palette needs at least one image")
-    loaded = [load_pixels(file) for file in files]
-    lab = np.concatenate([pixels for pixels, _ in loaded])
-    weight = np.concatenate([w for _, w in loaded])
-    picked = np.random.default_rng(0).choice(len(lab), size=min(len(lab), 20_000), replace=False)
-    lab, weight = lab[picked], weight[picked]
-    count = min(k, len(np.unique(lab.round(1), axis=0)))
-    fitted = KMeans(count, n_init=3, random_state=0).fit(lab, sample_weight=weight)
-    mass = np.bincount(fitted.labels_, weight, count) / weight.sum()
-    rgb = np.rint(np.clip(lab2rgb(fitted.cluster_centers_), 0, 1) * 255).astype(int)
-    order = np.argsort(-mass)
-    return [("#{:02x}{:02x}{:02x}".format(*rgb[i]), float(mass[i])) for i in order]
+    loaded = [_load_rgb(file) for file in files]
+    rgb = np.concatenate([pixels for pixels, _ in loaded])
+    weight = np.concatenate([weights for _, weights in loaded])
+    return main_colors(rgb.astype(np.uint8), weight, k)

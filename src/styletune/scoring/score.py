@@ -1,17 +1,26 @@
-"""The front door: columns of images and features in; rows, summary and choice out."""
+"""Columns of images and features in; rows, summary and choice out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from styletune.errors import BadInput
-from styletune.files import atomic_write, write_json
+from styletune.runs.scores import ScoreRow
+from styletune.runs.summary import (
+    Anchors,
+    BaseVerdict,
+    CheckpointScores,
+    ChosenCheckpoint,
+    GateVerdict,
+    Metrics,
+    Summary,
+    missed_gates,
+)
 from styletune.scoring.choose import Candidate, choose
 from styletune.scoring.clip_score import (
     image_similarity,
@@ -19,7 +28,7 @@ from styletune.scoring.clip_score import (
     text_similarity,
 )
 from styletune.scoring.frechet import frechet_distance, frechet_estimate
-from styletune.scoring.gates import GateResult, apply_gates, passed
+from styletune.scoring.gates import apply_gates
 from styletune.scoring.kernel import kid, kid_estimate
 from styletune.scoring.palette import (
     cdf_distance,
@@ -60,24 +69,29 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One per-image score; ``palette`` is that image's distance to all references' colours."""
+class Scores:
+    """Long-form rows, and the summary, still without its inputs."""
 
-    checkpoint: str
-    strength: float
-    prompt_id: str
-    seed: int
-    metric: str
-    value: float
-    encoder: str
+    rows: list[ScoreRow]
+    summary: Summary
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Long-form rows, and the summary that ``scores/summary.json`` holds."""
+class _References:
+    """The references' features (m, d) and cumulative color histograms (m, 64, 281)."""
 
-    rows: list[Row]
-    summary: dict[str, Any]
+    features: NDArray[np.floating]
+    colors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """One column against references and prompts: cosines (n,), histograms (n, 64, 281)."""
+
+    column: Column
+    image: Array
+    text: Array
+    colors: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +101,7 @@ class _Measured:
     column: Column
     per_image: dict[str, Array]
     metrics: dict[str, Estimate]
-    gates: list[GateResult]
+    gates: list[GateVerdict]
 
 
 def score_columns(
@@ -104,7 +118,7 @@ def score_columns(
     Args:
         suite: prompts, seeds and gates.
         columns: the base first, then checkpoints; the same prompts and seeds in each.
-        text_features: (p, d), one row a prompt.
+        text_features: (p, d), one row per prompt.
         references: held-out reference images, at least four, never seen in training.
         reference_features: (m, d), in the order of ``references``.
         encoder_id: what made the features; goes into every row.
@@ -114,28 +128,16 @@ def score_columns(
         DataError: an image cannot be read.
     """
     _check(suite, columns, text_features, references, reference_features)
-    reference_colors = palette_features(references)
-    base = columns[0]
-    base_colors = palette_features(base.images)
-    base_image = image_similarity(base.image_features, reference_features)
-    base_text = text_similarity(base.image_features, text_features)
-    measured = []
-    for column in columns:
-        colors = base_colors if column is base else palette_features(column.images)
-        measured.append(
-            _measure(
-                suite,
-                column,
-                image=image_similarity(column.image_features, reference_features),
-                text=text_similarity(column.image_features, text_features),
-                base_image=base_image,
-                base_text=base_text,
-                colors=(colors, base_colors, reference_colors),
-                references=reference_features,
-            )
+    anchor = _References(reference_features, palette_features(references))
+    base = _compare(columns[0], text_features, anchor)
+    measured = [
+        _measure(
+            suite, base if c is base.column else _compare(c, text_features, anchor), base, anchor
         )
+        for c in columns
+    ]
     rows = [row for m in measured for row in _rows(suite, m, encoder_id)]
-    real = _real_anchor(reference_features, reference_colors)
+    real = _real_anchor(anchor)
     return Scores(rows, _summary(suite, measured, real, len(references), encoder_id))
 
 
@@ -159,62 +161,58 @@ def _check(
             where="[data] holdout",
             fix="hold out a larger share, or add images",
         )
-    seen: set[tuple[str, float]] = set()
+    names: set[tuple[str, float]] = set()
     for column in columns:
-        got = (len(column.images), len(column.image_features))
-        if got != (expected, expected):
+        counts = (len(column.images), len(column.image_features))
+        if counts != (expected, expected):
             raise BadInput(
-                f"{got[0]} images and {got[1]} features, but prompts x seeds make {expected}",
+                f"{counts[0]} images and {counts[1]} features, but prompts x seeds make {expected}",
                 where=column.name,
             )
-        if (column.name, column.strength) in seen:
+        if (column.name, column.strength) in names:
             raise BadInput(f"comes twice at strength {column.strength:g}", where=column.name)
-        seen.add((column.name, column.strength))
+        names.add((column.name, column.strength))
+
+
+def _compare(
+    column: Column, text_features: NDArray[np.floating], references: _References
+) -> _Compared:
+    return _Compared(
+        column,
+        image=image_similarity(column.image_features, references.features),
+        text=text_similarity(column.image_features, text_features),
+        colors=palette_features(column.images),
+    )
 
 
 def _measure(
-    suite: Suite,
-    column: Column,
-    *,
-    image: Array,
-    text: Array,
-    base_image: Array,
-    base_text: Array,
-    colors: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]],
-    references: NDArray[np.floating],
+    suite: Suite, compared: _Compared, base: _Compared, references: _References
 ) -> _Measured:
-    p = len(suite.prompts)
-    mine, base_colors, reference_colors = colors
-    distance, ratio = palette_estimates(mine, base_colors, reference_colors, p)
+    column, p = compared.column, len(suite.prompts)
+    distance, ratio = palette_estimates(compared.colors, base.colors, references.colors, p)
     clusters = np.repeat(np.arange(p), len(suite.seeds)).tolist()
     metrics = {
-        "clip_image": mean_estimate(image, p),
-        "clip_text": mean_estimate(text, p),
+        "clip_image": mean_estimate(compared.image, p),
+        "clip_text": mean_estimate(compared.text, p),
         "palette": distance,
-        "kid": kid_estimate(column.image_features, references, p),
-        "fid": frechet_estimate(column.image_features, references, clusters),
-        "clip_image_gain": paired_difference(image, base_image, p),
-        "clip_text_loss": relative_loss(text, base_text, p),
+        "kid": kid_estimate(column.image_features, references.features, p),
+        "fid": frechet_estimate(column.image_features, references.features, clusters),
+        "clip_image_gain": paired_difference(compared.image, base.image, p),
+        "clip_text_loss": relative_loss(compared.text, base.text, p),
         "palette_ratio": ratio,
     }
-    gates = apply_gates(
-        suite.gates,
-        clip_image_gain=metrics["clip_image_gain"],
-        palette_ratio=metrics["palette_ratio"],
-        clip_text_loss=metrics["clip_text_loss"],
-    )
     per_image = {
-        "clip_image": image,
-        "clip_text": text,
-        "palette": cdf_distance(mine, reference_colors.mean(0)),
+        "clip_image": compared.image,
+        "clip_text": compared.text,
+        "palette": cdf_distance(compared.colors, references.colors.mean(0)),
     }
-    return _Measured(column, per_image, metrics, gates)
+    return _Measured(column, per_image, metrics, apply_gates(suite.gates, metrics))
 
 
-def _rows(suite: Suite, measured: _Measured, encoder_id: str) -> list[Row]:
+def _rows(suite: Suite, measured: _Measured, encoder_id: str) -> list[ScoreRow]:
     seeds = len(suite.seeds)
     return [
-        Row(
+        ScoreRow(
             checkpoint=measured.column.name,
             strength=measured.column.strength,
             prompt_id=prompt_id(i // seeds),
@@ -234,16 +232,15 @@ REAL_HOW = (
     "splits; a half is smaller than the whole, so these floors are a little too high."
 )
 FID_NOTE = (
-    "FID is biased by more than it measures at this number of images and prefers collapsed sets: "
-    "shown for the record, never a gate."
+    "FID and KID are computed on CLIP features here, not on Inception's, so they compare with no "
+    "published value. FID is biased by more than it measures at this number of images and prefers "
+    "collapsed sets: shown for the record, never a gate."
 )
 
 
-def _real_anchor(
-    features: NDArray[np.floating], colors: NDArray[np.float32]
-) -> dict[str, Estimate]:
+def _real_anchor(references: _References) -> dict[str, Estimate]:
     """What a perfect adapter could reach: see ``REAL_HOW``."""
-    m = len(features)
+    features, colors, m = references.features, references.colors, len(references.features)
     similar = leave_one_out_similarity(features)
     # A pair enters two leave-one-out means, so the error is twice that of independent values.
     error = 2 * float(np.std(similar, ddof=1)) / m**0.5
@@ -255,11 +252,11 @@ def _real_anchor(
         splits["palette"].append(palette_distance(colors[a], colors[b]))
         splits["kid"].append(kid(features[a], features[b]))
         splits["fid"].append(frechet_distance(features[a], features[b]))
-    found = {"clip_image": spread_interval(float(similar.mean()), error, m, m)}
+    anchors = {"clip_image": spread_interval(float(similar.mean()), error, m, m)}
     for name, values in splits.items():
         low, high = np.quantile(values, [0.025, 0.975])
-        found[name] = Estimate(float(np.mean(values)), float(low), float(high), m)
-    return found
+        anchors[name] = Estimate(float(np.mean(values)), float(low), float(high), m)
+    return anchors
 
 
 def _summary(
@@ -268,7 +265,7 @@ def _summary(
     real: dict[str, Estimate],
     references: int,
     encoder_id: str,
-) -> dict[str, Any]:
+) -> Summary:
     base, rest = measured[0], measured[1:]
     p = len(suite.prompts)
     style = [by_prompt(m.per_image["clip_image"], p) for m in measured]
@@ -276,67 +273,43 @@ def _summary(
         Candidate(m.column.name, m.column.step, m.column.strength, s, m.gates)
         for m, s in zip(rest, style[1:], strict=True)
     ]
-    chosen = choose(candidates, style[0])
+    choice = choose(candidates, style[0])
     adjusted = holm([paired_p_value(s, style[0], p) for s in style[1:]])
-    pick = rest[chosen.column]
-    return {
-        "suite": suite.name,
-        "suite_hash": suite_hash(suite),
-        "encoder": encoder_id,
-        "images": p * len(suite.seeds),
-        "references": references,
-        "chosen": {
-            "checkpoint": pick.column.name,
-            "step": pick.column.step,
-            "strength": pick.column.strength,
-            "reason": chosen.reason,
-            "passed": passed(pick.gates),
-        },
-        "checkpoints": [
-            {
-                "checkpoint": m.column.name,
-                "step": m.column.step,
-                "strength": m.column.strength,
-                "metrics": _json(m.metrics),
-                "gates": [g.as_json() for g in m.gates],
-                "passed": passed(m.gates),
-                "clip_image_gain_p_holm": p_value,
-            }
-            for m, p_value in zip(rest, adjusted, strict=True)
-        ],
-        "anchors": {"base": _json(base.metrics), "real": _json(real)},
-        # The base is a candidate at strength 0: a gate that lets it pass is no gate.
-        "base": {"gates": [g.as_json() for g in base.gates], "passed": passed(base.gates)},
-        "anchors_how": REAL_HOW,
-        "gates": [g.as_json() for g in pick.gates],
-        "fid_note": FID_NOTE,
-    }
-
-
-def _json(metrics: dict[str, Estimate]) -> dict[str, dict[str, float | int | None]]:
-    return {name: estimate.as_json() for name, estimate in metrics.items()}
-
-
-def write_scores(scores: Scores, parquet_path: Path, summary_path: Path) -> None:
-    """Write rows as parquet (zstd) and the summary as JSON, each atomically.
-
-    Columns: checkpoint, strength, prompt_id, seed, metric, value, encoder. Raises OutputError.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        [
-            ("checkpoint", pa.string()),
-            ("strength", pa.float64()),
-            ("prompt_id", pa.string()),
-            ("seed", pa.int64()),
-            ("metric", pa.string()),
-            ("value", pa.float64()),
-            ("encoder", pa.string()),
-        ]
+    checkpoints = [_checkpoint(m, p_holm) for m, p_holm in zip(rest, adjusted, strict=True)]
+    pick = checkpoints[choice.column]
+    return Summary(
+        suite=suite.name,
+        suite_hash=suite_hash(suite),
+        encoder=encoder_id,
+        images=p * len(suite.seeds),
+        references=references,
+        chosen=ChosenCheckpoint(
+            checkpoint=pick.checkpoint,
+            step=pick.step,
+            strength=pick.strength,
+            reason=choice.reason,
+            passed=pick.passed,
+        ),
+        checkpoints=tuple(checkpoints),
+        anchors=Anchors(base=_metrics(base.metrics), real=_metrics(real)),
+        base=BaseVerdict(gates=tuple(base.gates), passed=not missed_gates(base.gates)),
+        gates=pick.gates,
+        anchors_how=REAL_HOW,
+        fid_note=FID_NOTE,
     )
-    table = pa.Table.from_pylist([asdict(row) for row in scores.rows], schema=schema)
-    with atomic_write(parquet_path) as stream:
-        pq.write_table(table, stream, compression="zstd")
-    write_json(summary_path, scores.summary)
+
+
+def _checkpoint(measured: _Measured, p_holm: float) -> CheckpointScores:
+    return CheckpointScores(
+        checkpoint=measured.column.name,
+        step=measured.column.step,
+        strength=measured.column.strength,
+        metrics=_metrics(measured.metrics),
+        gates=tuple(measured.gates),
+        passed=not missed_gates(measured.gates),
+        clip_image_gain_p_holm=p_holm,
+    )
+
+
+def _metrics(estimates: dict[str, Estimate]) -> Metrics:
+    return {name: estimate.as_metric() for name, estimate in estimates.items()}

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from styletune.runs.summary import MetricValue
+
 Array = NDArray[np.float64]
 LEVEL = 0.95
 
@@ -27,17 +29,15 @@ class Estimate:
     high: float
     n: int
 
-    def as_json(self) -> dict[str, float | int | None]:
-        """For JSON, which has no NaN: undefined becomes null."""
-        return {
-            "value": finite(self.value),
-            "low": finite(self.low),
-            "high": finite(self.high),
-            "n": self.n,
-        }
+    def as_metric(self) -> MetricValue:
+        """For a document, which has no NaN: undefined becomes None."""
+        return MetricValue(
+            value=finite(self.value), low=finite(self.low), high=finite(self.high), n=self.n
+        )
 
 
 def finite(value: float) -> float | None:
+    """The value, or None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -91,7 +91,7 @@ def relative_loss(
 ) -> Estimate:
     """1 - mean(column) / mean(base) with an interval over prompts.
 
-    The ratio of paired means is linearised (delta method; Cochran, Sampling Techniques,
+    The ratio of paired means is linearized (delta method; Cochran, Sampling Techniques,
     section 6.4). NaN where the base's mean is not positive: a share of it means nothing.
     """
     c, b = by_prompt(column, prompts), by_prompt(base, prompts)

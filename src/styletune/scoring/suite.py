@@ -1,4 +1,4 @@
-"""An evaluation suite: which prompts and seeds, how they are sampled, what must be reached."""
+"""An evaluation suite: prompts and seeds, how they are sampled, what must be reached."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from styletune.recipe import Section, load_toml
+from styletune.errors import IntegrityError
+from styletune.recipe.section import Section
+from styletune.recipe.toml import load_toml
+from styletune.runs.form import parse_document
+from styletune.runs.metrics import GATE_OF
+from styletune.runs.summary import FIX_SUMMARY, Summary
 
 MIN_REFERENCES = 4
 
@@ -31,36 +36,36 @@ class SuiteEncoder(Section):
 
 
 class SuiteGates(Section):
-    """What a checkpoint must reach to be published; intervals are 95 %, over prompts."""
+    """The threshold of every gate; intervals are 95 %, over prompts."""
 
     clip_image_gain: float = Field(
         default=0.02,
         ge=0,
         lt=2,
-        description="Similarity to the references gained over the base, at least: lower bound.",
+        description=GATE_OF["clip_image_gain"].description,
     )
     palette_ratio: float = Field(
         default=0.7,
         gt=0,
         lt=1,
-        description="Palette distance as a share of the base's, at most: upper bound.",
+        description=GATE_OF["palette_ratio"].description,
     )
     clip_text_loss: float = Field(
         default=0.10,
         ge=0,
         lt=1,
-        description="Prompt similarity lost, as a share of the base's, at most: upper bound.",
+        description=GATE_OF["clip_text_loss"].description,
     )
 
 
 class Suite(Section):
-    """One evaluation suite, as its TOML file says it."""
+    """One evaluation suite, as in its TOML file."""
 
     name: str = Field(min_length=1, description="What the suite is called in reports.")
     prompts: tuple[str, ...] = Field(
         min_length=3, description="At least three different prompts, without the trigger word."
     )
-    seeds: tuple[int, ...] = Field(min_length=1, description="At least one seed a prompt.")
+    seeds: tuple[int, ...] = Field(min_length=1, description="At least one seed per prompt.")
     sampler: SuiteSampler = SuiteSampler()
     encoder: SuiteEncoder = SuiteEncoder()
     gates: SuiteGates = SuiteGates()
@@ -88,7 +93,7 @@ class Suite(Section):
 
 
 def _refuse_duplicates(values: list[str]) -> None:
-    """Twice the same image is not twice the evidence."""
+    """The same image twice is not twice the evidence."""
     twice = [value for value, count in Counter(values).items() if count > 1]
     if twice:
         raise ValueError(f"twice in the list: {', '.join(twice)}")
@@ -117,3 +122,20 @@ def suite_hash(suite: Suite) -> str:
 def prompt_id(index: int) -> str:
     """Name of the prompt at ``index`` (from 0) in tables and file names: ``p00``."""
     return f"p{index:02d}"
+
+
+def sample_names(suite: Suite) -> list[str]:
+    """File names of one column's images, prompts-major, seeds-minor: ``p00-7.png``."""
+    return [f"{prompt_id(i)}-{seed}.png" for i in range(len(suite.prompts)) for seed in suite.seeds]
+
+
+def scored_suite(summary: Summary) -> Suite:
+    """The suite that a run was scored with.
+
+    Raises:
+        IntegrityError: the summary is a published one, without its inputs, or damaged.
+    """
+    if summary.inputs is None:
+        raise IntegrityError("no inputs", where="scores/summary.json", fix=FIX_SUMMARY)
+    content = json.dumps(summary.inputs.suite).encode()
+    return parse_document(Suite, content, "scores/summary.json: inputs.suite", FIX_SUMMARY)

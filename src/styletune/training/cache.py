@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from styletune.data.pixels.crop import Crop
 from styletune.data.rows import Entry
-from styletune.models.conditioning import empty_prompt, encode_prompts, make_time_ids
+from styletune.models.conditioning import (
+    conditioning_of,
+    empty_is_zero,
+    empty_prompt,
+    encode_prompts,
+    size_conditions,
+    stored_tensors,
+    text_encoders_of,
+)
+from styletune.models.families import family_of
+from styletune.models.family import Conditioning, Family
 from styletune.models.latents import encode_pixels, latent_mask
 from styletune.models.placement import RESIDENT_BYTES, placed
 from styletune.progress import progress
+from styletune.recipe.data_sections import DataSection
 from styletune.training.cache_files import (
     Tensors,
     content_key,
@@ -32,6 +42,17 @@ from styletune.training.cache_files import (
 
 # Images decoded in advance; a 100-megapixel original takes a gigabyte while it is decoded.
 READ_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where a cache goes: its device, and the folder of encoded files that runs share.
+
+    Without a folder everything is encoded again.
+    """
+
+    device: str
+    folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +71,18 @@ class Latents:
 class Cache:
     """Encoded training set of n entries, each with K variants of its caption, c distinct ones.
 
-    ``bucket_of`` (n) numbers ``buckets``, ``places`` (n) the rows in them; ``time_ids`` (n, 6)
-    float32; ``embeds`` (c + 1, 77, d) and ``pooled`` (c + 1, p), whose last row is the empty
-    caption, in the encoders' dtype; ``captions`` (c) are their texts; ``caption_rows`` (n, K)
-    int64, on the CPU. Latents and embeddings lie on ``device``, or in the host's memory where
-    they would crowd it.
+    ``bucket_of`` (n) numbers ``buckets``, ``places`` (n) the rows in them; ``sizes`` are the UNet's
+    added conditions on the images' sizes, each (n, k) float32; ``texts`` the conditioning of c + 1
+    texts, the last the empty caption, None where they are encoded anew at every step;
+    ``captions`` (c) are their texts; ``caption_rows`` (n, K) int64, on the CPU. Latents and texts
+    are on ``device``, or in the host's memory where they would crowd it.
     """
 
     buckets: tuple[Latents, ...]
     bucket_of: tuple[int, ...]
     places: tuple[int, ...]
-    time_ids: Tensor
-    embeds: Tensor
-    pooled: Tensor
+    sizes: Mapping[str, Tensor]
+    texts: Conditioning | None
     captions: tuple[str, ...]
     caption_rows: Tensor
     device: str
@@ -80,27 +100,26 @@ class Cache:
         """``mean``, ``logvar`` and ``mask`` of b entries of one bucket, on ``device``."""
         (bucket,) = {self.bucket_of[i] for i in entries}
         rows = torch.tensor([self.places[i] for i in entries])
-        found = self.buckets[bucket]
-        mask = None if found.mask is None else found.mask[rows].to(self.device)
-        return found.mean[rows].to(self.device), found.logvar[rows].to(self.device), mask
+        latents, device = self.buckets[bucket], self.device
+        mask = None if latents.mask is None else latents.mask[rows].to(device)
+        return latents.mean[rows].to(device), latents.logvar[rows].to(device), mask
 
-    def texts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``embeds`` (b, 77, d) and ``pooled`` (b, p) of caption rows (b,), on ``device``."""
-        rows = rows.to(self.embeds.device)
-        return self.embeds[rows].to(self.device), self.pooled[rows].to(self.device)
+    def text_rows(self, rows: Tensor) -> Conditioning:
+        """The conditioning of caption rows (b,), on ``device``; only with ``texts``."""
+        assert self.texts is not None
+        chosen = self.texts.rows(rows.to(self.texts.embeds.device))
+        return chosen.map(lambda tensor: tensor.to(self.device))
 
 
 def build_cache(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     entries: Sequence[Entry],
     captions: Sequence[Sequence[str]],
     read: Callable[[Entry], Crop],
+    data: DataSection,
+    place: CachePlace,
     *,
-    device: str,
-    cache_dir: Path | None = None,
-    mask_floor: float = 0.0,
     with_text: bool = True,
-    cut_long: bool = False,
     title: str = "cache",
 ) -> Cache:
     """Encode what is not on disk yet; VAE and text encoders run only if something is missing.
@@ -113,11 +132,9 @@ def build_cache(
         entries: (n), at least one.
         captions: (n) lists of K variants each.
         read: an entry's pixels; called from threads, for missing entries only.
-        device: where the cache goes and the VAE runs.
-        cache_dir: folder of encoded files, shared by runs; None encodes everything.
-        mask_floor: weight of the loss outside masks, in [0, 1).
-        with_text: False leaves ``embeds`` and ``pooled`` empty, for trained text encoders.
-        cut_long: captions may lose what comes after the 77th token.
+        data: its ``mask_floor`` is used, and whether it allows captions that CLIP cuts off.
+        place: where the cache goes and the models run.
+        with_text: False leaves ``texts`` out, for trained text encoders.
         title: of the progress bar.
 
     Raises:
@@ -126,77 +143,77 @@ def build_cache(
     """
     assert len(entries) == len(captions) > 0
     assert len({len(variants) for variants in captions}) == 1, "variants differ in number"
-    encoded = _encoded_images(pipe, entries, read, device, cache_dir, title)
+    encoded = _encoded_images(pipe, entries, read, place, title)
     sizes = sorted({entry.bucket for entry in entries})
     bucket_of = tuple(sizes.index(entry.bucket) for entry in entries)
     members = [[i for i, b in enumerate(bucket_of) if b == number] for number in range(len(sizes))]
     place_of = {entry: place for bucket in members for place, entry in enumerate(bucket)}
     distinct = tuple(dict.fromkeys(text for variants in captions for text in variants))
     row_of = {text: row for row, text in enumerate(distinct)}
-    buckets = tuple(_stack([encoded[i] for i in bucket], mask_floor) for bucket in members)
-    embeds, pooled = torch.empty(0, 0, 0), torch.empty(0, 0)
-    if with_text:
-        embeds, pooled = _encoded_texts(pipe, distinct, device, cache_dir, cut_long)
-    time_ids = [make_time_ids(e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries]
+    buckets = tuple(_stack([encoded[i] for i in bucket], data.mask_floor) for bucket in members)
+    cut_long = "too-long-caption" in data.allow
+    texts = _encoded_texts(pipe, distinct, place, cut_long) if with_text else None
+    family = family_of(pipe)
+    conditions = [
+        size_conditions(family, e.plan.original, e.crops_coords_top_left, e.bucket) for e in entries
+    ]
     cache = Cache(
         buckets=buckets,
         bucket_of=bucket_of,
         places=tuple(place_of[i] for i in range(len(entries))),
-        time_ids=torch.stack(time_ids).to(device),
-        embeds=embeds,
-        pooled=pooled,
+        sizes={n: torch.stack([c[n] for c in conditions]).to(place.device) for n in conditions[0]},
+        texts=texts,
         captions=distinct,
-        caption_rows=torch.tensor([[row_of[text] for text in texts] for texts in captions]),
-        device=device,
+        caption_rows=torch.tensor([[row_of[text] for text in variants] for variants in captions]),
+        device=place.device,
     )
     return _resident(cache)
 
 
 def _encoded_images(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     entries: Sequence[Entry],
     read: Callable[[Entry], Crop],
-    device: str,
-    cache_dir: Path | None,
+    place: CachePlace,
     title: str,
 ) -> list[Tensors]:
     """``mean``, ``logvar`` (4, h, w) and, with a mask, ``mask`` (h, w), on the CPU."""
     vae_hash = weights_hash(pipe.vae)
     keys = [latent_key(entry, vae_hash) for entry in entries]
-    wanted = dict(zip(keys, entries, strict=True))
-    with progress(title, len(wanted)) as advance:
-        found: dict[str, Tensors] = {}
-        for key in wanted:
-            stored = read_stored(cache_dir, "latents", key)
+    entry_of = dict(zip(keys, entries, strict=True))
+    with progress(title, len(entry_of)) as advance:
+        tensors_of: dict[str, Tensors] = {}
+        for key in entry_of:
+            stored = read_stored(place.folder, "latents", key)
             if stored is not None:
-                found[key] = stored
+                tensors_of[key] = stored
                 advance(1, "")
-        missing = {key: entry for key, entry in wanted.items() if key not in found}
+        missing = {key: entry for key, entry in entry_of.items() if key not in tensors_of}
         if missing:
-            # SDXL's VAE overflows in float16 and loses a bit of colour in bfloat16.
+            # A VAE may overflow in float16 and loses a bit of color in bfloat16.
             with (
-                placed(pipe.vae, device, torch.float32),
+                placed(pipe.vae, place.device, torch.float32),
                 contextlib.closing(_read_ahead(read, list(missing.values()))) as crops,
             ):
                 for (key, entry), crop in zip(missing.items(), crops, strict=True):
                     # Another process may have been here since.
-                    tensors = read_stored(cache_dir, "latents", key)
+                    tensors = read_stored(place.folder, "latents", key)
                     if tensors is None:
-                        tensors = _encode_image(pipe.vae, entry, crop)
-                        write_stored(cache_dir, "latents", key, tensors)
-                    found[key] = tensors
+                        tensors = _encode_image(pipe, entry, crop)
+                        write_stored(place.folder, "latents", key, tensors)
+                    tensors_of[key] = tensors
                     advance(1, "")
-    return [found[key] for key in keys]
+    return [tensors_of[key] for key in keys]
 
 
-def _encode_image(vae: Any, entry: Entry, crop: Crop) -> Tensors:
+def _encode_image(pipe: DiffusionPipeline, entry: Entry, crop: Crop) -> Tensors:
     assert crop.target_size == entry.bucket
     assert (crop.mask is None) == (entry.row.mask_hash == "")
     pixels = torch.from_numpy(crop.pixels).permute(2, 0, 1)[None]
-    posterior = encode_pixels(vae, pixels, [entry.row.file_name])
+    posterior = encode_pixels(pipe.vae, pixels, [entry.row.file_name])
     tensors = {"mean": posterior.mean[0].cpu(), "logvar": posterior.logvar[0].cpu()}
     if crop.mask is not None:
-        tensors["mask"] = torch.from_numpy(latent_mask(crop.mask))
+        tensors["mask"] = torch.from_numpy(latent_mask(crop.mask, family_of(pipe).vae_factor))
     return tensors
 
 
@@ -219,47 +236,45 @@ def _read_ahead(
 
 
 def _encoded_texts(
-    pipe: StableDiffusionXLPipeline,
+    pipe: DiffusionPipeline,
     texts: Sequence[str],
-    device: str,
-    cache_dir: Path | None,
+    place: CachePlace,
     cut_long: bool,
-) -> tuple[Tensor, Tensor]:
-    """``embeds`` and ``pooled`` of the texts and, last, of the empty caption."""
-    encoders = (pipe.text_encoder, pipe.text_encoder_2)
+) -> Conditioning:
+    """The conditioning of the texts and, last, of the empty caption."""
+    family, encoders = family_of(pipe), text_encoders_of(pipe)
     model = [
         *(weights_hash(encoder) for encoder in encoders),
-        *(tokenizer_hash(tokenizer) for tokenizer in (pipe.tokenizer, pipe.tokenizer_2)),
+        *(tokenizer_hash(getattr(pipe, name)) for name in family.tokenizers),
     ]
     keys = {content_key("caption", text, *model): text for text in texts}
-    empty_key = content_key("empty caption", bool(pipe.config.force_zeros_for_empty_prompt), *model)
-    found: dict[str, Tensors] = {}
+    empty_key = content_key("empty caption", empty_is_zero(pipe), *model)
+    tensors_of: dict[str, Tensors] = {}
     for key in (*keys, empty_key):
-        stored = read_stored(cache_dir, "texts", key)
+        stored = read_stored(place.folder, "texts", key)
         if stored is not None:
-            found[key] = stored
-    missing = [key for key in keys if key not in found]
-    size = 1 if device == "cpu" else 32
-    if missing or empty_key not in found:
-        with placed(encoders[0], device), placed(encoders[1], device):
+            tensors_of[key] = stored
+    missing = [key for key in keys if key not in tensors_of]
+    size = 1 if place.device == "cpu" else 32
+    if missing or empty_key not in tensors_of:
+        with contextlib.ExitStack() as visits:
+            for encoder in encoders:
+                visits.enter_context(placed(encoder, place.device))
             for start in range(0, len(missing), size):
                 chunk = missing[start : start + size]
                 encoded = encode_prompts(pipe, [keys[key] for key in chunk], cut_long=cut_long)
                 for i, key in enumerate(chunk):
-                    found[key] = {
-                        "embeds": encoded.embeds[i].cpu(),
-                        "pooled": encoded.pooled[i].cpu(),
-                    }
-                    write_stored(cache_dir, "texts", key, found[key])
-            if empty_key not in found:
-                empty = empty_prompt(pipe)
-                found[empty_key] = {
-                    "embeds": empty.embeds[0].cpu(),
-                    "pooled": empty.pooled[0].cpu(),
-                }
-                write_stored(cache_dir, "texts", empty_key, found[empty_key])
-    rows = [found[key] for key in (*keys, empty_key)]
-    return torch.stack([r["embeds"] for r in rows]), torch.stack([r["pooled"] for r in rows])
+                    tensors_of[key] = _stored_row(family, encoded, i)
+                    write_stored(place.folder, "texts", key, tensors_of[key])
+            if empty_key not in tensors_of:
+                tensors_of[empty_key] = _stored_row(family, empty_prompt(pipe), 0)
+                write_stored(place.folder, "texts", empty_key, tensors_of[empty_key])
+    rows = [tensors_of[key] for key in (*keys, empty_key)]
+    return conditioning_of(family, {k: torch.stack([row[k] for row in rows]) for k in rows[0]})
+
+
+def _stored_row(family: Family, text: Conditioning, row: int) -> Tensors:
+    return {name: tensor[row].cpu() for name, tensor in stored_tensors(family, text).items()}
 
 
 def _stack(rows: Sequence[Tensors], mask_floor: float) -> Latents:
@@ -276,7 +291,7 @@ def _resident(cache: Cache) -> Cache:
     """Move the tensors to the device if they are few, as the memory plan expects, else pin them."""
     if torch.device(cache.device).type != "cuda":
         return _moved(cache, lambda tensor: tensor.to(cache.device))
-    tensors = [cache.embeds, cache.pooled]
+    tensors = [] if cache.texts is None else [cache.texts.embeds, *cache.texts.added.values()]
     for bucket in cache.buckets:
         tensors += [t for t in (bucket.mean, bucket.logvar, bucket.mask) if t is not None]
     needed_bytes = sum(t.numel() * t.element_size() for t in tensors)
@@ -290,4 +305,5 @@ def _moved(cache: Cache, move: Callable[[Tensor], Tensor]) -> Cache:
         Latents(move(b.mean), move(b.logvar), None if b.mask is None else move(b.mask))
         for b in cache.buckets
     )
-    return replace(cache, buckets=buckets, embeds=move(cache.embeds), pooled=move(cache.pooled))
+    texts = None if cache.texts is None else cache.texts.map(move)
+    return replace(cache, buckets=buckets, texts=texts)

@@ -1,7 +1,7 @@
 """The cache on disk: one file for each entry and caption, named by the hash of its inputs.
 
-So nothing goes stale, a changed image costs one encoding, a killed run goes on where it was, and
-two runs may fill the same folder: what a file holds follows from its name.
+So nothing goes stale, a changed image costs one encoding, a killed run resumes where it was, and
+two runs may fill the same folder: a file's name determines its content.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from styletune.adapters.file import pack_tensors
 from styletune.data.rows import Entry
 from styletune.files import write_bytes
 
-# Goes up when the same inputs would be encoded to other tensors.
+# Increased when the same inputs would be encoded to other tensors.
 FORMAT = "styletune-cache-1"
 
 Tensors = dict[str, Tensor]
 
 
 def latent_key(entry: Entry, vae_hash: str) -> str:
-    """SHA-256 (hex) of all that an entry's latents depend on."""
+    """SHA-256 (hex) of everything that an entry's latents depend on."""
     plan, corner = entry.plan, entry.crops_coords_top_left
     return content_key(
         "latents",
@@ -47,7 +47,7 @@ def weights_hash(module: nn.Module) -> str:
     """SHA-256 (hex) of a model's configuration, and of its weights as they are in memory."""
     config: Any = module.config
     settings = config if isinstance(config, Mapping) else config.to_dict()
-    # Underscored keys and versions tell where a copy came from, not what it does.
+    # Underscored keys and versions say where a copy came from, not what it does.
     skipped = ("transformers_version", "dtype", "torch_dtype")
     kept = {k: v for k, v in settings.items() if not k.startswith("_") and k not in skipped}
     text = json.dumps(kept, sort_keys=True, default=str)

@@ -1,7 +1,7 @@
-"""Checkpoints: the adapter, the state to go on from, and a receipt written last.
+"""Checkpoints: the adapter, the state to resume from, and a receipt written last.
 
 A checkpoint without its receipt was interrupted and does not count. A state that does not
-match its checksums stops the run: training never goes on from half a state.
+match its checksums stops the run: training never resumes from half a state.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from styletune.errors import CheckFailed, Conflict, IntegrityError, OutputError
 from styletune.files import file_sha256, read_json, write_bytes, write_json
 from styletune.runs import Run
 from styletune.training.ema import ema_swap
+from styletune.training.identity import Identity
 from styletune.training.optimizer import to_eval, to_train
 from styletune.training.optimizer_state import (
     pack_scaler,
@@ -36,17 +37,7 @@ EMA = "ema:"
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
-    """What a checkpoint belongs to: SHA-256 sums (hex); the recipe's is its ``training_hash``."""
-
-    recipe_hash: str
-    data_fingerprint: str
-    data_order: str
-    base_hash: str
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
+class TrainingState:
     """What training changes, and nothing else: the rest is a function of seed and step.
 
     ``parameters`` by their name in an adapter file, float32; ``ema`` their moving averages or
@@ -61,66 +52,69 @@ class Trained:
 
 
 @contextlib.contextmanager
-def averaged_weights(trained: Trained) -> Iterator[None]:
-    """Put the weights that are to be used in place (EMA, schedule-free average) for a while.
+def averaged_weights(state: TrainingState) -> Iterator[None]:
+    """Put the weights that are to be used (EMA, schedule-free average) in place inside the block.
 
     The live weights come back bit for bit, so looking at a run does not change it.
     """
-    live = {n: p.detach().clone() for n, p in trained.parameters.items()}
-    to_eval(trained.optimizer)
+    live = {n: p.detach().clone() for n, p in state.parameters.items()}
+    to_eval(state.optimizer)
     swap = (
-        ema_swap(trained.ema, trained.parameters)
-        if trained.ema is not None
-        else contextlib.nullcontext()
+        ema_swap(state.ema, state.parameters) if state.ema is not None else contextlib.nullcontext()
     )
     try:
         with swap:
             yield
     finally:
-        to_train(trained.optimizer)
-        for name, parameter in trained.parameters.items():
+        to_train(state.optimizer)
+        for name, parameter in state.parameters.items():
             parameter.data.copy_(live[name])
 
 
 def save_checkpoint(
     run: Run,
     step: int,
-    trained: Trained,
+    state: TrainingState,
     spec: AdapterSpec,
     identity: Identity,
     keep_last: int | None,
 ) -> None:
     """Write the checkpoint after ``step`` optimizer steps and drop states beyond ``keep_last``.
 
+    The adapter's header is ``spec`` with the identity's hashes and the step.
+
     Raises:
         CheckFailed: a weight is NaN or infinite; the checkpoint before stays the last one.
         OutputError: it cannot be written, or the disk has no room for it.
     """
-    live = {n: p.detach().float().cpu().clone() for n, p in trained.parameters.items()}
+    live = {n: p.detach().float().cpu().clone() for n, p in state.parameters.items()}
     for name, tensor in live.items():
         if not bool(torch.isfinite(tensor).all()):
             raise CheckFailed(f"{name} is not finite after step {step}", fix=FIX_DIVERGED)
-    with averaged_weights(trained):
-        used = {n: p.detach().float().cpu().clone() for n, p in trained.parameters.items()}
-    state, facts = pack_state(trained.optimizer, list(trained.parameters))
+    with averaged_weights(state):
+        used = {n: p.detach().float().cpu().clone() for n, p in state.parameters.items()}
+    tensors, facts = pack_state(state.optimizer, list(state.parameters))
     if any(not torch.equal(live[n], used[n]) for n in live):
-        state |= {LIVE + n: t for n, t in live.items()}
-    if trained.ema is not None:
-        state |= {EMA + n: t.detach().cpu() for n, t in trained.ema.items()}
-    # Before the room is measured too: a smaller keep_last is how a full disk is mended.
+        tensors |= {LIVE + n: t for n, t in live.items()}
+    if state.ema is not None:
+        tensors |= {EMA + n: t.detach().cpu() for n, t in state.ema.items()}
+    # Before the space is measured too: a smaller keep_last is how a user frees a full disk.
     _drop_states(run, keep_last)
-    _require_space(run, sum(t.nbytes for t in (*used.values(), *state.values())))
+    _require_space(run, sum(t.nbytes for t in (*used.values(), *tensors.values())))
+    spec = replace(
+        spec, base_hash=identity.base_hash, training_hash=identity.training_hash, step=step
+    )
     save_adapter(run.adapter_file(step), used, spec)
-    write_bytes(run.state_file(step), pack_tensors(state, {}))
+    write_bytes(run.state_file(step), pack_tensors(tensors, {}))
     receipt = {
         "step": step,
-        "recipe_hash": identity.recipe_hash,
+        "recipe_hash": identity.training_hash,  # the key of version 0.1.0
         "data_fingerprint": identity.data_fingerprint,
         "data_order": identity.data_order,
         "base_hash": identity.base_hash,
-        "processes": trained.processes,
+        "processes": state.processes,
         "optimizer": facts,
-        "scaler": pack_scaler(trained.scaler) if trained.scaler is not None else None,
+        "scaler": pack_scaler(state.scaler) if state.scaler is not None else None,
         "adapter_sha256": file_sha256(run.adapter_file(step)),
         "state_sha256": file_sha256(run.state_file(step)),
     }
@@ -142,13 +136,13 @@ def _require_space(run: Run, size_bytes: int) -> None:
         raise OutputError(
             f"no space for a checkpoint of {size_bytes / 1e6:.1f} MB: {free / 1e6:.1f} MB are free",
             where=str(run.dir),
-            fix="free some space, or set train.keep_last; the same command goes on from the last "
+            fix="free some space, or set train.keep_last; the same command resumes from the last "
             "checkpoint",
         )
 
 
 def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = False) -> None:
-    """Check that a checkpoint is this run's and whole; its state too where it is needed.
+    """Check that a checkpoint is this run's and whole; with ``with_state`` its state too.
 
     Raises:
         Conflict: it is of another recipe, data set or base model.
@@ -156,16 +150,16 @@ def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = Fa
     """
     receipt: Mapping[str, object] = read_json(run.state_facts_file(step))
     where = str(run.checkpoint_dir(step))
-    for key, label in (
-        ("recipe_hash", "recipe"),
-        ("data_fingerprint", "data set"),
-        ("data_order", "order of the images"),
-        ("base_hash", "base model"),
+    for key, expected, label in (
+        ("recipe_hash", identity.training_hash, "recipe"),
+        ("data_fingerprint", identity.data_fingerprint, "data set"),
+        ("data_order", identity.data_order, "order of the images"),
+        ("base_hash", identity.base_hash, "base model"),
     ):
-        if receipt.get(key) != getattr(identity, key):
+        if receipt.get(key) != expected:
             raise Conflict(f"belongs to another {label}", where=where, fix="use another --run-dir")
     files = [("adapter_sha256", run.adapter_file(step))]
-    # keep_last removes old states on purpose; one that is there must be the one recorded.
+    # keep_last removes old states on purpose; one that exists must be the one recorded.
     if with_state or run.state_file(step).is_file():
         files.append(("state_sha256", run.state_file(step)))
     for key, file in files:
@@ -178,16 +172,16 @@ def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = Fa
 
 
 def _way_back(run: Run, step: int) -> str:
-    """How to go on when this checkpoint cannot be used; without keep_last, the one before it."""
+    """How to resume when this checkpoint is unusable: from the last one before it with a state."""
     earlier = [s for s in run.checkpoint_steps() if s < step and run.state_file(s).is_file()]
     if not earlier:
-        return "no earlier checkpoint has a state to go on from: train anew with another --run-dir"
+        return "no earlier checkpoint can be resumed from: train again with another --run-dir"
     broken = [str(run.checkpoint_dir(s)) for s in run.checkpoint_steps() if s > earlier[-1]]
-    return f"delete {', '.join(broken)} to go on from step {earlier[-1]}"
+    return f"delete {', '.join(broken)} to resume from step {earlier[-1]}"
 
 
-def restore_checkpoint(run: Run, step: int, trained: Trained, identity: Identity) -> None:
-    """Put everything in ``trained`` back to where it was after ``step`` steps.
+def restore_checkpoint(run: Run, step: int, state: TrainingState, identity: Identity) -> None:
+    """Put everything in ``state`` back to where it was after ``step`` steps.
 
     Raises:
         Conflict: another run's checkpoint, or made with another number of processes.
@@ -196,29 +190,29 @@ def restore_checkpoint(run: Run, step: int, trained: Trained, identity: Identity
     check_receipt(run, step, identity, with_state=True)
     receipt = read_json(run.state_facts_file(step))
     where = str(run.checkpoint_dir(step))
-    if receipt["processes"] != trained.processes:
+    if receipt["processes"] != state.processes:
         raise Conflict(
             f"was trained with {receipt['processes']} processes, now there are "
-            f"{trained.processes}: the global batch would change",
+            f"{state.processes}: the global batch would change",
             where=where,
             fix="start as many processes as before, or use another --run-dir",
         )
     used, _ = load_adapter(run.adapter_file(step))
-    if used.keys() != trained.parameters.keys():
-        odd = sorted(used.keys() ^ trained.parameters.keys())
+    if used.keys() != state.parameters.keys():
+        odd = sorted(used.keys() ^ state.parameters.keys())
         raise IntegrityError(f"the adapter's tensors differ, first: {odd[0]}", where=where)
-    state = load_file(run.state_file(step))
+    tensors = load_file(run.state_file(step))
     with torch.no_grad():
-        for name, parameter in trained.parameters.items():
-            parameter.copy_(state.pop(LIVE + name, used[name]))
-    if trained.ema is not None:
-        for name, shadow in trained.ema.items():
-            if EMA + name not in state:
+        for name, parameter in state.parameters.items():
+            parameter.copy_(tensors.pop(LIVE + name, used[name]))
+    if state.ema is not None:
+        for name, average in state.ema.items():
+            if EMA + name not in tensors:
                 raise IntegrityError(f"no moving average of {name}", where=where)
-            shadow.copy_(state.pop(EMA + name))
-    unpack_state(trained.optimizer, list(trained.parameters), state, receipt["optimizer"])
-    if trained.scaler is not None:
-        unpack_scaler(trained.scaler, receipt["scaler"])
+            average.copy_(tensors.pop(EMA + name))
+    unpack_state(state.optimizer, list(state.parameters), tensors, receipt["optimizer"])
+    if state.scaler is not None:
+        unpack_scaler(state.scaler, receipt["scaler"])
 
 
 def assert_finite(value: float, what: str, step: int, file_names: list[str]) -> None:

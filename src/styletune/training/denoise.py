@@ -1,201 +1,164 @@
-"""One micro-batch: cached latents -> noise -> UNet -> a loss for each sample.
+"""One micro-batch, from cache rows to losses.
+
+    x_0   = (μ + σ · posterior noise) · scaling factor
+    x_t   = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε                        arXiv 2006.11239, equation 4
+    y     = ε, or √ᾱ_t · ε − √(1 − ᾱ_t) · x_0 for velocity     arXiv 2202.00512, appendix D
+    loss  = w(ᾱ_t) · mean over the mask of ℓ(UNet(x_t, t, text, sizes) − y)
 
 Shapes: b batch, h/w latent height and width, t tokens (77), d cross-attention width.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from styletune.models.conditioning import PromptEmbeds, encode_ids
+from styletune.models.family import Conditioning
 from styletune.models.latents import sample_latents
+from styletune.recipe.training_sections import PredictionType, TrainSection
+from styletune.training.batches import MicroBatch
 from styletune.training.cache import Cache
-from styletune.training.noise import Draw, Shape, add_noise, draw_batch, velocity
+from styletune.training.images import Prior, TrainingImages
+from styletune.training.noise import NoiseSample, add_noise, sample_noise, velocity
 from styletune.training.objectives import sample_losses, timestep_weights
 
-Texts = Callable[[Tensor], PromptEmbeds]
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """What is predicted and how an error counts; the recipe explains each."""
-
-    prediction_type: str
-    weighting: str
-    snr_gamma: float
-    loss: str
-    huber_delta: float
-
-
-@dataclass(frozen=True, slots=True)
-class NoiseSettings:
-    """What ``draw_batch`` draws, as the recipe's [train] says it."""
-
-    caption_dropout: float
-    timestep_sampling: str = "uniform"
-    min_timestep: int = 0
-    max_timestep: int | None = None
-    noise_offset: float = 0.0
-    pyramid_noise: float = 0.0
-    input_perturbation: float = 0.0
+# Class samples take their noise from positions that no image of the brand reaches.
+CLASS_POSITION = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Denoiser:
-    """The UNet and what belongs to its noise process.
+    """The UNet and its noise process.
 
-    ``alphas_cumprod`` (timesteps,) float32 on the device; ``dtype`` of the UNet's arithmetic.
+    ``dtype`` is that of the UNet's arithmetic; ``alphas_cumprod`` (timesteps,) float32 in [0, 1)
+    on the device; ``prediction_type`` what the UNet's output means.
     """
 
     unet: nn.Module
     dtype: torch.dtype
     alphas_cumprod: Tensor
     scaling_factor: float
-    objective: Objective
+    prediction_type: PredictionType
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """A noised micro-batch on the device; ``mask`` (b, 1, h, w) or None, weights in [0, 1]."""
+class NoisyBatch:
+    """What the UNet sees and what it should predict, on the device.
+
+    ``noisy_latents`` and ``target`` (b, 4, h, w) float32; ``timesteps`` (b,) int64; ``weights``
+    (b,) float32; ``sizes`` are the UNet's added conditions on the images' sizes, each (b, k)
+    float32; ``text_rows`` (b,) int64, on the CPU; ``mask`` (b, 1, h, w) float32 in [0, 1], or None.
+    """
 
     noisy_latents: Tensor
     target: Tensor
     timesteps: Tensor
     weights: Tensor
-    time_ids: Tensor
+    sizes: Mapping[str, Tensor]
     text_rows: Tensor
     mask: Tensor | None
 
 
-def cached_texts(cache: Cache) -> Texts:
-    """Captions as they were encoded once, by row."""
-    return lambda rows: PromptEmbeds(*cache.texts(rows))
+def image_losses(
+    denoiser: Denoiser, train: TrainSection, images: TrainingImages, batch: MicroBatch
+) -> Tensor:
+    """The loss of each image, (b,) float32, times the image's own weight."""
+    noisy = noisy_batch(denoiser, train, images.cache, batch)
+    losses = denoising_losses(denoiser, train, noisy, images.texts(noisy.text_rows))
+    if any(weight != 1 for weight in images.weights):
+        losses = losses * losses.new_tensor([images.weights[entry] for entry in batch.entries])
+    return losses
 
 
-def live_texts(
-    text_encoder: nn.Module,
-    text_encoder_2: nn.Module,
-    ids: tuple[Tensor, Tensor],
-    empty_is_zero: bool,
-) -> Texts:
-    """Captions encoded anew each time, with gradients; ``ids`` (c + 1, 77), the empty one last."""
-    empty_row = ids[0].shape[0] - 1
-
-    def encode(rows: Tensor) -> PromptEmbeds:
-        device = ids[0].device
-        encoded = encode_ids(text_encoder, text_encoder_2, (ids[0][rows], ids[1][rows]))
-        if not empty_is_zero:
-            return encoded
-        keep = (rows != empty_row).to(device, encoded.embeds.dtype)
-        return PromptEmbeds(encoded.embeds * keep[:, None, None], encoded.pooled * keep[:, None])
-
-    return encode
-
-
-def draw(
-    noise: NoiseSettings,
+def class_losses(
     denoiser: Denoiser,
-    seed: int,
-    step: int,
-    positions: Sequence[int],
-    shape: Shape,
-) -> Draw:
-    """``draw_batch`` by the recipe's settings."""
-    return draw_batch(
-        seed,
-        step,
-        positions,
-        shape,
-        len(denoiser.alphas_cumprod),
-        noise.caption_dropout,
-        timestep_sampling=noise.timestep_sampling,
-        min_timestep=noise.min_timestep,
-        max_timestep=noise.max_timestep,
-        noise_offset=noise.noise_offset,
-        pyramid_noise=noise.pyramid_noise,
-        input_perturbation=noise.input_perturbation,
-    )
+    train: TrainSection,
+    images: TrainingImages,
+    prior: Prior,
+    batch: MicroBatch,
+) -> Tensor:
+    """The unweighted loss of as many class samples as the batch has images, (b,) float32."""
+    class_batch = replace(batch, positions=[CLASS_POSITION + p for p in batch.positions])
+    if prior.images is None:
+        noisy = noisy_batch(denoiser, train, images.cache, class_batch)
+        return prior_losses(denoiser, train, noisy, prior)
+    count = prior.images.cache.num_entries
+    # Positions are unique within a step, so a step has different class images.
+    entries = [(batch.step * 10007 + p) % count for p in batch.positions]
+    return image_losses(denoiser, train, prior.images, replace(class_batch, entries=entries))
 
 
-def noised_inputs(denoiser: Denoiser, cache: Cache, entries: Sequence[int], drawn: Draw) -> Inputs:
-    """Sample the posterior and add noise for the cache's ``entries``, all of one bucket."""
+def noisy_batch(
+    denoiser: Denoiser, train: TrainSection, cache: Cache, batch: MicroBatch
+) -> NoisyBatch:
+    """Sample the noise of the batch's positions and add it to its entries."""
+    shape = cache.latent_shape(cache.bucket_of[batch.entries[0]])
+    timesteps = len(denoiser.alphas_cumprod)
+    noise = sample_noise(train, batch.step, batch.positions, shape, timesteps)
+    return with_noise(denoiser, train, cache, batch.entries, noise)
+
+
+def with_noise(
+    denoiser: Denoiser,
+    train: TrainSection,
+    cache: Cache,
+    entries: Sequence[int],
+    sample: NoiseSample,
+) -> NoisyBatch:
+    """Sample the posterior of ``entries``, all of one bucket, and add the noise."""
     device = denoiser.alphas_cumprod.device
     mean, logvar, mask = cache.latents(entries)
-    latents = sample_latents(
-        mean, logvar, drawn.posterior_noise.to(device), denoiser.scaling_factor
-    )
-    noise, timesteps = drawn.noise.to(device), drawn.timesteps.to(device)
-    a = denoiser.alphas_cumprod[timesteps]
-    is_velocity = denoiser.objective.prediction_type == "v_prediction"
-    choice = (drawn.caption_choice * cache.caption_rows.shape[1]).long()
-    captions = cache.caption_rows[list(entries), choice]
-    return Inputs(
-        noisy_latents=add_noise(latents, drawn.input_noise.to(device), a),
+    posterior_noise = sample.posterior_noise.to(device)
+    latents = sample_latents(mean, logvar, posterior_noise, denoiser.scaling_factor)  # x_0
+    noise, timesteps = sample.noise.to(device), sample.timesteps.to(device)  # ε, t
+    a = denoiser.alphas_cumprod[timesteps]  # ᾱ_t
+    is_velocity = denoiser.prediction_type == "v_prediction"
+    variant = (sample.caption_choice * cache.caption_rows.shape[1]).long()
+    captions = cache.caption_rows[list(entries), variant]
+    return NoisyBatch(
+        noisy_latents=add_noise(latents, sample.input_noise.to(device), a),
         target=velocity(latents, noise, a) if is_velocity else noise,
         timesteps=timesteps,
-        weights=timestep_weights(
-            a,
-            weighting=denoiser.objective.weighting,
-            snr_gamma=denoiser.objective.snr_gamma,
-            prediction_type=denoiser.objective.prediction_type,
-        ),
-        time_ids=cache.time_ids[list(entries)],
-        text_rows=torch.where(drawn.drop_caption, len(cache.captions), captions),
+        weights=timestep_weights(a, train, denoiser.prediction_type),
+        sizes={name: values[list(entries)] for name, values in cache.sizes.items()},
+        text_rows=torch.where(sample.drop_caption, len(cache.captions), captions),
         mask=mask,
     )
 
 
-def predict(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
-    """The UNet's output (b, 4, h, w), in its dtype."""
-    dtype = denoiser.dtype
-    output: Tensor = denoiser.unet(
-        inputs.noisy_latents.to(dtype),
-        inputs.timesteps,
-        encoder_hidden_states=text.embeds.to(dtype),
-        added_cond_kwargs={
-            "text_embeds": text.pooled.to(dtype),
-            # Not in the UNet's dtype: bf16 has no 3001. Its embedding layer casts what it makes.
-            "time_ids": inputs.time_ids,
-        },
-    ).sample
-    return output
-
-
-def losses(denoiser: Denoiser, inputs: Inputs, text: PromptEmbeds) -> Tensor:
-    """The objective of each sample, (b,) float32."""
-    return sample_losses(
-        predict(denoiser, inputs, text),
-        inputs.target,
-        inputs.weights,
-        loss=denoiser.objective.loss,
-        huber_delta=denoiser.objective.huber_delta,
-        mask=inputs.mask,
-    )
+def denoising_losses(
+    denoiser: Denoiser, train: TrainSection, noisy: NoisyBatch, text: Conditioning
+) -> Tensor:
+    """The loss of each sample, (b,) float32."""
+    prediction = predict(denoiser, noisy, text)
+    return sample_losses(prediction, noisy.target, noisy.weights, train, noisy.mask)
 
 
 def prior_losses(
-    denoiser: Denoiser,
-    inputs: Inputs,
-    text: PromptEmbeds,
-    adapter_off: Callable[[], contextlib.AbstractContextManager[None]],
-    base_text: PromptEmbeds,
+    denoiser: Denoiser, train: TrainSection, noisy: NoisyBatch, prior: Prior
 ) -> Tensor:
-    """How far the adapted model left the base model's own prediction for the class, (b,) float32.
+    """How far the adapted model left the base's prediction for the class, (b,) float32."""
+    rows = torch.zeros(len(noisy.timesteps), dtype=torch.long)
+    with torch.no_grad(), prior.adapter_off():
+        target = predict(denoiser, noisy, prior.base_text(rows)).float()
+    prediction = predict(denoiser, noisy, prior.text(rows))
+    return sample_losses(prediction, target, noisy.weights, train)
 
-    ``text`` is the class prompt as the adapted text encoders see it, ``base_text`` as the base's.
-    """
-    with torch.no_grad(), adapter_off():
-        target = predict(denoiser, inputs, base_text).float()
-    return sample_losses(
-        predict(denoiser, inputs, text),
-        target,
-        inputs.weights,
-        loss=denoiser.objective.loss,
-        huber_delta=denoiser.objective.huber_delta,
-        mask=None,
-    )
+
+def predict(denoiser: Denoiser, noisy: NoisyBatch, text: Conditioning) -> Tensor:
+    """The UNet's output (b, 4, h, w), in its dtype."""
+    dtype = denoiser.dtype
+    output: Tensor = denoiser.unet(
+        noisy.noisy_latents.to(dtype),
+        noisy.timesteps,
+        encoder_hidden_states=text.embeds.to(dtype),
+        added_cond_kwargs={
+            **{name: value.to(dtype) for name, value in text.added.items()},
+            # Not in the UNet's dtype: bf16 has no 3001. Its embedding layer casts what it makes.
+            **noisy.sizes,
+        },
+    ).sample
+    return output

@@ -38,7 +38,7 @@ def ema_update(
 def ema_swap(
     shadow: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
 ) -> Iterator[None]:
-    """Have the averages in the model for a while; the live values come back bit for bit."""
+    """Put the averages into the model inside the block; the live values come back bit for bit."""
     live = {name: parameters[name].detach().clone() for name in shadow}
     try:
         with torch.no_grad():

@@ -1,8 +1,8 @@
 """Randomness as a pure function of (seed, step, position), and the forward process.
 
 Nothing here keeps a state, so a resumed run sees what the uninterrupted one would have seen,
-and N processes see what one would. Every kind of draw has its own stream: switching one option
-on leaves the other draws as they were.
+and N processes see what one would. Every option has its own stream: switching it on leaves the
+other random numbers unchanged.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from styletune.errors import BadInput
+from styletune.recipe.training_sections import TrainSection
 
 Shape = tuple[int, int, int]
+Place = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class NoiseSample:
     """The random inputs of one batch of b samples, on the CPU.
 
     ``timesteps`` (b,) int64; ``noise`` (b, 4, h, w) float32, what the target is made of;
@@ -45,89 +46,57 @@ def _generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def draw_batch(
-    seed: int,
-    step: int,
-    positions: Sequence[int],
-    shape: Shape,
-    num_timesteps: int,
-    caption_dropout: float,
-    *,
-    timestep_sampling: str = "uniform",
-    min_timestep: int = 0,
-    max_timestep: int | None = None,
-    noise_offset: float = 0.0,
-    pyramid_noise: float = 0.0,
-    input_perturbation: float = 0.0,
-) -> Draw:
-    """Draw for the given positions of the global batch at one step (0-based).
+def sample_noise(
+    train: TrainSection, step: int, positions: Sequence[int], shape: Shape, num_timesteps: int
+) -> NoiseSample:
+    """Sample for these positions of the global batch at one step.
 
-    What a position draws does not depend on which other positions are asked for.
+    What a position gets does not depend on which other positions are asked for.
 
     Args:
-        seed: of the run.
+        train: its ``seed``, ``caption_dropout``, timestep and noise keys are used.
         step: optimizer step, 0-based.
         positions: places in the global batch, accumulated batches included.
         shape: (channels, h, w) of the latents.
         num_timesteps: of the base model's noise schedule.
-        caption_dropout: share of samples without their caption.
-        timestep_sampling: "uniform", or "logit-normal": the sigmoid of a standard normal
-            (arXiv 2403.03206, section 3.1), stretched over the allowed timesteps.
-        min_timestep: lowest timestep drawn.
-        max_timestep: highest timestep drawn; None, the last one.
-        noise_offset: scale of a standard normal constant added to each channel; the variance
-            becomes 1 + noise_offset².
-        pyramid_noise: discount of coarser levels, see ``multi_resolution_noise``; 0, none.
-        input_perturbation: γ, scale of extra noise on the input alone (arXiv 2301.11706,
-            algorithm 1).
-
-    Raises:
-        BadInput: the allowed timesteps are not timesteps of the schedule.
     """
-    last = num_timesteps - 1 if max_timestep is None else max_timestep
-    if not 0 <= min_timestep <= last < num_timesteps:
-        raise BadInput(
-            f"timesteps {min_timestep} to {last} are not all among the base model's 0 to "
-            f"{num_timesteps - 1}",
-            where="[train] min_timestep, max_timestep",
-            fix=f"max_timestep = {num_timesteps - 1}",
-        )
-    timesteps, noises, inputs, posteriors, drops, choices = [], [], [], [], [], []
-    for position in positions:
-        here = (seed, step, position)
-        generator = _generator("sample", *here)
-        timestep = torch.randint(min_timestep, last + 1, (), generator=generator)
-        drops.append(torch.rand((), generator=generator) < caption_dropout)
-        noise = torch.randn(shape, generator=generator)
-        posteriors.append(torch.randn(shape, generator=generator))
-        if timestep_sampling == "logit-normal":
-            timestep = _logit_normal(min_timestep, last, _generator("timestep", *here))
-        if pyramid_noise > 0:
-            noise = multi_resolution_noise(noise, pyramid_noise, _generator("pyramid", *here))
-        if noise_offset > 0:
-            offset = torch.randn((shape[0], 1, 1), generator=_generator("offset", *here))
-            noise = noise + noise_offset * offset
-        perturbed = noise
-        if input_perturbation > 0:
-            extra = torch.randn(shape, generator=_generator("perturbation", *here))
-            perturbed = noise + input_perturbation * extra
-        choice = torch.rand((), generator=_generator("caption", *here), dtype=torch.float64)
-        timesteps.append(timestep)
-        noises.append(noise)
-        inputs.append(perturbed)
-        choices.append(choice)
-    return Draw(
-        timesteps=torch.stack(timesteps),
-        noise=torch.stack(noises),
-        input_noise=torch.stack(inputs),
-        posterior_noise=torch.stack(posteriors),
-        drop_caption=torch.stack(drops),
-        caption_choice=torch.stack(choices),
-    )
+    rows = [_sample_one(train, (train.seed, step, p), shape, num_timesteps) for p in positions]
+    return NoiseSample(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _sample_one(
+    train: TrainSection, place: Place, shape: Shape, num_timesteps: int
+) -> tuple[Tensor, ...]:
+    """The fields of ``NoiseSample`` for one (seed, step, position), without the batch axis."""
+    first = train.min_timestep
+    last = num_timesteps - 1 if train.max_timestep is None else train.max_timestep
+    assert first <= last < num_timesteps
+    generator = _generator("sample", *place)
+    timestep = torch.randint(first, last + 1, (), generator=generator)
+    drop_caption = torch.rand((), generator=generator) < train.caption_dropout
+    noise = torch.randn(shape, generator=generator)
+    posterior_noise = torch.randn(shape, generator=generator)
+    if train.timestep_sampling == "logit-normal":
+        timestep = _logit_normal(first, last, _generator("timestep", *place))
+    if train.pyramid_noise > 0:
+        pyramid = _generator("pyramid", *place)
+        noise = multi_resolution_noise(noise, train.pyramid_noise, pyramid)
+    if train.noise_offset > 0:
+        # One value per channel; the variance becomes 1 + noise_offset².
+        offset = torch.randn((shape[0], 1, 1), generator=_generator("offset", *place))
+        noise = noise + train.noise_offset * offset
+    input_noise = noise
+    if train.input_perturbation > 0:  # γ of arXiv 2301.11706, algorithm 1
+        extra = torch.randn(shape, generator=_generator("perturbation", *place))
+        input_noise = noise + train.input_perturbation * extra
+    choice = torch.rand((), generator=_generator("caption", *place), dtype=torch.float64)
+    return timestep, noise, input_noise, posterior_noise, drop_caption, choice
 
 
 def _logit_normal(first: int, last: int, generator: torch.Generator) -> Tensor:
-    """A timestep in [first, last], 0-d int64, from the sigmoid of a standard normal."""
+    """A timestep in [first, last], 0-d int64: the sigmoid of a standard normal, stretched
+    (arXiv 2403.03206, section 3.1).
+    """
     place = torch.sigmoid(torch.randn((), generator=generator, dtype=torch.float64))
     # A normal beyond 37 rounds to 1, which would be one timestep too many.
     return (first + (place * (last - first + 1)).long()).clamp(max=last)
@@ -137,9 +106,9 @@ def multi_resolution_noise(noise: Tensor, discount: float, generator: torch.Gene
     """Noise with more of its power in coarse structures, unit variance at every pixel.
 
     Level i is noise of 1/2^i of the size, enlarged bilinearly and weighted by discount^i, down
-    to one value a channel. The idea is Whitaker's ("Multi-Resolution Noise for Diffusion Model
+    to one value per channel. The idea is Whitaker's ("Multi-Resolution Noise for Diffusion Model
     Training", 2023); there the sum is divided by its own standard deviation, here by the one
-    it has by construction, so neither the pixel's place nor the draw changes the variance.
+    it has by construction, so neither the pixel's place nor the sample changes the variance.
 
     Args:
         noise: (channels, h, w) standard normal, the finest level.
@@ -201,7 +170,7 @@ def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
         alphas_cumprod: (timesteps,) float32 in (0, 1), descending.
 
     Returns:
-        (timesteps,) float32; the last exactly 0, the first as it was.
+        (timesteps,) float32; the last exactly 0, the first unchanged.
     """
     root = alphas_cumprod.double().sqrt()
     scaled = (root - root[-1]) * (root[0] / (root[0] - root[-1]))

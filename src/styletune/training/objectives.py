@@ -1,4 +1,4 @@
-"""What is minimised.
+"""What is minimized.
 
 Between errors of one network output: ‖ε − ε̂‖² = SNR · ‖x_0 − x̂_0‖² and
 ‖v − v̂‖² = (SNR + 1) · ‖x_0 − x̂_0‖², with SNR = ᾱ / (1 − ᾱ).
@@ -6,55 +6,44 @@ Between errors of one network output: ‖ε − ε̂‖² = SNR · ‖x_0 − x�
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 from torch import Tensor
 
-from styletune.errors import BadInput
+from styletune.recipe.training_sections import PredictionType, TrainSection
 
 # Where the debiased weight stops falling; the reference trainers' bound on the SNR.
 MAX_DEBIASED_SNR = 1000.0
 
 
 def timestep_weights(
-    alphas_cumprod: Tensor, weighting: str, prediction_type: str, snr_gamma: float
+    alphas_cumprod: Tensor, train: TrainSection, prediction_type: PredictionType
 ) -> Tensor:
     """The weight of each sample's loss by its noise level.
 
     Args:
         alphas_cumprod: (b,), ᾱ at each sample's timestep, in [0, 1); above 0 for "debiased"
             noise prediction.
-        weighting: "none", "min-snr" or "debiased".
-        prediction_type: "epsilon" or "v_prediction".
-        snr_gamma: γ of min-SNR.
+        train: its ``weighting`` and ``snr_gamma`` are used.
+        prediction_type: what the UNet predicts.
 
     Returns:
         (b,), finite, ≥ 0.
-
-    Raises:
-        BadInput: a name that is not one of these.
     """
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise BadInput(
-            f"prediction type {prediction_type!r} is unknown",
-            where="[train] prediction_type",
-            fix="choices: epsilon, v_prediction",
-        )
-    match weighting:
+    match train.weighting:
         case "none":
             return torch.ones_like(alphas_cumprod)
         case "min-snr":
-            return min_snr_weights(alphas_cumprod, snr_gamma, prediction_type)
+            return min_snr_weights(alphas_cumprod, train.snr_gamma, prediction_type)
         case "debiased":
             return debiased_weights(alphas_cumprod, prediction_type)
-    raise BadInput(
-        f"weighting {weighting!r} is unknown",
-        where="[train] weighting",
-        fix="choices: none, min-snr, debiased",
-    )
+        case _:
+            assert_never(train.weighting)
 
 
 def min_snr_weights(
-    alphas_cumprod: Tensor, snr_gamma: float, prediction_type: str = "epsilon"
+    alphas_cumprod: Tensor, snr_gamma: float, prediction_type: PredictionType
 ) -> Tensor:
     """Min-SNR weights (arXiv 2303.09556, section 3.4).
 
@@ -63,21 +52,19 @@ def min_snr_weights(
 
     Args:
         alphas_cumprod: (b,), ᾱ at each sample's timestep, in [0, 1).
-        snr_gamma: γ; 0 weighs all timesteps alike.
-        prediction_type: "epsilon" or "v_prediction".
+        snr_gamma: γ, above 0.
+        prediction_type: what the UNet predicts.
 
     Returns:
         (b,) in [0, 1] for noise, in [0, γ / (γ + 1)] for velocity.
     """
-    if snr_gamma == 0:
-        return torch.ones_like(alphas_cumprod)
     snr = alphas_cumprod / (1 - alphas_cumprod)
     if prediction_type == "v_prediction":
         return snr.clamp(max=snr_gamma) / (snr + 1)
     return torch.where(snr < snr_gamma, torch.ones_like(snr), snr_gamma / snr)
 
 
-def debiased_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
+def debiased_weights(alphas_cumprod: Tensor, prediction_type: PredictionType) -> Tensor:
     """Debiased estimation: 1 / √SNR for noise (arXiv 2310.08442, section 3).
 
     For velocity 1 / (SNR + 1), which is what trainers use under that name (sd-scripts); it is
@@ -86,7 +73,7 @@ def debiased_weights(alphas_cumprod: Tensor, prediction_type: str) -> Tensor:
     Args:
         alphas_cumprod: (b,), ᾱ at each sample's timestep; in (0, 1) for noise, whose weight
             has no limit at ᾱ = 0; in [0, 1) for velocity, whose weight is 1 there.
-        prediction_type: "epsilon" or "v_prediction".
+        prediction_type: what the UNet predicts.
 
     Returns:
         (b,), at least 1/√1000 for noise and in [1/1001, 1] for velocity.
@@ -99,9 +86,7 @@ def sample_losses(
     noise_pred: Tensor,
     target: Tensor,
     weights: Tensor,
-    *,
-    loss: str = "mse",
-    huber_delta: float = 0.1,
+    train: TrainSection,
     mask: Tensor | None = None,
 ) -> Tensor:
     """The weighted loss of each sample, in float32.
@@ -111,32 +96,24 @@ def sample_losses(
     a pixel with mask 0 has no gradient, and the scale does not depend on the area.
 
     Args:
-        noise_pred: (b, c, h, w), what the UNet said.
+        noise_pred: (b, c, h, w), the UNet's output.
         target: (b, c, h, w), noise or velocity.
         weights: (b,), from ``timestep_weights``.
-        loss: "mse" or "huber".
-        huber_delta: δ.
+        train: its ``loss`` and ``huber_delta`` are used.
         mask: (b, 1, h, w) in [0, 1], or None. A sample whose mask is all 0 has the loss 0.
 
     Returns:
         (b,) float32.
-
-    Raises:
-        BadInput: a loss that is neither.
     """
     error = noise_pred.float() - target.float()
-    match loss:
+    match train.loss:
         case "mse":
             values = error.square()
         case "huber":
-            size = error.abs()
-            values = torch.where(
-                size <= huber_delta, error.square(), huber_delta * (2 * size - huber_delta)
-            )
+            size, delta = error.abs(), train.huber_delta
+            values = torch.where(size <= delta, error.square(), delta * (2 * size - delta))
         case _:
-            raise BadInput(
-                f"loss {loss!r} is unknown", where="[train] loss", fix="choices: mse, huber"
-            )
+            assert_never(train.loss)
     if mask is None:
         per_sample = values.mean(dim=(1, 2, 3))
     else:

@@ -1,7 +1,7 @@
 """An optimizer's state as named tensors and JSON, exact to the bit, without pickle.
 
 Tensors go to safetensors; Python numbers and what lives in the parameter groups (prodigy's
-estimate, schedule-free's sums and mode) go to JSON, whose floats come back as they were.
+estimate, schedule-free's sums and mode) go to JSON, whose floats come back unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from styletune.errors import IntegrityError
 
 PREFIX = "optimizer"
-FIX = "go on from the checkpoint before it, or start over with another --run-dir"
+FIX = "resume from the checkpoint before it, or start over with another --run-dir"
 # Of a group: its tensors and their names are not settings.
 NOT_SETTINGS = ("params", "param_names")
 
@@ -79,8 +79,8 @@ def unpack_state(
     Args:
         optimizer: from ``make_optimizer`` with the settings of the packed one.
         names: as in ``pack_state``.
-        tensors: what ``pack_state`` gave, and nothing else.
-        facts: likewise, also after JSON.
+        tensors: those of ``pack_state``, and nothing else.
+        facts: likewise, also after a round trip through JSON.
 
     Raises:
         IntegrityError: state is missing, left over, or of another optimizer or parameter; the
@@ -109,7 +109,7 @@ def unpack_state(
 
 
 def _placed(inner: Any, key: str, tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A fresh copy of a state tensor where the optimizer wants it."""
+    """A fresh copy of a state tensor where the optimizer expects it."""
     if getattr(inner, "is_paged", False) and key in ("state1", "state2") and parameter.is_cuda:
         buffer: Tensor = inner.get_state_buffer(parameter, dtype=tensor.dtype)
         buffer.copy_(tensor)
@@ -150,14 +150,14 @@ def _check(
                 f"not {list(parameter.shape)}",
                 fix=FIX,
             )
-    wanted = {
+    expected = {
         value["tensor"]
         for entry in entries.values()
         for value in entry["state"].values()
         if "tensor" in value
     }
-    for place in sorted(wanted ^ tensors.keys()):
-        word = "is missing" if place in wanted else "belongs to nothing"
+    for place in sorted(expected ^ tensors.keys()):
+        word = "is missing" if place in expected else "belongs to nothing"
         raise IntegrityError(f"state tensor {place} {word}", fix=FIX)
 
 
@@ -212,11 +212,11 @@ def unpack_scaler(scaler: torch.amp.GradScaler, facts: Mapping[str, Any] | None)
     Raises:
         IntegrityError: the checkpoint has no such state, or an incomplete one.
     """
-    wanted = scaler.state_dict().keys()
-    missing = wanted - (facts or {}).keys()
+    expected = scaler.state_dict().keys()
+    missing = expected - (facts or {}).keys()
     if missing:
         raise IntegrityError(f"the loss scaler's state has no {min(missing)!r}", fix=FIX)
-    extra = (facts or {}).keys() - wanted
+    extra = (facts or {}).keys() - expected
     if extra:
         raise IntegrityError(f"the loss scaler's state has an unknown {min(extra)!r}", fix=FIX)
     scaler.load_state_dict(dict(facts or {}))

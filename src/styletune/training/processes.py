@@ -1,7 +1,7 @@
-"""Several processes that train one adapter: how they start, agree, and add up what each found.
+"""Several processes that train one adapter: how they start, agree, and add up their gradients.
 
 Every process holds the whole frozen base and the whole adapter, so nothing is sharded: they see
-different samples of one global batch and share one flat buffer of gradients a step.
+different samples of one global batch and share one flat buffer of gradients per step.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from styletune import __version__
 from styletune.errors import BadInput, Conflict
 from styletune.files import file_sha256, make_dir, output_errors, write_text
 from styletune.runs import Run
-from styletune.training.checkpoint import Identity
+from styletune.training.identity import Identity
 
-# The others wait while the first process draws class images or previews.
+# The others wait while the first process generates class images or previews.
 LONGEST_WAIT = datetime.timedelta(hours=24)
-# A network disk may keep saying for a minute that a file is not there.
+# A network disk may report for a minute that a file is missing.
 SHARED_DISK_WAIT_S = 90.0
 
 FIX_SEVERAL = (
@@ -72,7 +72,7 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
                 fix='pip install "styletune[wandb]"',
             ) from None
     for variable, name in SHARDED_BY.items():
-        # Before Accelerate reads it: it would ask for a library that is not wanted.
+        # Before Accelerate reads it: it would ask for a library that nothing here needs.
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
             raise BadInput(
                 f"{name} is not supported: the base is frozen and the adapter small, so plain "
@@ -94,7 +94,7 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
 
 
 def _check_started(accelerator: Accelerator) -> None:
-    """Refuse processes that do not know of each other, and other devices. Raises BadInput."""
+    """Refuse processes that do not know each other, and other devices. Raises BadInput."""
     kind = accelerator.distributed_type
     if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise BadInput(
@@ -103,19 +103,20 @@ def _check_started(accelerator: Accelerator) -> None:
             where="accelerate launch",
             fix=FIX_SEVERAL,
         )
-    found, wanted = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
-    if wanted != found:
+    processes, expected = accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
+    if expected != processes:
         raise BadInput(
-            f"is {wanted}, but this process found {found} in all: each would train on its own",
+            f"is {expected}, but this process found {processes} in all: each would train on its "
+            "own",
             where="WORLD_SIZE",
             fix=f"{FIX_SEVERAL}; for a single process unset WORLD_SIZE",
         )
-    # ``accelerate launch`` names an address when it was asked for several processes; on CPUs, or
-    # with one GPU, it then starts a single one and says nothing.
+    # ``accelerate launch`` names an address when several processes were requested; on CPUs, or
+    # with one GPU, it then silently starts a single one.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if found == 1 and launched and "WORLD_SIZE" not in os.environ:
+    if processes == 1 and launched and "WORLD_SIZE" not in os.environ:
         raise BadInput(
-            "was asked for several processes and has started one",
+            "should have started several processes and has started one",
             where="accelerate launch",
             fix=f"{FIX_SEVERAL}; for a single process styletune train RECIPE",
         )
@@ -123,12 +124,12 @@ def _check_started(accelerator: Accelerator) -> None:
 
 @contextlib.contextmanager
 def hold_run(run: Run, accelerator: Accelerator) -> Iterator[None]:
-    """Let no other command train this run meanwhile; the first process holds it for all.
+    """Let no other command train this run inside the block; the first process locks it for all.
 
-    The lock is the operating system's: it is gone when its process is, however that ended.
+    The lock is the operating system's: it goes with its process, however that ended.
 
     Raises:
-        Conflict: another process is training this run; all processes of this command say so.
+        Conflict: another process is training this run; raised on all processes.
         OutputError: the run folder cannot be written.
     """
     lock, holder = FileLock(run.lock_file), None
@@ -144,7 +145,7 @@ def hold_run(run: Run, accelerator: Accelerator) -> Iterator[None]:
         raise Conflict(
             f"another process is training this run {holder}".strip(),
             where=str(run.dir),
-            fix="wait until it ends, or stop it: the same command then goes on from its last "
+            fix="wait until it ends, or stop it: the same command then resumes from its last "
             "checkpoint",
         )
     try:
@@ -159,14 +160,14 @@ def hold_run(run: Run, accelerator: Accelerator) -> Iterator[None]:
 
 
 def agreed_step(run: Run, identity: Identity, recipe_hash: str, accelerator: Accelerator) -> int:
-    """The step to go on from, when all processes have found the same run; within ``hold_run``.
+    """The step to resume from, when all processes have the same run; within ``hold_run``.
 
     Adding up gradients of different adapters raises no error and trains a wrong one.
 
     Args:
         run: where this process looks for checkpoints.
         identity: what this process is about to train.
-        recipe_hash: of the whole recipe, with the keys that decide only what is logged when.
+        recipe_hash: of the whole recipe, including the keys that decide only what is logged when.
         accelerator: from ``make_accelerator``.
 
     Raises:
@@ -179,7 +180,7 @@ def agreed_step(run: Run, identity: Identity, recipe_hash: str, accelerator: Acc
     receipt = file_sha256(run.state_facts_file(done))[:12] if done else "none"
     views = _gathered(
         {
-            "recipe": f"{recipe_hash[:12]} {identity.recipe_hash[:12]}",
+            "recipe": f"{recipe_hash[:12]} {identity.training_hash[:12]}",
             "data set": identity.data_fingerprint[:12],
             "order of the images": identity.data_order[:12],
             "base model": identity.base_hash[:12],
@@ -196,8 +197,8 @@ def agreed_step(run: Run, identity: Identity, recipe_hash: str, accelerator: Acc
     _require_same("run folder", [view["run folder"] for view in views], run, fix)
     # Two empty folders look alike, so all must see what the first process has just written.
     trainer = views[0]["trainer"]
-    seen = _gathered(_comes_to_hold(run.trainer_file, trainer), accelerator)
-    places = ["there" if sees else "not there" for sees in seen]
+    visible = _gathered(_comes_to_hold(run.trainer_file, trainer), accelerator)
+    places = ["there" if is_visible else "not there" for is_visible in visible]
     _require_same("run folder", [f"{trainer} is {place}" for place in places], run, fix)
     return done
 
@@ -233,7 +234,7 @@ def _text_of(file: Path) -> str:
 
 
 def _gathered(value: Any, accelerator: Accelerator) -> list[Any]:
-    """What each process gave, the first process's first."""
+    """The value of each process, the first process's first."""
     if accelerator.num_processes == 1:
         return [value]
     values = [None] * accelerator.num_processes
@@ -242,10 +243,10 @@ def _gathered(value: Any, accelerator: Accelerator) -> list[Any]:
 
 
 def share_gradients(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
-    """Add up the gradients of all processes; a parameter no sample reached has the gradient 0.
+    """Add up the gradients of all processes; a parameter that no sample reached has gradient 0.
 
-    One reduction of one flat buffer: an adapter is small, and wrapping the UNet for the sake of
-    overlapping would tie the loop to one kind of parallel wrapper.
+    One reduction of one flat buffer: an adapter is small, and wrapping the UNet only to overlap
+    communication would tie the loop to one kind of parallel wrapper.
     """
     for parameter in parameters.values():
         if parameter.grad is None:

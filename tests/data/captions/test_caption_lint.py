@@ -14,12 +14,12 @@ import world
 from styletune.data.captions.fix import CaptionFix, apply_fixes, caption_fixes, fixes_diff
 from styletune.data.captions.lint import caption_findings, find_trigger, placeholders
 from styletune.data.findings import Finding
-from styletune.data.inspection.duplicates import Group
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
-from styletune.data.sources.open import open_sources, resolve_sources
+from styletune.data.sources.listing import list_sources, resolve_sources
 from styletune.errors import Conflict
 from styletune.mini import BASE_DIR
+from styletune.recipe.data_sections import DataSection
 
 
 def items(*texts: str | None, origin: str = "set") -> list[Item]:
@@ -29,11 +29,9 @@ def items(*texts: str | None, origin: str = "set") -> list[Item]:
 
 
 def lint(
-    *texts: str | None, trigger: str | None = None, known_tokens: tuple[str, ...] = ()
+    *texts: str | None, trigger: str | None = None, new_tokens: tuple[str, ...] = ()
 ) -> dict[str, Finding]:
-    found = caption_findings(
-        items(*texts), {}, trigger=trigger, tokens=None, known_tokens=known_tokens
-    )
+    found = caption_findings(items(*texts), {}, trigger=trigger, new_tokens=new_tokens)
     return {each.code: each for each in found}
 
 
@@ -82,8 +80,8 @@ def test_words_are_no_placeholders(text: str) -> None:
 def test_the_trigger_itself_is_no_placeholder() -> None:
     """A trigger or a new token in angle brackets may be used; an unknown one may not."""
     assert "placeholder" not in lint("<horizon>, the sea", trigger="<horizon>")
-    assert "placeholder" not in lint("<horizon> sea", known_tokens=("<horizon>",))
-    assert "placeholder" in lint("<horizont> sea", known_tokens=("<horizon>",))
+    assert "placeholder" not in lint("<horizon> sea", new_tokens=("<horizon>",))
+    assert "placeholder" in lint("<horizont> sea", new_tokens=("<horizon>",))
 
 
 @pytest.mark.parametrize(
@@ -114,14 +112,13 @@ def test_trigger_findings_say_missing_variant_and_place() -> None:
         items("hrzn, a cat", "hrzn, a dog", "a bird", "a fish, hrzn"),
         {},
         trigger="hrzn",
-        tokens=None,
     )
     assert [(each.code, each.files, each.severity) for each in found] == [
         ("missing-trigger", ("02.png",), "warning"),
         ("inconsistent-trigger", ("03.png",), "warning"),
     ]
     found = caption_findings(
-        items("Horizon style, a", "horizon-style, b"), {}, trigger="horizon style", tokens=None
+        items("Horizon style, a", "horizon-style, b"), {}, trigger="horizon style"
     )
     assert [(each.files, each.severity) for each in found] == [
         (("01.png",), "warning"),
@@ -133,20 +130,18 @@ def test_each_source_has_the_trigger_of_its_card() -> None:
     """Cards count by source, and a given trigger goes before them."""
     both = [*items("alpha, a", origin="a"), *items("beta, b", origin="b")[0:1]]
     cards = {"a": Card(trigger="alpha"), "b": Card(trigger="beta")}
-    assert caption_findings(both, cards, trigger=None, tokens=None) == []
-    (found,) = caption_findings(both, cards, trigger="alpha", tokens=None)
+    assert caption_findings(both, cards) == []
+    (found,) = caption_findings(both, cards, trigger="alpha")
     assert found.code == "missing-trigger"
 
 
 def test_one_caption_for_different_images_is_reported() -> None:
     """Copies of a picture and the default caption may share one; a whole set is a fact."""
     texts = items("a cat", "A  cat", "a dog", "default", "default")
-    group = Group("near", ("00.png", "01.png"))
+    group = ("00.png", "01.png")
 
-    def copies(groups: list[Group], default: str | None) -> list[tuple[str, ...]]:
-        found = caption_findings(
-            texts, {}, trigger=None, tokens=None, default_caption=default, groups=groups
-        )
+    def copies(groups: list[tuple[str, ...]], default: str | None) -> list[tuple[str, ...]]:
+        found = caption_findings(texts, {}, default_caption=default, variants=groups)
         return [each.files for each in found]
 
     assert copies([], None) == [("00.png", "01.png", "03.png", "04.png")]
@@ -164,9 +159,7 @@ def test_long_captions_are_counted_by_clips_tokenizer() -> None:
         return len(tokenizer(text).input_ids)
 
     assert count("sea") == 3
-    found = caption_findings(
-        items("sea " * 75, "sea " * 76), {}, trigger=None, tokens=count, groups=()
-    )
+    found = caption_findings(items("sea " * 75, "sea " * 76), {}, count_tokens=count)
     assert [(each.code, each.files) for each in found] == [("too-long-caption", ("01.png",))]
     assert "78 tokens" in found[0].message
 
@@ -183,7 +176,7 @@ def test_good_captions_have_no_findings() -> None:
 def test_machine_captions_are_a_fact() -> None:
     """They are counted, and no warning."""
     machine = Item("m.png", "/m.png", "", "a cat", "set", machine_caption=True)
-    (found,) = caption_findings([machine, *items("a dog")], {}, trigger=None, tokens=None)
+    (found,) = caption_findings([machine, *items("a dog")], {})
     assert (found.code, found.files, found.severity) == ("machine-captions", ("m.png",), "fact")
 
 
@@ -198,10 +191,10 @@ def test_machine_captions_are_a_fact() -> None:
         (None, None),
     ],
 )
-def test_fixes_mend_only_what_a_rule_can(before: str | None, after: str | None) -> None:
-    """Space, commas and triggers are mended; the result has no trigger finding but its place."""
+def test_fixes_change_only_what_a_rule_can(before: str | None, after: str | None) -> None:
+    """Space, commas and triggers are fixed; the only trigger finding left is its position."""
     given = items(before, "horizon style, b", "horizon style, c")
-    found = caption_findings(given, {}, trigger="horizon style", tokens=None)
+    found = caption_findings(given, {}, trigger="horizon style")
     fixes = caption_fixes(given, found, "horizon style")
     assert [fix.after for fix in fixes] == ([after] if after else [])
     again = items(after or before, "horizon style, b", "horizon style, c")
@@ -255,7 +248,9 @@ def test_windows_line_ends_are_read_and_kept(tmp_path: Path) -> None:
     lf.write_bytes(b'file_name,text\nd.png,"a  fish\r\nswims"\ne.png,fine')
     for name in ("a", "b", "c", "f", "deep/d", "deep/e"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-    opened = open_sources(resolve_sources(str(tmp_path), (), tmp_path), default_caption=None)
+    opened = list_sources(
+        resolve_sources(DataSection(path=str(tmp_path)), tmp_path), default_caption=None
+    )
     fixes = caption_fixes(opened.items, [], None)
     assert len(fixes) == 4
     assert "-b.png: a  dog\\r\\nsits" in fixes_diff(tmp_path, fixes)

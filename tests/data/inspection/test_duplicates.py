@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from PIL import Image, ImageDraw, ImageOps
 import world
 from styletune.data.inspection.copies import likely_copies
 from styletune.data.inspection.duplicates import (
-    Group,
+    ImageGroup,
+    clusters,
     duplicate_groups,
-    families,
 )
 from styletune.data.inspection.facts import ImageFacts
 from styletune.data.inspection.inspect import inspect_image
@@ -35,7 +36,7 @@ def facts_of(image: Image.Image) -> ImageFacts:
     return facts
 
 
-def grouped(images: dict[str, Image.Image]) -> list[Group]:
+def grouped(images: dict[str, Image.Image]) -> list[ImageGroup]:
     return duplicate_groups({name: facts_of(image) for name, image in images.items()})
 
 
@@ -84,11 +85,11 @@ def test_fingerprint_sees_every_change() -> None:
 def test_exact_copies_are_found() -> None:
     """Same pixels under other names are one exact group and no near one."""
     a, b = scenes(2)
-    assert grouped({"1": a, "2": b, "3": a.copy()}) == [Group("exact", ("1", "3"))]
+    assert grouped({"1": a, "2": b, "3": a.copy()}) == [ImageGroup("exact", ("1", "3"))]
 
 
 def test_variants_of_a_picture_are_near() -> None:
-    """JPEG, smaller, brighter, recoloured and relabelled copies find their original."""
+    """JPEG, smaller, brighter, recolored and relabelled copies find their original."""
     original, stranger = scenes(2)
     stream = io.BytesIO()
     original.save(stream, "JPEG", quality=60)
@@ -104,7 +105,7 @@ def test_variants_of_a_picture_are_near() -> None:
         "small": original.resize((96, 96)),
         "stranger": stranger,
     }
-    assert grouped(images) == [Group("near", tuple(n for n in images if n != "stranger"))]
+    assert grouped(images) == [ImageGroup("near", tuple(n for n in images if n != "stranger"))]
 
 
 def test_scenes_of_one_world_are_not_near() -> None:
@@ -147,11 +148,11 @@ def test_near_groups_include_exact_copies() -> None:
         "e": other,
     }
     groups = grouped(images)
-    assert groups == [Group("exact", ("c", "d")), Group("near", ("a", "b", "c", "d"))]
-    assert families(images, groups) == [("a", "b", "c", "d"), ("e",)]
+    assert groups == [ImageGroup("exact", ("c", "d")), ImageGroup("near", ("a", "b", "c", "d"))]
+    assert clusters(images, groups) == [("a", "b", "c", "d"), ("e",)]
 
 
-COPIES = {
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "jpeg": recompressed,
     "half": lambda image: image.resize((64, 64), Image.Resampling.LANCZOS),
     "stretched": lambda image: image.resize((110, 90), Image.Resampling.LANCZOS),
@@ -180,7 +181,7 @@ def test_altered_copies_find_their_original() -> None:
 
 
 def badges(count: int) -> list[Image.Image]:
-    """Discs in the middle of white, in different colours, with different marks on them."""
+    """Discs in the middle of white, in different colors, with different marks on them."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(count):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
@@ -20,7 +23,7 @@ from styletune.data.findings import CODES, Finding
 from styletune.data.inspection import inspect
 from styletune.data.inspection.duplicates import perceptual_hash
 from styletune.data.inspection.facts import ImageFacts
-from styletune.data.inspection.inspect import _Gate, inspect_all, inspect_image
+from styletune.data.inspection.inspect import inspect_all, inspect_image
 from styletune.data.inspection.quality import measure
 from styletune.data.inspection.store import FactsStore, close_store, open_store
 from styletune.data.pixels.decode import decode_image
@@ -216,21 +219,47 @@ def test_more_pixels_than_fit_wait_and_do_not_block(
     assert all(isinstance(facts, ImageFacts) for facts in found.values())
 
 
-def test_never_more_pixels_at_once_than_there_is_room_for() -> None:
+@contextlib.contextmanager
+def pixels_in_hand(sizes: Mapping[str, int], room: int) -> Iterator[list[int]]:
+    """The pixels of all images that are being decoded, at each beginning of one.
+
+    An image of more than the room counts as the whole room.
+    """
+    lock, inside = threading.Lock(), [0]
+    moments: list[int] = []
+
+    def watch(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code is inspect_image.__code__ and event in ("call", "return"):
+            pixels = min(sizes[frame.f_locals["name"]], room)
+            with lock:
+                inside[0] += pixels if event == "call" else -pixels
+                moments.append(inside[0])
+
+    threading.setprofile(watch)
+    try:
+        yield moments
+    finally:
+        threading.setprofile(None)
+
+
+def test_never_more_pixels_at_once_than_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of sizes up to twice the room, in eight threads, what is inside never adds up to more."""
-    gate, inside, most = _Gate(100), [0], [0]
-
-    def pass_through(pixels: int) -> None:
-        with gate.passed(pixels):
-            inside[0] += min(pixels, 100)
-            most[0] = max(most[0], inside[0])
-            time.sleep(0.001)
-            inside[0] -= min(pixels, 100)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(pass_through, [10, 200, 30, 60, 0, 100, 5, 45] * 10))
-    assert 60 < most[0] <= 100
-    assert gate.taken == 0
+    room, sides = 10_000, (30, 140, 55, 75, 4, 100, 20, 65)
+    monkeypatch.setattr(inspect, "PIXELS_IN_FLIGHT", room)
+    sizes = {f"{n}.png": sides[n % 8] ** 2 for n in range(80)}
+    for n, name in enumerate(sizes):
+        world(n).resize((sides[n % 8], sides[n % 8])).save(tmp_path / name)
+    with pixels_in_hand(sizes, room) as moments:
+        facts = inspect_all(
+            items_of(tmp_path), store=open_store(None), show_progress=False, workers=8
+        )
+    assert len(facts) == 80
+    assert len(moments) == 160
+    assert moments[-1] == 0
+    assert room == max(moments)
+    assert len(set(moments)) > len({0, *(min(s, room) for s in sizes.values())})
 
 
 CHECK = """

@@ -9,7 +9,7 @@ from PIL import Image
 
 import world
 from styletune.data.findings import CODES
-from styletune.data.inspection.duplicates import Group
+from styletune.data.inspection.duplicates import ImageGroup
 from styletune.data.inspection.motifs import Features, look_findings, motif_groups, outliers
 from styletune.encoders.clip import encode_images, load_clip
 
@@ -23,8 +23,8 @@ def test_near_directions_are_one_motif() -> None:
     """Within the threshold they group, beyond they do not, and single ones stay out."""
     features = circle(0, 5, 60, 65, 120)
     assert motif_groups(features, list("abcde"), [], threshold=0.99) == [
-        Group("motif", ("a", "b")),
-        Group("motif", ("c", "d")),
+        ImageGroup("motif", ("a", "b")),
+        ImageGroup("motif", ("c", "d")),
     ]
     assert motif_groups(features, list("abcde"), [], threshold=0.9999) == []
 
@@ -40,10 +40,12 @@ def test_chains_of_small_steps_do_not_become_one_motif() -> None:
 
 def test_variants_alone_are_no_motif_but_join_one() -> None:
     """A near group stands for one picture; with another picture, all its files are listed."""
-    near = [Group("near", ("a", "b"))]
+    near = [ImageGroup("near", ("a", "b"))]
     assert motif_groups(circle(0, 1, 90), list("abc"), near) == []
-    assert motif_groups(circle(0, 40, 3), list("abc"), near) == [Group("motif", ("a", "b", "c"))]
-    gone = [Group("near", ("a", "z"))]
+    assert motif_groups(circle(0, 40, 3), list("abc"), near) == [
+        ImageGroup("motif", ("a", "b", "c"))
+    ]
+    gone = [ImageGroup("near", ("a", "z"))]
     assert motif_groups(circle(0, 90), ["a", "c"], gone) == []
 
 
@@ -54,6 +56,15 @@ def test_a_far_image_is_an_outlier() -> None:
     assert [name for name, _ in outliers(features, names)] == ["11"]
     assert outliers(features[:11], names[:11]) == []
     assert outliers(features[-7:], names[-7:]) == []
+
+
+def test_variants_of_a_far_image_do_not_hide_it() -> None:
+    """Four copies of one picture are near each other, but all are far from the other pictures."""
+    features = circle(*range(0, 33, 3), 180, 180, 180, 180)
+    names = [f"{i:02}" for i in range(15)]
+    copies = ImageGroup("near", ("11", "12", "13", "14"))
+    assert outliers(features, names) == []
+    assert [name for name, _ in outliers(features, names, [copies])] == ["11", "12", "13", "14"]
 
 
 def test_the_mini_encoder_groups_one_place_at_one_hour() -> None:
@@ -71,7 +82,11 @@ def test_the_mini_encoder_groups_one_place_at_one_hour() -> None:
 
 def test_findings_name_every_file() -> None:
     """One finding a motif, one for all outliers, one for all off the palette; else none."""
-    motifs = [Group("motif", ("a", "b")), Group("near", ("c", "d")), Group("motif", ("e", "f"))]
+    motifs = [
+        ImageGroup("motif", ("a", "b")),
+        ImageGroup("near", ("c", "d")),
+        ImageGroup("motif", ("e", "f")),
+    ]
     found = look_findings(motifs, [("x", 0.5)], [("y", 31.0), ("z", 30.0)])
     assert [(f.code, f.files) for f in found] == [
         ("same-motif", ("a", "b")),

@@ -1,4 +1,4 @@
-"""The palette of a set: colours that are there, accents kept, strangers seen."""
+"""The palette of a set: colors that are there, accents kept, strangers seen."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 import world
-from styletune.data.inspection.duplicates import Group
+from styletune.colors import main_colors
+from styletune.data.inspection.duplicates import ImageGroup
 from styletune.data.inspection.facts import SMALL_PX, ImageFacts
 from styletune.data.inspection.palette import (
     coverage,
     extract_palette,
-    main_colors,
     palette_facts,
     palette_outliers,
 )
@@ -37,8 +37,8 @@ def scenes(count: int, seed: int, look: world.Look = world.NATURAL) -> dict[str,
     }
 
 
-def test_a_small_accent_keeps_its_exact_colour() -> None:
-    """A dot of 1 % on two greys comes out as it was drawn, edges and all."""
+def test_a_small_accent_keeps_its_exact_color() -> None:
+    """A dot of 1 % on two grays comes out as it was drawn, edges and all."""
     art = Image.new("RGB", (1000, 1000), "#282a36")
     draw = ImageDraw.Draw(art)
     draw.rectangle((0, 700, 1000, 1000), fill="#44475a")
@@ -51,7 +51,7 @@ def test_a_small_accent_keeps_its_exact_colour() -> None:
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
 
-def test_one_colour_is_one_colour() -> None:
+def test_one_color_is_one_color() -> None:
     """A flat image has a palette of one, and k bounds the palette of a rainbow."""
     assert extract_palette({"a": facts_of(Image.new("RGB", (9, 9), "#123456"))}) == [
         ("#123456", 1.0)
@@ -65,19 +65,20 @@ def test_images_count_the_same_and_order_does_not_matter() -> None:
     """One red image and three blue ones weigh 1 to 3, in any order."""
     red, blue = (facts_of(Image.new("RGB", (8, 8), color)) for color in ("#ff0000", "#0000ff"))
     facts = {"a": red, "b": blue, "c": blue, "d": blue}
-    expected = [("#0000ff", pytest.approx(0.75)), ("#ff0000", pytest.approx(0.25))]
-    assert extract_palette(facts) == expected
-    assert extract_palette(dict(reversed(facts.items()))) == expected
+    for ordered in (facts, dict(reversed(facts.items()))):
+        colors, shares = zip(*extract_palette(ordered), strict=True)
+        assert colors == ("#0000ff", "#ff0000")
+        assert shares == pytest.approx((0.75, 0.25))
 
 
-def test_weights_without_mass_are_no_colour() -> None:
+def test_weights_without_mass_are_no_color() -> None:
     """Pixels of weight 0 do not come out."""
     rgb = np.array([[255, 0, 0], [0, 0, 255]], np.uint8)
     assert main_colors(rgb, np.array([1.0, 0.0]), 3) == [("#ff0000", 1.0)]
 
 
 def test_coverage_is_the_share_near_the_palette() -> None:
-    """A quarter in a nearly declared colour covers a quarter; its complement the rest."""
+    """A quarter in a nearly declared color covers a quarter; its complement the rest."""
     art = Image.new("RGB", (64, 64), "white")
     art.paste("#fe78c4", (0, 0, 32, 32))
     small = facts_of(art).small
@@ -111,7 +112,7 @@ def test_coverage_is_of_the_declared_palette_if_there_is_one() -> None:
     assert declared.extracted == (("#ff0000", 1.0),)
 
 
-def test_strange_colours_are_found() -> None:
+def test_strange_colors_are_found() -> None:
     """Of ten natural scenes among forty in one look most are off its palette; of its own, few."""
     brand = scenes(40, 1, world.HORIZON)
     flagged = [
@@ -127,13 +128,13 @@ def test_variants_neither_hide_nor_make_strangers() -> None:
     brand = scenes(20, 1, world.HORIZON)
     green = facts_of(Image.new("RGB", (8, 8), "#00ff00"))
     facts = {**brand, **dict.fromkeys(("g1", "g2", "g3", "g4"), green)}
-    family = Group("exact", ("g1", "g2", "g3", "g4"))
+    family = ImageGroup("exact", ("g1", "g2", "g3", "g4"))
     found = [name for name, _ in palette_outliers(facts, [family])]
     assert found[:4] == ["g1", "g2", "g3", "g4"]
 
 
 def test_few_images_say_nothing() -> None:
-    """Seven images have no usual colours."""
+    """Seven images have no usual colors."""
     facts = scenes(6, 1, world.HORIZON)
     facts["green"] = facts_of(Image.new("RGB", (8, 8), "#00ff00"))
     assert palette_outliers(facts, []) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styletune.data.findings import too_small_findings
+from styletune.data.inspection.sizes import too_small_findings
 from styletune.data.pixels.buckets import (
     bucket_table,
     choose_bucket,

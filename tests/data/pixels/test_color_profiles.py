@@ -1,4 +1,4 @@
-"""Colour profiles: what is embedded is what the pixels mean."""
+"""Color profiles: what is embedded is what the pixels mean."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CYAN_LAB = (50.0, -30.0, -45.0)
 
 
 def cmyk_profile() -> bytes:
-    """Paper is white, any black ink is black, cyan alone is ``CYAN_LAB``, other inks grey it."""
+    """Paper is white, any black ink is black, cyan alone is ``CYAN_LAB``, other inks gray it."""
     nodes = bytearray()
     for c in (0, 1):
         for m in (0, 1):
@@ -92,7 +92,7 @@ def lab_to_xyz(lab: tuple[float, float, float]) -> NDArray[np.float64]:
 
 def decoded(image: Image.Image, kind: str, profile: bytes, **options: object) -> NDArray[np.int64]:
     stream = io.BytesIO()
-    image.save(stream, kind, icc_profile=profile, **options)  # type: ignore[arg-type]
+    image.save(stream, kind, icc_profile=profile, **options)
     result = decode_image(stream.getvalue(), name="p", background="#ffffff")
     assert result.mode == "RGB"
     assert "icc_profile" not in result.info
@@ -101,7 +101,7 @@ def decoded(image: Image.Image, kind: str, profile: bytes, **options: object) ->
 
 @pytest.mark.parametrize("color", [(200, 100, 50), (60, 120, 200), (128, 128, 128), (90, 160, 90)])
 def test_display_p3_is_converted(color: tuple[int, int, int]) -> None:
-    """A wide-gamut colour gets the sRGB numbers that look the same, by the textbook formula."""
+    """A wide-gamut color gets the sRGB numbers that look the same, by the textbook formula."""
     expected = to_srgb((np.array(color) / 255) ** 2.2 @ P3)
     result = decoded(Image.new("RGB", (4, 4), color), "PNG", rgb_profile(P3))
     assert np.abs(result - expected).max() <= 2
@@ -133,7 +133,7 @@ PATCHES = [
 def test_patches_of_wide_profiles_look_the_same(
     kind: str, colorants: NDArray[np.float64], gamma: float
 ) -> None:
-    """Nine patches under a wide-gamut profile are within ΔE00 1 of the colour they stand for."""
+    """Nine patches under a wide-gamut profile are within ΔE00 1 of the color they stand for."""
     skcolor = pytest.importorskip("skimage.color")
     options: dict[str, object] = {"lossless": True} if kind == "WEBP" else {}
     if kind == "HEIF":
@@ -153,8 +153,8 @@ def test_patches_of_wide_profiles_look_the_same(
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.8, 2.2])
-def test_grey_patches_look_the_same(gamma: float) -> None:
-    """Greys under a grey profile are within ΔE00 1 of the lightness they stand for."""
+def test_gray_patches_look_the_same(gamma: float) -> None:
+    """Grays under a gray profile are within ΔE00 1 of the lightness they stand for."""
     skcolor = pytest.importorskip("skimage.color")
     for level in (32, 80, 128, 200, 250):
         result = decoded(Image.new("L", (4, 4), level), "PNG", gray_profile(gamma))
@@ -188,7 +188,7 @@ def test_a_profile_is_srgb_by_its_numbers_not_its_name() -> None:
 
 
 def test_alpha_is_kept_through_the_profile() -> None:
-    """The profile applies to colour alone; alpha and the sRGB background stay as they are."""
+    """The profile applies to color alone; alpha and the sRGB background stay as they are."""
     image = Image.new("RGBA", (8, 8), (255, 0, 0, 255))
     image.paste((255, 0, 0, 0), (4, 0, 8, 8))
     result = decoded(image, "PNG", rgb_profile(SRGB[[1, 0, 2]]))
@@ -197,7 +197,7 @@ def test_alpha_is_kept_through_the_profile() -> None:
 
 
 def test_gray_profile_is_used() -> None:
-    """Linear grey 128 is as bright as sRGB 188."""
+    """Linear gray 128 is as bright as sRGB 188."""
     result = decoded(Image.new("L", (4, 4), 128), "PNG", gray_profile(1.0))
     assert np.abs(result - 188).max() <= 1
 
@@ -210,7 +210,7 @@ def test_gray_pixels_under_an_rgb_profile_are_read_as_rgb() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk_goes_through_its_profile(kind: str) -> None:
-    """Inks become the colours that their profile measured, not 255 minus ink."""
+    """Inks become the colors that their profile measured, not 255 minus ink."""
     options = {"quality": 100} if kind == "JPEG" else {}
     for ink, lab in (
         ((0, 0, 0, 0), (100.0, 0.0, 0.0)),
@@ -223,10 +223,10 @@ def test_cmyk_goes_through_its_profile(kind: str) -> None:
 
 
 def test_cmyk_without_profile_is_refused() -> None:
-    """Inks without a profile have no colour."""
+    """Inks without a profile have no color."""
     stream = io.BytesIO()
     Image.new("CMYK", (8, 8), (255, 0, 0, 0)).save(stream, "JPEG")
-    with pytest.raises(DataError, match="CMYK without a colour profile"):
+    with pytest.raises(DataError, match="CMYK without a color profile"):
         decode_image(stream.getvalue(), name="p", background=None)
 
 
@@ -241,10 +241,10 @@ def test_cmyk_without_profile_is_refused() -> None:
         gray_profile(2.2),
         cmyk_profile(),
     ],
-    ids=["text", "cut", "garbage", "no primaries", "Lab", "grey", "CMYK"],
+    ids=["text", "cut", "garbage", "no primaries", "Lab", "gray", "CMYK"],
 )
 def test_a_broken_or_foreign_profile_is_refused(profile: bytes) -> None:
     """A profile that cannot be read, or is for other pixels, is an error that names the file."""
-    with pytest.raises(DataError, match="colour profile") as caught:
+    with pytest.raises(DataError, match="color profile") as caught:
         decoded(Image.new("RGB", (4, 4), (200, 100, 50)), "PNG", profile)
     assert caught.value.where == "p"

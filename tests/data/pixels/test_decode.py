@@ -28,7 +28,7 @@ def corners() -> NDArray[np.uint8]:
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, kind, **options)  # type: ignore[arg-type]
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -121,7 +121,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 
 def png_16_bit(samples: NDArray[np.uint16], kind: int) -> bytes:
-    """PNG of colour type ``kind`` and these (h, w, channels) samples, by PNG 3rd edition §11."""
+    """PNG of color type ``kind`` and these (h, w, channels) samples, by PNG 3rd edition §11."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -158,8 +158,8 @@ def tiff_16_bit(samples: NDArray[np.uint16], order: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF <", "TIFF >"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_sixteen_bit_colour_is_scaled(channels: int, kind: str) -> None:
-    """Random 16-bit colours, with and without alpha, come out within one level of v·255/65535."""
+def test_sixteen_bit_color_is_scaled(channels: int, kind: str) -> None:
+    """Random 16-bit colors, with and without alpha, come out within one level of v·255/65535."""
     samples = np.random.default_rng(0).integers(0, 65536, (40, 30, channels), np.uint16)
     samples[0, :8], samples[1, :8] = 0, 65535
     if channels == 4:
@@ -175,8 +175,8 @@ def test_sixteen_bit_colour_is_scaled(channels: int, kind: str) -> None:
     assert np.abs(decoded(content, "#ffffff") - exact).max() <= 1
 
 
-def test_sixteen_bit_grey_with_alpha_is_scaled() -> None:
-    """Grey keeps its proportions beside an alpha channel."""
+def test_sixteen_bit_gray_with_alpha_is_scaled() -> None:
+    """Gray keeps its proportions beside an alpha channel."""
     samples = np.random.default_rng(0).integers(0, 65536, (40, 30, 2), np.uint16)
     samples[..., 1] = 65535
     result = decoded(png_16_bit(samples, 4))
@@ -197,7 +197,7 @@ def test_other_programs_are_never_run() -> None:
     """Formats that Pillow hands to other programs or that nobody curates in are not opened."""
     image = Image.fromarray(corners())
     for kind in ("EPS", "PCX", "TGA", "ICO", "PDF", "JPEG2000"):
-        with pytest.raises(DataError, match="not an image that can be read"):
+        with pytest.raises(DataError, match="not a readable image"):
             decoded(encoded(image, kind))
 
 
@@ -224,11 +224,11 @@ TRANSPARENT = {
     "palette": lambda: encoded(palette_image(), transparency=1),
     "palette table": lambda: encoded(palette_image(), transparency=b"\xff\x00"),
     "GIF": lambda: encoded(palette_image(), "GIF", transparency=1),
-    "colour key": lambda: encoded(palette_image().convert("RGB"), transparency=(9, 9, 9)),
-    "grey key": lambda: encoded(
+    "color key": lambda: encoded(palette_image().convert("RGB"), transparency=(9, 9, 9)),
+    "gray key": lambda: encoded(
         Image.fromarray(np.repeat([[76, 9]], 4, 1).repeat(8, 0).astype(np.uint8)), transparency=9
     ),
-    "16-bit grey key": lambda: encoded(
+    "16-bit gray key": lambda: encoded(
         Image.fromarray(np.repeat([[76 * 257, 9]], 4, 1).repeat(8, 0).astype(np.uint16)),
         transparency=9,
     ),
@@ -246,14 +246,14 @@ def test_transparency_needs_a_declared_background(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
 def test_transparency_shows_the_declared_background(kind: str) -> None:
-    """The opaque half keeps its colour, the other half is the background, not hidden colour."""
+    """The opaque half keeps its color, the other half is the background, not hidden color."""
     result = decoded(TRANSPARENT[kind](), background="#0080ff")
     assert (result[:, 4:] == (0, 128, 255)).all()
     assert tuple(result[0, 0]) in {(255, 0, 0), (76, 76, 76)}
 
 
 def test_half_alpha_is_mixed() -> None:
-    """Alpha 128 of black over white is the grey between."""
+    """Alpha 128 of black over white is the gray between."""
     image = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     assert np.abs(decoded(encoded(image), "#ffffff").astype(int) - 127).max() <= 1
 
@@ -265,7 +265,7 @@ def test_opaque_alpha_is_dropped() -> None:
 
 
 def test_transparency_is_turned_with_the_image() -> None:
-    """Alpha and colour stay together under an Exif orientation."""
+    """Alpha and color stay together under an Exif orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     result = decoded(encoded(half_transparent("RGBA"), exif=exif), "#0000ff")
@@ -289,7 +289,7 @@ def noisy() -> Image.Image:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
 def test_a_truncated_file_is_an_error(kind: str) -> None:
-    """A file cut in half is refused and named in every format, never grey at the bottom."""
+    """A file cut in half is refused and named in every format, never gray at the bottom."""
     content = encoded(noisy(), kind)
     with pytest.raises(DataError) as caught:
         decoded(content[: len(content) // 2])
@@ -306,7 +306,7 @@ def test_a_damaged_file_is_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"", "empty"), (b"a cat on a wall", "not an image"), (b"\x89PNG\r\n\x1a\n", "x.png")],
+    [(b"", "empty"), (b"a cat on a wall", "not a readable image"), (b"\x89PNG\r\n\x1a\n", "x.png")],
 )
 def test_what_is_no_image_is_an_error(content: bytes, said: str) -> None:
     """An empty file, a text with an image's name and a bare signature are refused."""
@@ -382,7 +382,7 @@ def test_micro_conditioning_is_true(width: int, height: int) -> None:
     assert min(top, left) == 0
     for axis, (channel, start, side) in enumerate([(1, top, height), (0, left, width)]):
         line = crop.pixels[:, 32, channel] if axis == 0 else crop.pixels[32, :, channel]
-        # Centre of resized pixel i lies at (i + 0.5) / scale - 0.5 in the original.
+        # Center of resized pixel i lies at (i + 0.5) / scale - 0.5 in the original.
         where = (start + np.arange(64) + 0.5) / scale - 0.5
         expected = where / (side - 1) * 255
         inner = slice(4, -4)
@@ -393,7 +393,7 @@ def test_micro_conditioning_is_true(width: int, height: int) -> None:
 
 
 def test_the_crop_is_antialiased() -> None:
-    """One-pixel stripes shrink to even grey, not to moiré."""
+    """One-pixel stripes shrink to even gray, not to moiré."""
     stripes = np.zeros((512, 512, 3), np.uint8)
     stripes[:, ::2] = 255
     pixels = square_pixels(Image.fromarray(stripes), 64).pixels

@@ -62,7 +62,7 @@ def encoded(kind: str, image: Image.Image | None = None, **options: object) -> b
     if kind == "HEIF":
         register_heif()
     stream = io.BytesIO()
-    (image or picture()).save(stream, kind, **options)  # type: ignore[arg-type]
+    (image or picture()).save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -227,8 +227,8 @@ DECODED: dict[str, tuple[Callable[[], bytes], tuple[int, int], Quarters]] = {
     ),
 }
 
-DAMAGED, TOO_LARGE, FRAMES = "damaged or cut short", "too large", "3 frames or pages"
-NO_IMAGE, COLORS = "not an image", "colours are not sRGB"
+DAMAGED, TOO_LARGE, FRAMES = "damaged or truncated", "too large", "3 frames or pages"
+NO_IMAGE, COLORS = "not a readable image", "colors are not sRGB"
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "empty"),
     "text.jpg": (lambda: b"a cat on a wall\n" * 20, NO_IMAGE),
@@ -293,7 +293,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "key in 16 bit.png": (
         lambda: png(4, 2, depth=16, extra=chunk(b"tRNS", struct.pack(">HHH", 0, 0, 0))),
-        "transparent colour",
+        "transparent color",
     ),
     "float.tif": (
         lambda: encoded("TIFF", Image.fromarray(np.zeros((8, 8), np.float32))),
@@ -307,7 +307,9 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What inspect_image makes of every file, from a child process."""
     folder = tmp_path_factory.mktemp("corpus")
-    for name, (make, *_) in [*DECODED.items(), *REFUSED.items()]:
+    for name, (make, *_) in DECODED.items():
+        (folder / name).write_bytes(make())
+    for name, (make, _) in REFUSED.items():
         (folder / name).write_bytes(make())
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(folder)],
@@ -322,7 +324,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", DECODED)
 def test_an_odd_file_is_decoded_right(said: dict[str, dict[str, Any]], name: str) -> None:
-    """Size and the colours of the four quarters are what was drawn, from a path and from bytes."""
+    """Size and the colors of the four quarters are what was drawn, from a path and from bytes."""
     _, size, quarters = DECODED[name]
     row = said[name]
     assert "message" not in row, row

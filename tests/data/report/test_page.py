@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import pytest
 from PIL import Image, ImageEnhance
@@ -15,10 +16,15 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from browser_parts import open_page
 from styletune.data.check import Checked
-from styletune.data.findings import Finding, duplicate_findings, size_findings
-from styletune.data.inspection.duplicates import duplicate_groups, families
+from styletune.data.findings import Finding
+from styletune.data.inspection.duplicates import (
+    clusters,
+    duplicate_findings,
+    duplicate_groups,
+)
 from styletune.data.inspection.facts import ImageFacts, PaletteFacts
 from styletune.data.inspection.inspect import inspect_image
+from styletune.data.inspection.sizes import size_findings
 from styletune.data.pixels.buckets import bucket_table, choose_bucket, plan_crop
 from styletune.data.report.page import write_report
 from styletune.data.report.pictures import visible_text
@@ -101,14 +107,14 @@ def check_images(folder: Path) -> Checked:
             facts[item.file_name] = result
     table = bucket_table(128, 32, 2.0)
     plans = {
-        name: plan_crop(fact.height, fact.width, choose_bucket(fact.height, fact.width, table))
+        name: (plan_crop(fact.height, fact.width, choose_bucket(fact.height, fact.width, table)),)
         for name, fact in facts.items()
     }
     groups = duplicate_groups(facts)
-    members = families(facts, groups)
-    sides = split_groups([[facts[f].pixel_hash for f in family] for family in members], 0.25)
+    members = clusters(facts, groups)
+    sides = split_groups([[facts[f].pixel_hash for f in cluster] for cluster in members], 0.25)
     findings += duplicate_findings(groups)
-    findings += size_findings({name: [plan] for name, plan in plans.items()}, buckets=True)
+    findings += size_findings(plans, buckets=True)
     return Checked(
         items=items,
         cards={"brand": Card(name="brand", palette=HORIZON_PALETTE)},
@@ -122,7 +128,7 @@ def check_images(folder: Path) -> Checked:
             (("#203040", 0.75), ("#ffcc88", 0.25)),
             {name: i / len(facts) for i, name in enumerate(facts)},
         ),
-        resolution=128,
+        resolutions=(128,),
     )
 
 
@@ -211,7 +217,7 @@ def test_clean_set_is_ready(browser: Browser, checked: Checked, tmp_path: Path) 
     assert page.locator("h1").inner_text() == "10 images, 0 errors, 0 warnings: ready to train"
     assert page.locator(".card").count() == 10
     assert page.locator("#findings, #groups").count() == 0
-    assert page.locator(".first-note").inner_text().endswith("would be errors: too small.")
+    assert page.locator(".first-note").inner_text().endswith("errors to warnings: too small.")
     page.close()
     nothing = Checked(
         (),
@@ -222,7 +228,7 @@ def test_clean_set_is_ready(browser: Browser, checked: Checked, tmp_path: Path) 
         {},
         {},
         PaletteFacts((), (), {}),
-        128,
+        (128,),
     )
     write_report(nothing, tmp_path / "nothing.html", title="nothing")
     page, noise = open_page(browser, tmp_path / "nothing.html")
@@ -239,7 +245,7 @@ def test_every_image_is_described(browser: Browser, report: Path, checked: Check
     assert page.locator("img[alt=''], img:not([alt]), svg:not([aria-label])").count() == 0
     text = text_of(page, card_id(checked, "sea.png"))
     side = {"train": "train", "holdout": "held out"}[checked.sides["sea.png"]]
-    assert f"{side} · 3× an epoch · 256×256 → 128×128" in text
+    assert f"{side} · 3× per epoch · 256×256 → 128×128" in text
     assert "nothing cropped away" in text
     assert "near duplicates" in text
     assert "machine caption" in text_of(page, card_id(checked, "small.png"))
@@ -259,15 +265,15 @@ def test_shaded_margins_are_the_trim(
 ) -> None:
     """What is shaded lies at the ends of the image and is as large as the plan trims there."""
     page, _ = open_page(browser, report)
-    card, plan = page.locator(card_id(checked, name)), checked.plans[name]
+    card, plan = page.locator(card_id(checked, name)), checked.plans[name][0]
     card.scroll_into_view_if_needed()
-    image = card.locator("img").bounding_box()
+    box = card.locator("img").bounding_box()
     cuts = [card.locator(".cut").nth(i).bounding_box() for i in range(card.locator(".cut").count())]
-    assert image is not None
+    assert box is not None
     assert len(cuts) == 2
-    first, last = cuts[0], cuts[1]
-    assert first is not None
-    assert last is not None
+    assert cuts[0] is not None
+    assert cuts[1] is not None
+    image, first, last = (cast(dict[str, float], each) for each in (box, cuts[0], cuts[1]))
     across, along = ("height", "width") if name == "long.png" else ("width", "height")
     start = "x" if name == "long.png" else "y"
     axis = 1 if name == "long.png" else 0
@@ -498,11 +504,11 @@ def test_rights_say_who_lacks_what(browser: Browser, report: Path) -> None:
 def test_figures_have_their_tables(browser: Browser, report: Path, checked: Checked) -> None:
     """The tables behind the pictures count every image once."""
     page, _ = open_page(browser, report)
-    for place, column in (("#sizes", 0), ("#colours", 0)):
+    for place, column in (("#sizes", 0), ("#colors", 0)):
         rows = page.locator(f"{place} tbody tr").all()
         counts = [int(str(row.locator("td").nth(column).text_content())) for row in rows]
         assert sum(counts) == len(checked.facts)
-    found = page.locator("#colours .swatches code").all_inner_texts()
+    found = page.locator("#colors .swatches code").all_inner_texts()
     assert found == [*HORIZON_PALETTE, "#203040", "#ffcc88"]
     page.close()
 

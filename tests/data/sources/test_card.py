@@ -50,7 +50,7 @@ def test_an_empty_card_is_a_card(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_card_is_refused(tmp_path: Path, text: str, said: str) -> None:
-    """A misspelt key, a wrong type and a colour that is none are errors that name the key."""
+    """A misspelled key, a wrong type and a color that is none are errors that name the key."""
     with pytest.raises(RecipeError) as caught:
         load_card(write(tmp_path, text))
     assert said in str(caught.value)

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import styletune
 from styletune.data.findings import CODES
 from styletune.data.sources.items import Item
-from styletune.data.sources.open import Opened, Source, open_sources, resolve_sources
+from styletune.data.sources.listing import Listing, Source, list_sources, resolve_sources
 from styletune.errors import DataError, NotFound
+from styletune.recipe.data_sections import DataSection, SourceSection
 
 
 def image(file: Path) -> None:
@@ -30,8 +32,10 @@ def folder(root: Path, *names: str, captions: bool = False) -> Path:
     return root
 
 
-def opened(path: Path, default: str | None = None) -> Opened:
-    return open_sources([Source(path.name, path)], default_caption=default)
+def opened(path: Path, default: str | None = None) -> Listing:
+    return list_sources(
+        [Source(SourceSection(path=str(path)), path.name, path)], default_caption=default
+    )
 
 
 def items(path: Path, default: str | None = None) -> tuple[Item, ...]:
@@ -151,14 +155,14 @@ def test_a_link_to_a_parent_is_refused(tmp_path: Path) -> None:
     """Following it would read the world around the set."""
     folder(tmp_path / "set", "a.png", captions=True)
     (tmp_path / "set/up").symlink_to(tmp_path)
-    assert "a folder that this one lies in: up" in refusal(tmp_path / "set")["broken-file"]
+    assert "a folder that contains this one: up" in refusal(tmp_path / "set")["broken-file"]
 
 
-def test_a_missing_folder_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_folder_names_its_neighbor(tmp_path: Path) -> None:
     """A typing error is answered with the folder that was meant."""
     (tmp_path / "horizon").mkdir()
     with pytest.raises(NotFound) as caught:
-        resolve_sources("horison", (), tmp_path)
+        resolve_sources(DataSection(path="horison"), tmp_path)
     assert str(tmp_path / "horizon") in caught.value.fix
 
 
@@ -166,13 +170,13 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
     """A path to one image is refused, with its folder as the fix."""
     image(tmp_path / "a.png")
     with pytest.raises(DataError, match="not a folder") as caught:
-        resolve_sources("a.png", (), tmp_path)
+        resolve_sources(DataSection(path="a.png"), tmp_path)
     assert str(tmp_path) in caught.value.fix
 
 
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     """What was found instead is counted, and the extensions that are read are listed."""
-    assert "found nothing" in refusal(tmp_path)["no-images"]
+    assert "it contains nothing" in refusal(tmp_path)["no-images"]
     for name in ("a.mp4", "b.mp4", "notes.txt"):
         (tmp_path / name).write_text("x")
     said = refusal(tmp_path)["no-images"]
@@ -219,9 +223,9 @@ def test_a_row_without_image_is_refused(tmp_path: Path) -> None:
         {"file_name": "a.png", "text": "x"},
         {"file_name": "gone.png", "text": "x"},
     )
-    assert "not there: gone.png" in refusal(tmp_path / "set")["bad-metadata"]
+    assert "does not exist: gone.png" in refusal(tmp_path / "set")["bad-metadata"]
     jsonl(tmp_path / "set/metadata.jsonl", {"file_name": "../b.png", "text": "x"})
-    assert "line 1 (file_name ../b.png leads out" in refusal(tmp_path / "set")["bad-metadata"]
+    assert "line 1 (file_name ../b.png points outside" in refusal(tmp_path / "set")["bad-metadata"]
 
 
 def test_a_caption_given_twice_is_refused(tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_a_caption_given_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("z")
     said = refusal(tmp_path)["ambiguous-caption"]
     assert "more than one metadata row: a.png" in said
-    assert "metadata and in a file beside them: b.png" in said
+    assert "metadata and in a file next to them: b.png" in said
 
 
 @pytest.mark.parametrize(
@@ -289,7 +293,7 @@ def test_metadata_of_another_name_is_not_overlooked(tmp_path: Path, name: str) -
     """A file that looks like metadata but would be ignored stops the run, default or not."""
     folder(tmp_path, "a.png")
     (tmp_path / name).write_text("{}")
-    assert f"name that is not read: {name}" in refusal(tmp_path, "default")["bad-metadata"]
+    assert f"unknown names: {name}" in refusal(tmp_path, "default")["bad-metadata"]
 
 
 @pytest.mark.parametrize("name", ["a.png.txt", "a.caption", "A.txt", "a.TXT"])
@@ -297,7 +301,7 @@ def test_caption_files_of_another_name_are_not_overlooked(tmp_path: Path, name: 
     """A sidecar that would be ignored stops the run, default or not."""
     folder(tmp_path, "a.png")
     (tmp_path / name).write_text("x")
-    assert f"are not read: {name}" in refusal(tmp_path, "default")["unread-caption-file"]
+    assert f"are not recognized: {name}" in refusal(tmp_path, "default")["unread-caption-file"]
 
 
 def test_two_kinds_of_metadata_are_refused(tmp_path: Path) -> None:
@@ -314,9 +318,10 @@ def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     code = (
         "import sys\nfrom pathlib import Path\n"
-        "from styletune.data.sources.open import Source, open_sources\n"
-        "source = Source('set', Path(sys.argv[1]))\n"
-        "assert len(open_sources([source], default_caption=None).items) == 1\n"
+        "from styletune.data.sources.listing import Source, list_sources\n"
+        "from styletune.recipe.data_sections import SourceSection\n"
+        "source = Source(SourceSection(path='set'), 'set', Path(sys.argv[1]))\n"
+        "assert len(list_sources([source], default_caption=None).items) == 1\n"
         "assert not {'torch', 'datasets', 'pyarrow'} & set(sys.modules)"
     )
     environment = {
@@ -324,6 +329,7 @@ def test_nothing_is_written_anywhere(tmp_path: Path) -> None:
         "HOME": str(tmp_path / "home"),
         "HTTPS_PROXY": "http://127.0.0.1:9",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": str(Path(styletune.__file__).parents[1]),
     }
     before = sorted(p for p in tmp_path.rglob("*"))
     done = subprocess.run(

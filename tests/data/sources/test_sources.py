@@ -15,16 +15,16 @@ import pytest
 from PIL import Image
 
 from styletune.data.findings import CODES, Finding
+from styletune.data.sources.item_bytes import read_item
 from styletune.data.sources.items import Item, Rights
-from styletune.data.sources.open import (
-    Opened,
+from styletune.data.sources.listing import (
+    Listing,
     Source,
-    open_sources,
-    read_item,
+    list_sources,
     resolve_sources,
 )
 from styletune.errors import DataError, NotFound
-from styletune.recipe.data_sections import AllowedCode, SourceSection
+from styletune.recipe.data_sections import AllowedCode, DataSection, SourceSection
 
 
 def image(file: Path, caption: str | None = None) -> None:
@@ -34,22 +34,24 @@ def image(file: Path, caption: str | None = None) -> None:
         file.with_suffix(".txt").write_text(caption)
 
 
-def opened(folder: Path, *paths: str, default: str | None = None) -> Opened:
-    sources = resolve_sources(None, [SourceSection(path=path) for path in paths], folder)
-    return open_sources(sources, default_caption=default)
+def opened(folder: Path, *paths: str, default: str | None = None) -> Listing:
+    sources = resolve_sources(
+        DataSection(sources=tuple(SourceSection(path=path) for path in paths)), folder
+    )
+    return list_sources(sources, default_caption=default)
 
 
-def by_name(found: Opened) -> dict[str, Item]:
+def by_name(found: Listing) -> dict[str, Item]:
     assert len({item.file_name for item in found.items}) == len(found.items)
     return {item.file_name: item for item in found.items}
 
 
-def finding(found: Opened, code: str) -> Finding:
+def finding(found: Listing, code: str) -> Finding:
     (only,) = [f for f in found.findings if f.code == code]
     return only
 
 
-def errors(found: Opened) -> list[str]:
+def errors(found: Listing) -> list[str]:
     return [f.code for f in found.findings if f.severity == "error"]
 
 
@@ -75,7 +77,9 @@ def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="two sources are called set"):
         opened(tmp_path, "a/set", "b/set")
     sections = [SourceSection(path="a/set"), SourceSection(path="b/set", name="other")]
-    found = open_sources(resolve_sources(None, sections, tmp_path), default_caption=None)
+    found = list_sources(
+        resolve_sources(DataSection(sources=tuple(sections)), tmp_path), default_caption=None
+    )
     assert list(by_name(found)) == ["set/x.png", "other/x.png"]
 
 
@@ -85,15 +89,15 @@ def test_a_source_sets_what_its_images_count(tmp_path: Path) -> None:
     image(tmp_path / "a/y.png", "own")
     (tmp_path / "a/dataset.toml").write_text('background = "#112233"')
     section = SourceSection(path="a", repeats=3, weight=0.5, default_caption="theirs")
-    sources = resolve_sources(None, [section], tmp_path)
-    found = open_sources(sources, default_caption="ours")
+    sources = resolve_sources(DataSection(sources=(section,)), tmp_path)
+    found = list_sources(sources, default_caption="ours")
     items = by_name(found)
     assert [(i.repeats, i.weight, i.background) for i in items.values()] == [
         (3, 0.5, "#112233")
     ] * 2
     assert [i.text for i in items.values()] == ["theirs", "own"]
     assert "2 images 3 times" in finding(found, "repeats").message
-    other = open_sources(sources, default_caption=None, background="#ffffff").items[0]
+    other = list_sources(sources, default_caption=None, background="#ffffff").items[0]
     assert other.background == "#ffffff"
 
 
@@ -146,11 +150,11 @@ def test_metadata_may_hold_rights_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "cells", "said"),
     [
-        ("licence", "MIT", "not read: licence"),
+        ("licence", "MIT", "unknown names: licence"),
         ("machine_caption", "maybe", "machine_caption is neither"),
     ],
 )
-def test_a_misspelt_right_is_not_overlooked(
+def test_a_misspelled_right_is_not_overlooked(
     tmp_path: Path, header: str, cells: str, said: str
 ) -> None:
     """A column that is nearly one that is read, and a value that is no truth, are errors."""
@@ -281,15 +285,17 @@ def test_a_folder_without_permission_is_reported(tmp_path: Path) -> None:
         (tmp_path / "set/closed").chmod(0o755)
 
 
-def test_a_path_that_is_not_there_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_path_that_is_not_there_names_its_neighbor(tmp_path: Path) -> None:
     """Also for a zip, and also when the path looks like a Hub id."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images/brand.zip").write_bytes(b"")
     with pytest.raises(NotFound) as caught:
         opened(tmp_path, "images/brnad.zip")
     assert "brand.zip" in caught.value.fix
-    with pytest.raises(DataError, match="no Hub data set"):
-        resolve_sources(None, [SourceSection(path="images", revision="abc")], tmp_path)
+    with pytest.raises(DataError, match="not a Hub data set"):
+        resolve_sources(
+            DataSection(sources=(SourceSection(path="images", revision="abc"),)), tmp_path
+        )
 
 
 @pytest.mark.parametrize(
@@ -304,10 +310,12 @@ def test_keys_that_cannot_apply_are_refused(tmp_path: Path, keys: dict[str, str]
     for path in ("set", "b.zip"):
         section = SourceSection(path=path, **keys)  # type: ignore[arg-type]
         with pytest.raises(DataError, match=f"has no {next(iter(keys))}"):
-            open_sources(resolve_sources(None, [section], tmp_path), default_caption=None)
+            list_sources(
+                resolve_sources(DataSection(sources=(section,)), tmp_path), default_caption=None
+            )
         spelt = SourceSection(path=path, split="train", image_column="image", caption_column="text")
-        sources = resolve_sources(None, [spelt], tmp_path)
-        assert len(open_sources(sources, default_caption=None).items) == 1
+        sources = resolve_sources(DataSection(sources=(spelt,)), tmp_path)
+        assert len(list_sources(sources, default_caption=None).items) == 1
 
 
 def hub_commit(cache: Path, name: str, commit: str) -> Path:
@@ -336,7 +344,8 @@ def test_a_hub_data_set_is_read_from_the_cache(
     assert (item.file_name, item.text, item.origin) == ("x.png", "of the hub", "name")
     source = read_item(item.path, item.member)
     assert isinstance(source, Path)
-    assert Image.open(source).size == (8, 8)
+    with Image.open(source) as image:
+        assert image.size == (8, 8)
     (tmp_path / "hub/datasets--owner--name/snapshots" / ("b" * 40)).mkdir()
     with pytest.raises(DataError, match="several commits") as several:
         opened(tmp_path, "owner/name")
@@ -344,20 +353,27 @@ def test_a_hub_data_set_is_read_from_the_cache(
         f'[[data.sources]] with path = "owner/name", revision = "{"b" * 40}"' in several.value.fix
     )
     section = SourceSection(path="owner/name", revision="aaaaaaa")
-    assert "a" * 40 in str(resolve_sources(None, [section], tmp_path)[0].path)
+    assert "a" * 40 in str(resolve_sources(DataSection(sources=(section,)), tmp_path)[0].path)
     with pytest.raises(NotFound, match="revision dddd of owner/name") as absent:
-        resolve_sources(None, [SourceSection(path="owner/name", revision="dddd")], tmp_path)
-    assert "[[data.sources]] with revision" in absent.value.fix
+        resolve_sources(
+            DataSection(sources=(SourceSection(path="owner/name", revision="dddd"),)), tmp_path
+        )
+    assert f'revision = "{"b" * 40}"' in absent.value.fix
+    assert absent.value.where == "[[data.sources]] revision"
     section = SourceSection(path="owner/name", revision="a" * 40, split="dev")
     with pytest.raises(DataError, match="no split dev; there are: test, train") as no_split:
-        open_sources(resolve_sources(None, [section], tmp_path), default_caption=None)
+        list_sources(
+            resolve_sources(DataSection(sources=(section,)), tmp_path), default_caption=None
+        )
     assert no_split.value.fix == '[[data.sources]] with split = "test"'
     (tmp_path / "hub/datasets--owner--name/blobs/cc.incomplete").write_bytes(b"")
-    with pytest.raises(NotFound, match="broken off"):
+    with pytest.raises(NotFound, match="interrupted"):
         opened(tmp_path, "owner/name")
 
 
 def test_a_source_that_vanished_is_not_found(tmp_path: Path) -> None:
     """Between the recipe and the opening a disk may be unplugged."""
     with pytest.raises(NotFound):
-        open_sources([Source("gone", tmp_path / "gone")], default_caption=None)
+        list_sources(
+            [Source(SourceSection(path="gone"), "gone", tmp_path / "gone")], default_caption=None
+        )

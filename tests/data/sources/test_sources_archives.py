@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from styletune.data.sources import archives
-from styletune.data.sources.open import Opened, open_sources, read_item, resolve_sources
+from styletune.data.sources.item_bytes import read_item
+from styletune.data.sources.listing import Listing, list_sources, resolve_sources
 from styletune.errors import DataError, RecipeError
+from styletune.recipe.data_sections import DataSection
 
 Members = dict[str, bytes]
 
@@ -43,8 +45,10 @@ def write_tar(file: Path, members: Members) -> Path:
     return file
 
 
-def opened(path: Path, default: str | None = None) -> Opened:
-    return open_sources(resolve_sources(str(path), (), path.parent), default_caption=default)
+def opened(path: Path, default: str | None = None) -> Listing:
+    return list_sources(
+        resolve_sources(DataSection(path=str(path)), path.parent), default_caption=default
+    )
 
 
 def refusal(path: Path) -> str:
@@ -105,7 +109,7 @@ def test_a_card_lies_in_the_only_top_folder_or_beside(tmp_path: Path) -> None:
 def test_a_zip_member_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     """Absolute names, drives, parents and foreign separators, before anything is read."""
     message = refusal(write_zip(tmp_path / "a.zip", {"ok.png": png(), name: png()}))
-    assert f"lead out of the zip: {name}" in message
+    assert f"point outside the zip: {name}" in message
 
 
 def test_a_zip_with_a_link_is_refused(tmp_path: Path) -> None:
@@ -209,7 +213,7 @@ def test_damage_of_every_packing_method_is_named(tmp_path: Path, method: int) ->
         try:
             read += read_item(item.path, item.member) != noise
         except DataError as error:
-            assert "cannot be unpacked" in str(error)  # noqa: PT017
+            assert "cannot be decompressed" in str(error)  # noqa: PT017
     assert read == 0
 
 
@@ -220,7 +224,7 @@ def test_a_damaged_member_is_named_when_it_is_read(tmp_path: Path) -> None:
     raw = bytearray(file.read_bytes())
     raw[len("a.png") + 40] ^= 255
     file.write_bytes(raw)
-    with pytest.raises(DataError, match="cannot be unpacked") as caught:
+    with pytest.raises(DataError, match="cannot be decompressed") as caught:
         read_item(item.path, item.member)
     assert "a.zip/a.png" in caught.value.where
     write_zip(file, {"other.png": png()})
@@ -308,14 +312,14 @@ def test_a_tar_with_links_or_devices_is_refused(tmp_path: Path, kind: bytes) -> 
 @pytest.mark.parametrize("name", ["/etc/a.png", "../a.png", "x/../../a.png"])
 def test_a_tar_member_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     """As in a zip."""
-    assert "lead out of the tar" in refusal(write_tar(tmp_path / "a.tar", {name: png()}))
+    assert "point outside the tar" in refusal(write_tar(tmp_path / "a.tar", {name: png()}))
 
 
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
     """It could only be read from its start to its end; the fix says what to do."""
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.png"), io.BytesIO())
-    assert "not an uncompressed tar" in refusal(tmp_path / "a.tar")
+    assert "not a readable uncompressed tar" in refusal(tmp_path / "a.tar")
 
 
 def test_what_follows_the_end_of_a_tar_is_not_lost(tmp_path: Path) -> None:
@@ -361,7 +365,7 @@ def test_a_card_below_the_top_is_not_overlooked(tmp_path: Path) -> None:
     ):
         (only,) = opened(path, "default").findings
         assert (only.code, only.severity, only.files) == ("bad-metadata", "error", names)
-        assert "source of its own" in only.fix
+        assert "separate source" in only.fix
 
 
 def test_an_archive_without_images_says_what_it_holds(tmp_path: Path) -> None:

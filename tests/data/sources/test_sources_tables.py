@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from styletune.data.sources import tables
-from styletune.data.sources.open import Opened, open_sources, read_item, resolve_sources
+from styletune.data.sources.item_bytes import read_item
+from styletune.data.sources.listing import Listing, list_sources, resolve_sources
 from styletune.errors import DataError
-from styletune.recipe.data_sections import SourceSection
+from styletune.recipe.data_sections import DataSection, SourceSection
 
 
 def png(color: int = 0) -> bytes:
@@ -57,12 +58,14 @@ WRITERS: list[tuple[str, Callable[[Path, pa.Table], Path]]] = [
 ]
 
 
-def opened(path: Path, default: str | None = None, **keys: str) -> Opened:
+def opened(path: Path, default: str | None = None, **keys: str) -> Listing:
     section = SourceSection(path=str(path), **keys)  # type: ignore[arg-type]
-    return open_sources(resolve_sources(None, [section], path.parent), default_caption=default)
+    return list_sources(
+        resolve_sources(DataSection(sources=(section,)), path.parent), default_caption=default
+    )
 
 
-def said(found: Opened) -> str:
+def said(found: Listing) -> str:
     assert found.findings
     return "\n".join(f"{f.code}: {f.message} ({f.fix})" for f in found.findings)
 
@@ -157,8 +160,8 @@ def test_a_hub_table_is_found_among_pictures_of_its_read_me(
     (snapshot / "logo.png").write_bytes(png())
     write_parquet(folder / "blob", pa.table(columns()))
     (snapshot / "data/train-00000-of-00001.parquet").symlink_to(folder / "blob")
-    sources = resolve_sources("owner/name", (), tmp_path)
-    found = open_sources(sources, default_caption=None)
+    sources = resolve_sources(DataSection(path="owner/name"), tmp_path)
+    found = list_sources(sources, default_caption=None)
     assert found.findings == []
     assert [read_item(i.path, i.member) for i in found.items] == IMAGES
 
@@ -167,7 +170,7 @@ def test_a_hub_table_is_found_among_pictures_of_its_read_me(
     ("table", "parts"),
     [
         ({"text": ["x"]}, ["bad-archive: no column image; columns: text"]),
-        ({"image": ["a.png"], "text": ["x"]}, ["holds string, not encoded images"]),
+        ({"image": ["a.png"], "text": ["x"]}, ["contains string, not encoded images"]),
         ({"image": [[png()]], "text": ["x"]}, ["not encoded images"]),
         ({"image": [png()], "text": [["x", "y"]]}, ["bad-metadata", "not text"]),
         ({"image": [png()], "text": [3]}, ["row 0 (text is not a string)"]),
@@ -199,7 +202,7 @@ def test_a_row_without_image_is_named_when_it_is_read(tmp_path: Path) -> None:
             )
         )
         (item,) = opened(write(tmp_path / name, typed)).items
-        with pytest.raises(DataError, match="holds no image"):
+        with pytest.raises(DataError, match="contains no image"):
             read_item(item.path, item.member)
 
 

@@ -1,1 +1,1 @@
-"""Captions: lint, fixes, a model that writes them, variants for training."""
+"""Captions: checks, fixes, a model that writes them, variants for training."""

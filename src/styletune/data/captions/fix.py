@@ -1,4 +1,4 @@
-"""Captions mended by rule: proposed first, shown as a diff, written only when told to."""
+"""Captions fixed by rules: proposed first, shown as a diff, written only on request."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from styletune.data.captions.lint import find_trigger, trigger_of, trigger_place
+from styletune.data.captions.lint import find_trigger, trigger_of, trigger_position
 from styletune.data.findings import Finding
 from styletune.data.sources.card import Card
+from styletune.data.sources.files import shorten
 from styletune.data.sources.items import Item
+from styletune.data.sources.records import csv_records, jsonl_records
 from styletune.errors import Conflict
 from styletune.files import write_bytes
 
@@ -25,7 +26,7 @@ METADATA_TEXTS = ("metadata.jsonl", "metadata.csv")
 
 @dataclass(frozen=True, slots=True)
 class CaptionFix:
-    """A caption ``before`` and ``after``; ``why`` says what was done, comma-separated."""
+    """A caption ``before`` and ``after``; ``why`` lists what was done, comma-separated."""
 
     file_name: str
     before: str
@@ -39,29 +40,31 @@ def caption_fixes(
     trigger: str | None,
     cards: Mapping[str, Card] | None = None,
 ) -> list[CaptionFix]:
-    """Propose what a rule can mend: space, commas, and the triggers that ``findings`` name.
+    """Propose what a rule can fix: spaces, commas, and the triggers that ``findings`` name.
 
-    A missing trigger is put first; one in other words, case or place is made like the rest.
-    Nothing else is touched: what a picture shows is for people to say.
+    A missing trigger is put first; one in another spelling, case or position is made like the
+    rest. Nothing else is touched: what a picture shows is for people to write.
 
     Args:
-        items: the images; those without a caption are passed over.
-        findings: of ``caption_findings``; triggers are mended only where these name the file.
-        trigger: goes before those of the cards.
+        items: the images; those without a caption are skipped.
+        findings: of ``caption_findings``; triggers are fixed only in the files that these name.
+        trigger: overrides those of the cards.
         cards: the card of each source, by ``Item.origin``.
     """
-    named = {
-        code: {file for each in findings if each.code == code for file in each.files}
-        for code in ("missing-trigger", "inconsistent-trigger")
+    wrong_trigger = {
+        file
+        for finding in findings
+        if finding.code in ("missing-trigger", "inconsistent-trigger")
+        for file in finding.files
     }
     fixes = []
     for item in items:
         if item.text is None or not item.text.strip():
             continue
         text, why = _tidy(item.text)
-        wanted = trigger_of(item, cards or {}, trigger)
-        if wanted and any(item.file_name in files for files in named.values()):
-            text, more = _with_trigger(text, wanted)
+        declared = trigger_of(item, cards or {}, trigger)
+        if declared and item.file_name in wrong_trigger:
+            text, more = _with_trigger(text, declared)
             why += more
         if text != item.text:
             fixes.append(CaptionFix(item.file_name, item.text, text, ", ".join(why)))
@@ -72,7 +75,7 @@ def _tidy(text: str) -> tuple[str, list[str]]:
     why = []
     spaced = " ".join(text.split())
     if spaced != text:
-        why.append("space")
+        why.append("spaces")
     commas = re.sub(r"\s*,(?:\s*,)*", ",", spaced).strip(", ")
     commas = re.sub(r",(?=[^\s\d])", ", ", commas)
     if commas != spaced:
@@ -88,26 +91,26 @@ def _with_trigger(text: str, trigger: str) -> tuple[str, list[str]]:
     if use.kind != "exact":
         text = text[: use.start] + trigger + text[use.end :]
         use = find_trigger(text, trigger)
-        why.append("trigger written like the others")
+        why.append("trigger spelled like the others")
     # "…, horizon style" can be moved; "… in horizon style" is grammar.
     rest = text[: use.start].rstrip()
-    if trigger_place(text, use) == "last" and rest.endswith(","):
+    if trigger_position(text, use) == "last" and rest.endswith(","):
         ending = text[use.end :].strip(" ,")
         return f"{trigger}, {rest.rstrip(' ,')}{ending}", [*why, "trigger put first"]
     return text, why
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
-    """``written``: files, sorted; ``left``: images whose caption is in no file that we write."""
+class AppliedFixes:
+    """``written``: files, sorted; ``left``: images whose caption is in no file we can write."""
 
     written: tuple[Path, ...]
     left: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a caption is: ``line`` counts from 0; None for a file that is one caption."""
+class _Stored:
+    """A caption on disk: ``line`` counts from 1; None for a file that is one caption."""
 
     file: Path
     line: int | None
@@ -115,32 +118,31 @@ class _Place:
 
 
 def fixes_diff(folder: Path, fixes: Sequence[CaptionFix]) -> str:
-    """A unified diff of the captions, under the names of the files that hold them ("" for none).
+    """A unified diff of the captions, under the names of the files that contain them ("" for none).
 
     Line numbers are those of the file; in metadata a line shows the image and its caption.
-
     Captions in no such file (in tables, archives, names of folders, the recipe) are named in
     comments at the end.
 
     Raises:
         Conflict: a caption is not what it was when the fix was proposed.
     """
-    by_file: dict[Path, list[tuple[_Place, CaptionFix]]] = {}
-    places = _find(folder, fixes)
+    by_file: dict[Path, list[tuple[_Stored, CaptionFix]]] = {}
+    captions = _stored_captions(folder, fixes)
     for fix in fixes:
-        if place := places.get(fix.file_name):
-            by_file.setdefault(place.file, []).append((place, fix))
+        if stored := captions.get(fix.file_name):
+            by_file.setdefault(stored.file, []).append((stored, fix))
     parts = []
     for file, changes in sorted(by_file.items()):
         name = file.relative_to(folder).as_posix()
         parts += [f"--- a/{name}", f"+++ b/{name}"]
-        for place, fix in sorted(changes, key=lambda pair: pair[0].line or 0):
-            label = "" if place.line is None else f"{PurePosixPath(fix.file_name).name}: "
+        for stored, fix in sorted(changes, key=lambda pair: pair[0].line or 1):
+            label = "" if stored.line is None else f"{PurePosixPath(fix.file_name).name}: "
             old, new = [_one_line(label + fix.before)], [_one_line(label + fix.after)]
             diff = list(difflib.unified_diff(old, new, lineterm=""))[3:]
-            parts += [f"@@ -{(place.line or 0) + 1} +{(place.line or 0) + 1} @@ {fix.why}", *diff]
+            parts += [f"@@ -{stored.line or 1} +{stored.line or 1} @@ {fix.why}", *diff]
     elsewhere = "its caption is not in a .txt, .json, metadata.jsonl or metadata.csv"
-    parts += [f"# {f.file_name}: {elsewhere}" for f in fixes if f.file_name not in places]
+    parts += [f"# {f.file_name}: {elsewhere}" for f in fixes if f.file_name not in captions]
     return "\n".join(parts) + "\n" if parts else ""
 
 
@@ -148,139 +150,133 @@ def _one_line(text: str) -> str:
     return text.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
 
 
-def apply_fixes(folder: Path, fixes: Sequence[CaptionFix]) -> Applied:
-    """Write the captions; every file is replaced whole or not at all.
+def apply_fixes(folder: Path, fixes: Sequence[CaptionFix]) -> AppliedFixes:
+    """Write the captions; every file is replaced completely or not at all.
 
-    Other columns, rows, their order and line ends stay as they are; a CSV is quoted anew where it
-    must be.
+    Other columns, rows, their order and line endings stay as they are; a CSV is quoted anew where
+    needed.
 
     Args:
-        folder: the images, whose names in ``fixes`` are relative to it.
+        folder: the images; their names in ``fixes`` are relative to it.
         fixes: of ``caption_fixes``.
 
     Raises:
         Conflict: a caption is not what it was when the fix was proposed; nothing is written.
         OutputError: a file cannot be written.
     """
-    places = _find(folder, fixes)
+    captions = _stored_captions(folder, fixes)
     by_file: dict[Path, dict[int, str]] = {}
     for fix in fixes:
-        if place := places.get(fix.file_name):
-            by_file.setdefault(place.file, {})[place.line or 0] = fix.after
+        if stored := captions.get(fix.file_name):
+            by_file.setdefault(stored.file, {})[stored.line or 1] = fix.after
     for file, changes in by_file.items():
         content = file.read_bytes()
         bom = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
         text = _rewritten(file.suffix, content.decode("utf-8-sig"), changes)
         write_bytes(file, bom + text.encode())
-    left = tuple(fix.file_name for fix in fixes if fix.file_name not in places)
-    return Applied(tuple(sorted(by_file)), left)
+    left = tuple(fix.file_name for fix in fixes if fix.file_name not in captions)
+    return AppliedFixes(tuple(sorted(by_file)), left)
 
 
 def _rewritten(suffix: str, text: str, changes: Mapping[int, str]) -> str:
+    """The text of a caption file with some captions changed, by line."""
     if suffix == ".jsonl":
         return _new_jsonl(text, changes)
     if suffix == ".csv":
         return _new_csv(text, changes)
     if suffix == ".json":
         row = json.loads(text)
-        changed = row | {"text" if "text" in row else "caption": changes[0]}
+        changed = row | {"text" if "text" in row else "caption": changes[1]}
         written = json.dumps(changed, ensure_ascii=False, indent=2) + "\n"
-        return written.replace("\n", _line_end(text))
-    return changes[0] + (_line_end(text) if text.endswith(("\n", "\r")) else "")
+        return written.replace("\n", _line_ending(text))
+    return changes[1] + (_line_ending(text) if text.endswith(("\n", "\r")) else "")
 
 
-def _line_end(text: str) -> str:
-    """The first end of a line in a text."""
-    found = re.search(r"\r\n?|\n", text)
-    return found.group() if found else "\n"
+def _line_ending(text: str) -> str:
+    """The first line ending in a text."""
+    match = re.search(r"\r\n?|\n", text)
+    return match.group() if match else "\n"
 
 
 def _read(file: Path) -> str:
-    """As captions are read elsewhere: ``read_text`` would make CRLF another text."""
+    """As captions are read elsewhere: ``read_text`` would change CRLF."""
     return file.read_bytes().decode("utf-8-sig")
 
 
-def _find(folder: Path, fixes: Sequence[CaptionFix]) -> dict[str, _Place]:
-    """Where captions are, by image. Raises one Conflict that names all that changed."""
-    tables: dict[Path, dict[str, _Place]] = {}
-    found = {fix.file_name: _place_of(folder, fix.file_name, tables) for fix in fixes}
-    places = {name: place for name, place in found.items() if place is not None}
+def _stored_captions(folder: Path, fixes: Sequence[CaptionFix]) -> dict[str, _Stored]:
+    """The captions on disk, by image. Raises one Conflict that names all that changed."""
+    tables: dict[Path, dict[str, _Stored]] = {}
+    located = {fix.file_name: _stored_caption(folder, fix.file_name, tables) for fix in fixes}
+    captions = {name: stored for name, stored in located.items() if stored is not None}
     changed = [
         fix.file_name
         for fix in fixes
-        if (place := places.get(fix.file_name)) and place.text.strip() != fix.before.strip()
+        if (stored := captions.get(fix.file_name)) and stored.text.strip() != fix.before.strip()
     ]
     if changed:
         raise Conflict(
-            f"captions changed since the fixes were proposed: {', '.join(changed[:5])}"
-            + (f" and {len(changed) - 5} more" if len(changed) > 5 else ""),
+            f"captions changed since the fixes were proposed: {shorten(changed)}",
             where=str(folder),
             fix="propose the fixes again",
         )
-    return places
+    return captions
 
 
-def _place_of(folder: Path, file_name: str, tables: dict[Path, dict[str, _Place]]) -> _Place | None:
-    """The file and line that hold an image's caption; None when it is in none that we write."""
-    # Metadata first: it is what counts when rights beside an image say nothing of a caption.
+def _stored_caption(
+    folder: Path, file_name: str, tables: dict[Path, dict[str, _Stored]]
+) -> _Stored | None:
+    """An image's caption on disk; None if it is in no file that we can write."""
+    # Metadata first: it wins over rights next to an image that come without a caption.
     for parent in PurePosixPath(file_name).parents:
         for name in METADATA_TEXTS:
             file = folder / parent / name
             if file not in tables:
-                tables[file] = _captions_of(file, parent.as_posix()) if file.is_file() else {}
+                tables[file] = _metadata_captions(file, parent) if file.is_file() else {}
             if file_name in tables[file]:
                 return tables[file][file_name]
     text = (folder / file_name).with_suffix(".txt")
     if text.is_file():
-        return _Place(text, None, _read(text))
+        return _Stored(text, None, _read(text))
     record = (folder / file_name).with_suffix(".json")
     if record.is_file():
         row = json.loads(_read(record))
         caption = row.get("text", row.get("caption")) if isinstance(row, dict) else None
-        return _Place(record, None, caption) if isinstance(caption, str) else None
+        return _Stored(record, None, caption) if isinstance(caption, str) else None
     return None
 
 
-def _captions_of(file: Path, parent: str) -> dict[str, _Place]:
+def _metadata_captions(file: Path, parent: PurePosixPath) -> dict[str, _Stored]:
     """The captions of a metadata file, by image name relative to the data folder."""
     text = _read(file)
-    rows = _jsonl(text) if file.suffix == ".jsonl" else _csv(text)
-    return {
-        posixpath.normpath(posixpath.join(parent, row["file_name"])): _Place(
-            file, line, row["text"]
-        )
-        for line, row in rows
-        if isinstance(row.get("file_name"), str) and isinstance(row.get("text"), str)
-    }
-
-
-def _jsonl(text: str) -> list[tuple[int, dict[str, Any]]]:
-    lines = enumerate(text.split("\n"))
-    return [(number, json.loads(line)) for number, line in lines if line.strip()]
-
-
-def _csv(text: str) -> list[tuple[int, dict[str, Any]]]:
-    """Rows by their number, the header being 0; quoted ones may take more than one line."""
-    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    header = next(row for row in rows if row)
-    return [(n, dict(zip(header, row, strict=False))) for n, row in enumerate(rows) if row][1:]
+    captions = {}
+    for line, row in jsonl_records(text) if file.suffix == ".jsonl" else csv_records(text):
+        if isinstance(row, dict):
+            name, caption = row.get("file_name"), row.get("text")
+            if isinstance(name, str) and isinstance(caption, str):
+                image = posixpath.normpath(posixpath.join(parent, name))
+                captions[image] = _Stored(file, line, caption)
+    return captions
 
 
 def _new_jsonl(text: str, changes: Mapping[int, str]) -> str:
     lines = text.split("\n")
     for number, after in changes.items():
-        end = "\r" if lines[number].endswith("\r") else ""
-        row = json.loads(lines[number]) | {"text": after}
-        lines[number] = json.dumps(row, ensure_ascii=False) + end
+        end = "\r" if lines[number - 1].endswith("\r") else ""
+        row = json.loads(lines[number - 1]) | {"text": after}
+        lines[number - 1] = json.dumps(row, ensure_ascii=False) + end
     return "\n".join(lines)
 
 
 def _new_csv(text: str, changes: Mapping[int, str]) -> str:
-    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-    column = next(row for row in rows if row).index("text")
-    for number, after in changes.items():
-        rows[number][column] = after
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows, column = [], None
+    for cells in reader:
+        if column is None and cells:
+            column = cells.index("text")
+        elif column is not None and reader.line_num in changes:
+            cells[column] = changes[reader.line_num]
+        rows.append(cells)
     out = io.StringIO(newline="")
-    end = _line_end(text)
+    end = _line_ending(text)
     csv.writer(out, lineterminator=end).writerows(rows)
     return out.getvalue() if text.endswith(("\n", "\r")) else out.getvalue().removesuffix(end)

@@ -1,4 +1,4 @@
-"""Captions that a model writes for images that have none; people's captions are never touched."""
+"""Captions written by a model for images without any; people's captions are never touched."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from styletune.data.pixels.decode import decode_image
 from styletune.data.sources.files import find_files
 from styletune.data.sources.items import Item
 from styletune.data.sources.metadata import read_metadata
+from styletune.data.sources.records import jsonl_records
 from styletune.errors import BaseModelError, Conflict, DataError, NotFound
 from styletune.files import file_sha256, write_text
 from styletune.hub import find_snapshot, is_hub_id
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_NEW_TOKENS = 60
-# The file is written whole, which for many images takes longer than a batch.
+# The whole file is written each time, which with many images takes longer than a batch.
 SAVE_SECONDS = 10.0
 Rows = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Captioned:
-    """File names: ``written`` now; ``kept``: has a caption already, a person's or the same
-    model's; ``empty``: the model had nothing to say, so they are still without one.
+    """File names: ``written`` now; ``kept``: already captioned by a person or with the same
+    settings; ``empty``: the model returned nothing, so they still have no caption.
     """
 
     written: tuple[str, ...]
@@ -54,23 +55,24 @@ class CaptionModel:
 
 
 def load_caption_model(
-    model: str, *, revision: str | None = None, device: str = "cpu"
+    model: str, *, revision: str | None = None, device: str | None = None
 ) -> CaptionModel:
     """Load an image-to-text model (BLIP, Florence-2, GIT, LLaVA …) from this machine.
 
     Args:
-        model: a folder, or a Hub id that lies in the local cache.
+        model: a folder, or a Hub id in the local cache.
         revision: commit, branch or tag of the Hub model; None is main.
-        device: torch's name; half precision (bf16) on anything but the CPU.
+        device: torch's name, None for a GPU if there is one; bf16 on anything but the CPU.
 
     Raises:
-        NotFound: it is not here; the fix is the command that fetches it.
-        BaseModelError: it needs code of its own, has no safetensors, or is no such model.
+        NotFound: it is not here; the fix is the command that downloads it.
+        BaseModelError: it requires custom code, has no safetensors, or is another kind of model.
     """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     folder, name = _locate(model, revision)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     try:
         _refuse_own_code(model, folder)
@@ -107,14 +109,14 @@ def _locate(model: str, revision: str | None) -> tuple[Path, str]:
 
 
 def _refuse_own_code(model: str, folder: Path) -> None:
-    """Raise BaseModelError for a model that transformers does not know and that brings code."""
+    """Raise BaseModelError for a model unknown to transformers that brings its own code."""
     from transformers import CONFIG_MAPPING
 
     file = folder / "config.json"
     config = json.loads(file.read_bytes()) if file.is_file() else {}
     if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
         raise BaseModelError(
-            "it can only be run by code that comes with it, which is never run here",
+            "requires custom code from its repository, which is never run",
             where=model,
             fix="choose a model that transformers knows, such as BLIP or Florence-2",
         )
@@ -123,9 +125,9 @@ def _refuse_own_code(model: str, folder: Path) -> None:
 def _unusable(model: str, folder: Path, error: Exception) -> BaseModelError:
     if not list(folder.glob("*.safetensors")):
         return BaseModelError(
-            "it has no .safetensors weights",
+            "has no .safetensors weights",
             where=model,
-            fix="choose a revision that has them; pickled weights are not opened",
+            fix="choose a revision that has them; pickled weights are never opened",
         )
     return BaseModelError(
         f"not an image-to-text model that transformers can load: {str(error).splitlines()[0]}",
@@ -145,32 +147,32 @@ def caption_images(
     redo: bool = False,
     show_progress: bool = True,
 ) -> Captioned:
-    """Caption the images that have no caption, and save them while others are still waiting.
+    """Caption the images that have no caption, saving them along the way.
 
-    Decoding is greedy, so the same command gives the same captions; broken off, it goes on where
-    it was. An error or Ctrl-C loses no finished batch, a kill or power cut at most those of the
-    last ``SAVE_SECONDS``; the file is always the old one or the new one, never half of one.
+    Decoding is greedy, so the same command gives the same captions; when interrupted, it resumes.
+    An error or Ctrl-C loses no finished batch, a kill or power cut at most those of the last
+    ``SAVE_SECONDS``; the file is always complete, old or new.
 
     A row in ``out`` has ``file_name``, ``text``, ``machine_caption``: true, ``caption_model`` and
-    ``caption_settings`` (a hash of model, prompt, template and trigger); rows and columns that are
-    there already stay.
+    ``caption_settings`` (a hash of model, prompt, template and trigger); existing rows and columns
+    stay.
 
     Args:
         items: of one folder of plain image files.
         captioner: of ``load_caption_model``.
-        out: ``metadata.jsonl`` in the folder that holds all the images, at any depth.
-        template: the caption with ``{caption}`` for the model's words and ``{trigger}``.
-        trigger: what ``{trigger}`` stands for.
-        prompt: what the model is asked, or how its caption begins; some need none.
-        batch_size: images at a time.
-        redo: also caption anew what a model wrote with other settings.
+        out: ``metadata.jsonl`` in a folder that contains all the images, at any depth.
+        template: the caption, with ``{caption}`` for the model's words and ``{trigger}``.
+        trigger: replaces ``{trigger}``.
+        prompt: the question to the model, or the start of its caption; some need none.
+        batch_size: images per batch.
+        redo: also replace captions that a model wrote with other settings.
         show_progress: draw a progress bar on stderr.
 
     Raises:
         DataError: template, items or an image cannot be used.
-        Conflict: another metadata file lies beside ``out``, or one deeper has rows for images
-            that are to be captioned; or ``redo`` of a caption that is not in ``out``.
-        BaseModelError: the model computes numbers that are not finite.
+        Conflict: another metadata file is next to ``out``, or one in a subfolder has rows for
+            these images; or ``redo`` of a caption that is not in ``out``.
+        BaseModelError: the model computes NaN or infinity.
     """
     _check(items, out, template, trigger)
     settings = json.dumps([captioner.name, prompt, template, trigger]).encode()
@@ -181,11 +183,12 @@ def caption_images(
     }
     rows = _read_rows(out)
     names = {item.file_name: _name_in(item, out) for item in items}
-    waiting = [i for i in items if _is_wanted(i, rows.get(names[i.file_name], {}), marks, redo)]
+    waiting = [i for i in items if _is_due(i, rows.get(names[i.file_name], {}), marks, redo)]
     _refuse_second_rows(waiting, names, rows, out)
-    written, empty = list[str](), list[str]()
-    wanted = {item.file_name for item in waiting}
-    kept = [item.file_name for item in items if item.file_name not in wanted]
+    written: list[str] = []
+    empty: list[str] = []
+    due = {item.file_name for item in waiting}
+    kept = [item.file_name for item in items if item.file_name not in due]
     filled = template.replace("{trigger}", (trigger or "").strip())
     saved, saved_at = 0, time.monotonic()
     try:
@@ -213,13 +216,13 @@ def _check(items: Sequence[Item], out: Path, template: str, trigger: str | None)
     left = template.replace("{trigger}", "").replace("{caption}", "")
     if "{caption}" not in template or "{" in left or "}" in left:
         raise DataError(
-            f'the template "{template}" must hold {{caption}}, and may hold {{trigger}}',
+            f'the template "{template}" must contain {{caption}}, and may contain {{trigger}}',
             where="template",
             fix='for example "{trigger}, {caption}"',
         )
     if "{trigger}" in template and not (trigger and trigger.strip()):
         raise DataError(
-            f'the template "{template}" holds {{trigger}}, and no trigger is declared',
+            f'the template "{template}" contains {{trigger}}, but no trigger is declared',
             where="template",
             fix='declare one in dataset.toml, or use the template "{caption}"',
         )
@@ -234,7 +237,7 @@ def _check(items: Sequence[Item], out: Path, template: str, trigger: str | None)
             raise Conflict(
                 f"captions would be written to {out.name}, but the folder has a {other}",
                 where=str(out.parent),
-                fix=f"save {other} as {out.name}; a folder may have only one of them",
+                fix=f"save {other} as {out.name}; a folder may have only one metadata file",
             )
 
 
@@ -242,12 +245,12 @@ def _name_in(item: Item, out: Path) -> str:
     """The image's name in ``out``, relative to its folder. Raises DataError."""
     path, folder = Path(item.path).absolute(), out.parent.absolute()
     if not path.is_relative_to(folder):
-        raise DataError(f"it does not lie below {folder}", where=item.path)
+        raise DataError(f"is not in {folder}", where=item.path)
     return path.relative_to(folder).as_posix()
 
 
-def _is_wanted(item: Item, row: dict[str, Any], marks: dict[str, Any], redo: bool) -> bool:
-    """Whether an image is to be captioned, by what was read and by what the file says now."""
+def _is_due(item: Item, row: dict[str, Any], marks: dict[str, Any], redo: bool) -> bool:
+    """Whether an image needs a caption, by the set as listed and the file as it is now."""
     text = row.get("text")
     if text is None and not item.machine_caption:
         return item.text is None
@@ -259,7 +262,7 @@ def _is_wanted(item: Item, row: dict[str, Any], marks: dict[str, Any], redo: boo
 def _refuse_second_rows(
     waiting: Sequence[Item], names: dict[str, str], rows: Rows, out: Path
 ) -> None:
-    """Raise Conflict where a caption in ``out`` would be the second thing said of an image."""
+    """Raise Conflict where a caption in ``out`` would be the second one of an image."""
     mine = {names[item.file_name] for item in waiting}
     for file in find_files(out.parent).metadata if mine else ():
         if file == out.name:
@@ -270,7 +273,7 @@ def _refuse_second_rows(
                 f"captions would be written to {out.name}, but {file} has rows for "
                 f"{len(listed)} of these images, such as {listed[0]}",
                 where=str(out.parent),
-                fix=f"caption {out.parent / posixpath.dirname(file)} by itself, or move the rows "
+                fix=f"caption {out.parent / posixpath.dirname(file)} separately, or move the rows "
                 f"of {file} to {out.name}",
             )
     for item in waiting:
@@ -278,7 +281,7 @@ def _refuse_second_rows(
             raise Conflict(
                 f"its caption is not in {out.name}, where a new one would be written",
                 where=item.file_name,
-                fix="remove its caption, and it will get a new one",
+                fix="remove its caption to get a new one",
             )
 
 
@@ -288,43 +291,43 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 
 
 def _decode(item: Item) -> Image.Image:
-    # Models look at a few hundred pixels: keep a batch of large photographs small.
+    # Models see a few hundred pixels: keep batches of large photographs small.
     image = decode_image(Path(item.path), name=item.file_name, background=item.background)
     image.thumbnail((1024, 1024))
     return image
 
 
 def _describe(captioner: CaptionModel, images: Sequence[Image.Image], prompt: str) -> list[str]:
-    """What the model says of each image, on one line, without the prompt."""
+    """The model's caption of each image, on one line, without the prompt."""
     import torch
 
-    text = [_asked(captioner, prompt)] * len(images) if prompt else None
-    given = captioner.processor(images=list(images), text=text, return_tensors="pt")
-    given = given.to(captioner.device, captioner.model.dtype)
+    text = [_chat_prompt(captioner, prompt)] * len(images) if prompt else None
+    inputs = captioner.processor(images=list(images), text=text, return_tensors="pt")
+    inputs = inputs.to(captioner.device, captioner.model.dtype)
     with torch.inference_mode():
-        found = captioner.model.generate(
-            **given,
+        output = captioner.model.generate(
+            **inputs,
             do_sample=False,
             num_beams=1,
             max_new_tokens=MAX_NEW_TOKENS,
             return_dict_in_generate=True,
             output_logits=True,
         )
-    if not all(bool(torch.isfinite(step).all()) for step in found.logits):
+    if not all(bool(torch.isfinite(step).all()) for step in output.logits):
         raise BaseModelError(
-            "the model computes numbers that are not finite; its captions would be noise",
+            "the model computes NaN or infinity; its captions would be noise",
             where=captioner.name,
-            fix="fetch its weights again, or run it on the CPU",
+            fix="download its weights again, or run it on the CPU",
         )
-    # A step of logits is a new token; what comes before them are the prompt's own.
+    # Each step of logits is one new token; the tokens before are the prompt's.
     words = captioner.processor.batch_decode(
-        found.sequences[:, -len(found.logits) :], skip_special_tokens=True
+        output.sequences[:, -len(output.logits) :], skip_special_tokens=True
     )
     return [" ".join(each.split()) for each in words]
 
 
-def _asked(captioner: CaptionModel, prompt: str) -> str:
-    """The prompt as the model wants it: models that chat have a template of their own."""
+def _chat_prompt(captioner: CaptionModel, prompt: str) -> str:
+    """The prompt in the model's chat template, if it has one."""
     if not getattr(captioner.processor, "chat_template", None):
         return prompt
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
@@ -333,20 +336,17 @@ def _asked(captioner: CaptionModel, prompt: str) -> str:
 
 
 def _read_rows(out: Path) -> Rows:
-    """Rows by file name without "./", in order. Raises DataError where a line is not one."""
+    """Rows by normalized file name, in order. Raises DataError if a line is not one."""
     if not out.is_file():
         return {}
     rows: Rows = {}
-    for number, line in enumerate(out.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows[posixpath.normpath(row["file_name"])] = row
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f"not a row with file_name: {error}", where=f"{out} line {number}"
-            ) from None
+    for line, row in jsonl_records(out.read_text(encoding="utf-8-sig")):
+        where = f"{out} line {line}"
+        if isinstance(row, str):
+            raise DataError(row, where=where)
+        if not isinstance(row.get("file_name"), str):
+            raise DataError("not a row with file_name", where=where)
+        rows[posixpath.normpath(row["file_name"])] = row
     return rows
 
 

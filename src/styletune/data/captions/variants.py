@@ -1,4 +1,4 @@
-"""Variants of a caption, so that its parts are learnt apart from their order."""
+"""Variants of a caption, so that its parts are learned independently of their order."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ def caption_variants(
 ) -> list[str]:
     """Make ``k`` variants of a caption; the first is the caption itself.
 
-    A pure function, so that a resumed run and another process have the same ones. Variants may
-    repeat each other, where there are fewer orders than variants.
+    A pure function, so a resumed run and another process get the same ones. Variants may repeat
+    if there are fewer orders than variants.
 
     Args:
-        text: parts separated by commas.
+        text: comma-separated parts.
         k: at least 1.
-        shuffle: put the parts in other orders.
-        keep_first: so many parts at the start neither move nor vanish.
-        tag_dropout: chance of each other part to be left out, in [0, 1); one always stays.
-        seed: another one gives other variants.
+        shuffle: reorder the parts.
+        keep_first: this many parts at the start are neither moved nor dropped.
+        tag_dropout: probability of dropping each other part, in [0, 1); one part always stays.
+        seed: a different one gives different variants.
     """
     assert k >= 1
     parts = [part.strip() for part in text.split(SEPARATOR) if part.strip()]
     head, tail = parts[:keep_first], parts[keep_first:]
     variants = [text]
     for index in range(1, k):
-        # Only random() is promised to give the same numbers in every version of Python.
-        draw = random.Random(_seed(seed, text, index)).random
-        kept = [part for part in tail if draw() >= tag_dropout]
+        # Of Random's methods, only random() gives the same numbers in every version of Python.
+        uniform = random.Random(_seed(seed, text, index)).random
+        kept = [part for part in tail if uniform() >= tag_dropout]
         if not head and not kept:
-            kept = [parts[int(draw() * len(parts))]] if parts else [text]
+            kept = [parts[int(uniform() * len(parts))]] if parts else [text]
         if shuffle:
-            kept.sort(key=lambda _: draw())
+            kept.sort(key=lambda _: uniform())
         variants.append(f"{SEPARATOR} ".join([*head, *kept]))
     return variants
 

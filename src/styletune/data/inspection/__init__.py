@@ -1,1 +1,1 @@
-"""What is measured in images: quality, copies, motifs, palette; kept by content."""
+"""What is measured in images: quality, copies, motifs, palette; stored by content."""

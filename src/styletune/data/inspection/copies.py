@@ -1,7 +1,7 @@
-"""Whether one picture is a copy of another: found by correlation, then laid over each other.
+"""Whether one picture is a copy of another: candidates by correlation, then aligned and compared.
 
 Three sieves, each finer and slower: the correlation of 16×16 luminances for all pairs at once;
-what is left of 32×32 luminances when small shifts and recolouring are explained; and at last
+the residual of 32×32 luminances after small shifts and recoloring are explained; and finally
 128×128 pixels, aligned.
 """
 
@@ -19,13 +19,13 @@ from PIL import Image
 from styletune.data.inspection.facts import SMALL_PX
 
 Floats = NDArray[np.float32]
-# The shares that are cut off left, right, top and bottom, and whether the rest is mirrored.
-Way = tuple[tuple[float, ...], bool]
+# The shares cut off left, right, top and bottom, and whether the rest is mirrored.
+View = tuple[tuple[float, ...], bool]
 
 # Correlation of 16×16 luminances that makes a candidate. Copies of procedural scenes have 0.992
 # and more; of two different scenes in the same style, one pair in 2,000 has 0.98 and more.
 MIN_SIMILARITY = 0.985
-# Of the 64 parts of a picture, those may differ that another logo covers: up to 6 were seen.
+# Of the 64 parts of a picture, those that another logo covers may differ: up to 6 were measured.
 MAX_CHANGED = 8
 # How far a part may seem to have moved, in 1/128 of the picture's side (see _displacements).
 # Of copies 98 % stay below 0.55 in every part; different scenes reach it in two of 100,000 pairs.
@@ -33,7 +33,7 @@ COPY_DISPLACEMENT = 0.55
 VARIANT_DISPLACEMENT = 0.5
 
 # The same where only the first order is aligned, and pictures are blurred for it: of copies
-# 2 in 1,400 are lost, and of the pairs of objects centred on white 10 in 100 are left.
+# 2 in 1,400 are lost, and of the pairs of objects centered on white 10 in 100 remain.
 ROUGH_DISPLACEMENT = 1.5
 
 _SIDE_PX = 128
@@ -48,7 +48,7 @@ _WINDOWS = (
 _CUT_RANGE = (-0.005, 0.075)
 # Four levels, squared.
 _NOISE = (4 / 255) ** 2
-_WAYS: tuple[Way, ...] = tuple((w, mirrored) for mirrored in (False, True) for w in _WINDOWS)
+_VIEWS: tuple[View, ...] = tuple((w, mirrored) for mirrored in (False, True) for w in _WINDOWS)
 _ROUGH_PX = 32
 _ROUGH_BLURS = 4
 _AT_ONCE = 128
@@ -56,21 +56,21 @@ _AT_ONCE = 128
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture at 128×128, slightly blurred, in [0, 1]: colours (128, 128, 3) and luminance."""
+    """A picture at 128×128, slightly blurred, in [0, 1]: (128, 128, 3) colors, (128, 128) luma."""
 
     colors: Floats
     luma: Floats
 
 
 def likely_copies(
-    smalls: Sequence[bytes], family: NDArray[np.int64]
-) -> Iterator[tuple[int, int, Way]]:
-    """(part, whole, way) where the first may be a copy of the second, seen in that way.
+    smalls: Sequence[bytes], cluster: NDArray[np.int64]
+) -> Iterator[tuple[int, int, View]]:
+    """(part, whole, view): the first may be a copy of that view of the second.
 
     Args:
         smalls: ``ImageFacts.small`` of each image.
-        family: a number for each image; pairs of one number are left out. It may be changed
-            between two results.
+        cluster: (n,), a number for each image; pairs of one number are skipped. The caller may
+            change it between two results.
     """
     if len(smalls) < 2:
         return
@@ -80,23 +80,23 @@ def likely_copies(
         luma = wholes @ _LUMA
         wholes = _blurred(wholes, (1, 2), _ROUGH_BLURS)
         best = np.full((len(wholes), len(smalls)), -1, np.float32)
-        way = np.zeros(best.shape, np.uint8)
-        for i, (window, mirrored) in enumerate(_WAYS):
+        best_view = np.zeros(best.shape, np.uint8)
+        for i, (window, mirrored) in enumerate(_VIEWS):
             score = _signature(_warp(luma[:, :, ::-1] if mirrored else luma, window)) @ plain.T
             better = score > best
-            best[better], way[better] = score[better], i
+            best[better], best_view[better] = score[better], i
         for row, colors in enumerate(wholes):
             whole = start + row
-            near = np.flatnonzero((best[row] >= MIN_SIMILARITY) & (family != family[whole]))
-            for i in np.unique(way[row, near]).tolist():
-                parts = near[way[row, near] == i]
-                moved = _rough_displacements(rough[parts], slopes[parts], colors, _WAYS[i])
+            near = np.flatnonzero((best[row] >= MIN_SIMILARITY) & (cluster != cluster[whole]))
+            for i in np.unique(best_view[row, near]).tolist():
+                parts = near[best_view[row, near] == i]
+                moved = _rough_displacements(rough[parts], slopes[parts], colors, _VIEWS[i])
                 for part in parts[moved <= ROUGH_DISPLACEMENT].tolist():
-                    yield part, whole, _WAYS[i]
+                    yield part, whole, _VIEWS[i]
 
 
 def _sketches(smalls: Sequence[bytes]) -> Iterator[tuple[Floats, Floats, Floats]]:
-    """Of some images at a time: signatures, rough luminances, and how steep their parts are."""
+    """For batches of images: signatures, rough luminances, and how steep their parts are."""
     for start in range(0, len(smalls), _AT_ONCE):
         luma = _colors(smalls[start : start + _AT_ONCE]) @ _LUMA
         rough = _block_means(_blurred(luma, (1, 2), _ROUGH_BLURS), _ROUGH_PX)
@@ -110,30 +110,30 @@ def _colors(smalls: Sequence[bytes]) -> Floats:
 
 
 def _signature(luma: Floats) -> Floats:
-    """(n, 64, 64) luminances in [0, 1] to (n, 256) unit vectors; short ones where all is flat."""
+    """(n, 64, 64) luminances in [0, 1] to (n, 256) unit vectors; shorter for flat images."""
     flat = _block_means(luma, 16).reshape(len(luma), -1)
     flat = flat - flat.mean(1, keepdims=True)
     # 16 is the length when the samples differ by one level.
     return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 16 / 255))
 
 
-def _rough_displacements(parts: Floats, steep: Floats, whole: Floats, way: Way) -> Floats:
-    """(n,): how far the worst part of each of n pictures may be from where ``whole`` shows it.
+def _rough_displacements(parts: Floats, steep: Floats, whole: Floats, view: View) -> Floats:
+    """(n,): how far the worst part of each of n pictures is from where ``whole`` shows it.
 
-    As ``_displacements``, and the four cuts of the window are free as well, to first order: all
-    that is fitted is linear, so that one small system does for all n.
+    As ``_displacements``, with the four cuts of the window free as well, to first order: the fit
+    is linear, so one small system serves all n.
 
     Args:
         parts: (n, 32, 32) luminances.
         steep: (n, 8, 8), their ``_steepness``.
         whole: (64, 64, 3).
-        way: in which the whole is seen.
+        view: of the whole that is compared.
     """
-    window, mirrored = way
+    window, mirrored = view
     channels = np.moveaxis(whole[:, ::-1] if mirrored else whole, -1, 0)
-    seen = np.moveaxis(_block_means(_warp(channels, window), _ROUGH_PX), 0, -1)
-    luma = seen @ _LUMA
-    basis = np.concatenate([_cut_slopes(luma), _quadratic(seen)], 1)
+    colors = np.moveaxis(_block_means(_warp(channels, window), _ROUGH_PX), 0, -1)
+    luma = colors @ _LUMA
+    basis = np.concatenate([_cut_slopes(luma), _quadratic(colors)], 1)
     normal = basis.T @ basis
     normal += np.diag([*(1e-3 * np.diag(normal)[:4] + 1e-9), *[1e-4 * len(basis)] * 10])
     solver = np.linalg.solve(normal, basis.T).astype(np.float32)
@@ -144,7 +144,7 @@ def _rough_displacements(parts: Floats, steep: Floats, whole: Floats, way: Way) 
 
 
 def _steepness(luma: Floats) -> Floats:
-    """(..., n, n) luminances to (..., 8, 8) mean squares of their slope, a 128th of a side."""
+    """(..., n, n) luminances to (..., 8, 8) mean squares of their slope per 1/128 of a side."""
     down, right = np.gradient(luma, _SIDE_PX / luma.shape[-1], axis=(-2, -1))
     return _block_means(np.asarray(down**2 + right**2, np.float32), _PARTS)
 
@@ -171,16 +171,16 @@ def _samples(n: int, before: float, after: float) -> Floats:
 
 
 def read_picture(thumbnail: bytes) -> Picture:
-    """A ``ImageFacts.thumbnail`` as it is compared."""
+    """An ``ImageFacts.thumbnail`` as it is compared."""
     with Image.open(io.BytesIO(thumbnail)) as image:
         rgb = image.convert("RGB").resize((_SIDE_PX, _SIDE_PX), Image.Resampling.BILINEAR)
-    # Two binomial filters: what compression and resampling do to single pixels does not count.
+    # Two binomial filters: single pixels changed by compression and resampling do not count.
     smooth = _blurred(np.asarray(np.asarray(rgb) / np.float32(255), np.float32), (0, 1), 2)
     return Picture(smooth, np.asarray(smooth @ _LUMA))
 
 
 def _blurred(images: Floats, axes: Sequence[int], times: int) -> Floats:
-    """Along each axis a binomial filter of three samples, so many times."""
+    """A binomial filter of three samples along each axis, repeated."""
     for axis in tuple(axes) * times:
         padded = np.pad(images, [(int(a == axis),) * 2 for a in range(images.ndim)], mode="edge")
         low, middle, high = (padded.take(range(i, i + images.shape[axis]), axis) for i in range(3))
@@ -188,25 +188,25 @@ def _blurred(images: Floats, axes: Sequence[int], times: int) -> Floats:
     return images
 
 
-def is_relabelled(a: Picture, b: Picture) -> bool:
-    """Whether little is in another place, colours matched: another logo, other colours."""
+def is_relabeled(a: Picture, b: Picture) -> bool:
+    """Whether little has moved once colors are matched: another logo, other colors."""
     changed = (
         (_displacements(x.luma, y.colors) > VARIANT_DISPLACEMENT).sum() for x, y in ((a, b), (b, a))
     )
     return bool(min(changed) <= MAX_CHANGED)
 
 
-def is_copy(part: Picture, whole: Picture, way: Way) -> bool:
-    """Whether ``part`` is nowhere in another place than ``whole`` seen in about this way."""
-    window, mirrored = way
+def is_copy(part: Picture, whole: Picture, view: View) -> bool:
+    """Whether nothing in ``part`` has moved against about this view of ``whole``."""
+    window, mirrored = view
     colors, luma = whole.colors, whole.luma
     if mirrored:
         colors, luma = colors[:, ::-1], luma[:, ::-1]
     cuts = np.array(window)
     for side, steps in ((32, 6), (64, 3)):
         cuts = _align(_block_means(part.luma, side), _block_means(luma, side), cuts, steps)
-    seen = np.moveaxis(_warp(np.moveaxis(colors, -1, 0), cuts.tolist()), 0, -1)
-    return bool(_displacements(part.luma, seen).max() <= COPY_DISPLACEMENT)
+    warped = np.moveaxis(_warp(np.moveaxis(colors, -1, 0), cuts.tolist()), 0, -1)
+    return bool(_displacements(part.luma, warped).max() <= COPY_DISPLACEMENT)
 
 
 def _align(
@@ -214,15 +214,16 @@ def _align(
 ) -> NDArray[np.float64]:
     """Improve the four cuts, with brightness and contrast free, by Gauss-Newton steps.
 
-    Lucas and Kanade 1981, with a window that stays within the picture: a moved camera is no copy.
+    Lucas and Kanade 1981, with a window that stays inside the picture: a moved camera makes no
+    copy.
     """
     for _ in range(steps):
-        seen = _warp(whole, cuts.tolist())
-        flat = seen.ravel()
-        basis = np.column_stack([_cut_slopes(seen), np.ones_like(flat), flat]).astype(np.float64)
+        warped = _warp(whole, cuts.tolist())
+        flat = warped.ravel()
+        basis = np.column_stack([_cut_slopes(warped), np.ones_like(flat), flat]).astype(np.float64)
         normal = basis.T @ basis
         normal += np.diag(1e-3 * np.diag(normal) + 1e-9)
-        step = np.linalg.solve(normal, basis.T @ (part - seen).ravel())
+        step = np.linalg.solve(normal, basis.T @ (part - warped).ravel())
         cuts = np.clip(cuts + step[:4], *_CUT_RANGE)
     return cuts
 
@@ -231,8 +232,8 @@ def _displacements(luma: Floats, colors: Floats) -> Floats:
     """(8, 8): how far each part of a picture is from where another picture shows it, in pixels.
 
     The other's ``colors`` (n, n, 3) are first mapped to ``luma`` (n, n) by the quadratic that
-    fits best, so that recolouring does not count. What is left, e, is put down to a shift by d:
-    e = d·|∇luma|; noise of four levels (4/255) stands beside the gradient where all is flat.
+    fits best, so that recoloring does not count. The residual e is explained by a shift by d:
+    e = d·|∇luma|; noise of four levels (4/255) is added to the gradient, for flat parts.
     """
     basis = _quadratic(colors)
     prior = np.array([*_LUMA, 0, 0, 0, 0, 0, 0, 0])
@@ -244,7 +245,7 @@ def _displacements(luma: Floats, colors: Floats) -> Floats:
 
 
 def _cut_slopes(luma: Floats) -> Floats:
-    """(n * n, 4): what a little more of each of the four cuts changes in (n, n) luminances."""
+    """(n * n, 4): derivatives of (n, n) luminances by the four cuts."""
     n = len(luma)
     at = (np.arange(n) + 0.5) / n
     down, right = (n * slope for slope in np.gradient(luma))
@@ -253,6 +254,6 @@ def _cut_slopes(luma: Floats) -> Floats:
 
 
 def _quadratic(colors: Floats) -> NDArray[np.float64]:
-    """(n, n, 3) to (n * n, 10): the terms that recolouring is made of."""
+    """(n, n, 3) to (n * n, 10): the terms that model recoloring."""
     r, g, b = (colors[..., i].ravel().astype(np.float64) for i in range(3))
     return np.stack([r, g, b, np.ones_like(r), r * r, g * g, b * b, r * g, g * b, b * r], 1)

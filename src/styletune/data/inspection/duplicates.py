@@ -1,10 +1,10 @@
-"""Images that are the same picture: byte for byte, recompressed, cut, mirrored or recoloured.
+"""Images that show the same picture: identical, recompressed, cropped, mirrored or recolored.
 
-Cheap candidates first, for all pairs at once; then every candidate pair is laid over each other
-and compared. Two pictures are variants when, aligned and with their colours matched,
+Cheap candidates first, for all pairs at once; then every candidate pair is aligned and compared.
+Two pictures are variants if, aligned and with their colors matched,
 
-- nothing is in another place anywhere (a copy: JPEG, another size, cropped, mirrored, tinted), or
-- little is, and the whole has the same structure (another logo on one motif, other colours).
+- nothing has moved anywhere (a copy: JPEG, another size, cropped, mirrored, tinted), or
+- little has, and the whole has the same structure (another logo on one motif, other colors).
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from styletune.data.findings import Finding, finding
 from styletune.data.inspection.copies import (
     Picture,
     is_copy,
-    is_relabelled,
+    is_relabeled,
     likely_copies,
     read_picture,
 )
 from styletune.data.inspection.facts import ImageFacts
 
-# Of 768 bits. Seen on flat vector art and photographs: colour variants of one picture differ in
-# up to 36 bits, another logo on the same motif in up to 63, JPEG copies at 80 % size in up to
-# 50; different pictures of one series in 82 and more, different photographs in 287 and more.
+# Of 768 bits. Measured on flat vector art and photographs: color variants of one picture differ
+# in up to 36 bits, another logo on the same motif in up to 63, JPEG copies at 80 % size in up to
+# 50; different pictures of one series in at least 82, different photographs in at least 287.
 MAX_DISTANCE = 72
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Files that show the same picture, or (motif) nearly the same thing; sorted names."""
+class ImageGroup:
+    """Files that show the same picture, or (motif) nearly the same thing; names are sorted."""
 
     kind: Literal["exact", "near", "motif"]
     files: tuple[str, ...]
@@ -43,7 +44,7 @@ class Group:
 def perceptual_hash(image: Image.Image) -> int:
     """768 bits of the structure of the luminance, as one number.
 
-    imagehash's horizontal and vertical difference hashes see edges and survive recolouring;
+    imagehash's horizontal and vertical difference hashes see edges and survive recoloring;
     on nearly empty images they are nearly constant, so its DCT hash, always balanced, is added
     (16×16 each).
     """
@@ -59,35 +60,37 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def duplicate_groups(facts: Mapping[str, ImageFacts]) -> list[Group]:
-    """The groups of two files and more (by file name) that show one picture, exact ones first.
+def duplicate_groups(facts: Mapping[str, ImageFacts]) -> list[ImageGroup]:
+    """The groups of at least two files that show one picture, exact ones first.
 
-    Recompressed, resized, cropped (by about 5 %), mirrored, tinted, recoloured and relabelled
-    copies are found. A near group is everything that is linked by such pairs, exact copies
-    included.
+    Recompressed, resized, cropped (by about 5 %), mirrored, tinted, recolored and relabeled copies
+    are found. A near group is everything linked by such pairs, exact copies included.
+
+    Args:
+        facts: by file name.
     """
     hashes = {name: fact.pixel_hash for name, fact in facts.items()}
     return _groups(hashes, _variants({name: facts[name] for name in _first_of_each(hashes)}))
 
 
-def families(files: Iterable[str], groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """Every file in exactly one family, sorted; a file without duplicates is its own."""
+def clusters(files: Iterable[str], groups: Sequence[ImageGroup]) -> list[tuple[str, ...]]:
+    """The files partitioned so that groups stay together, sorted; most files are alone."""
     links = [(group.files[0], file) for group in groups for file in group.files[1:]]
     return _components(sorted(files), links)
 
 
 def _first_of_each(hashes: Mapping[str, str]) -> list[str]:
-    """One file for each pixel hash, sorted."""
+    """One file per pixel hash, sorted."""
     return sorted({hashes[file]: file for file in sorted(hashes, reverse=True)}.values())
 
 
-def _groups(hashes: Mapping[str, str], links: Iterable[tuple[str, str]]) -> list[Group]:
+def _groups(hashes: Mapping[str, str], links: Iterable[tuple[str, str]]) -> list[ImageGroup]:
     by_pixels: dict[str, list[str]] = {}
     for file in sorted(hashes):
         by_pixels.setdefault(hashes[file], []).append(file)
-    exact = [Group("exact", tuple(files)) for files in by_pixels.values() if len(files) > 1]
+    exact = [ImageGroup("exact", tuple(files)) for files in by_pixels.values() if len(files) > 1]
     near = [
-        Group("near", tuple(sorted(f for one in linked for f in by_pixels[hashes[one]])))
+        ImageGroup("near", tuple(sorted(f for one in linked for f in by_pixels[hashes[one]])))
         for linked in _components([files[0] for files in by_pixels.values()], links)
         if len(linked) > 1
     ]
@@ -99,10 +102,10 @@ def _components(items: Sequence[str], links: Iterable[tuple[str, str]]) -> list[
     parent = {item: item for item in items}
     for a, b in links:
         parent[_root(parent, b)] = _root(parent, a)
-    found: dict[str, list[str]] = {}
+    components: dict[str, list[str]] = {}
     for item in items:
-        found.setdefault(_root(parent, item), []).append(item)
-    return [tuple(members) for members in found.values()]
+        components.setdefault(_root(parent, item), []).append(item)
+    return [tuple(members) for members in components.values()]
 
 
 def _root(parent: dict[str, str], item: str) -> str:
@@ -115,21 +118,21 @@ def _root(parent: dict[str, str], item: str) -> str:
 def _variants(facts: Mapping[str, ImageFacts]) -> Iterator[tuple[str, str]]:
     """Pairs that show one picture, enough to link all that do."""
     names = list(facts)
-    family = np.arange(len(names))
+    cluster = np.arange(len(names))
 
     @lru_cache(maxsize=512)
     def picture(i: int) -> Picture:
         return read_picture(facts[names[i]].thumbnail)
 
     def link(a: int, b: int) -> tuple[str, str]:
-        family[family == family[b]] = family[a]
+        cluster[cluster == cluster[b]] = cluster[a]
         return names[a], names[b]
 
     for a, b in _close_structures([fact.structure for fact in facts.values()]):
-        if family[a] != family[b] and is_relabelled(picture(a), picture(b)):
+        if cluster[a] != cluster[b] and is_relabeled(picture(a), picture(b)):
             yield link(a, b)
-    for part, whole, way in likely_copies([fact.small for fact in facts.values()], family):
-        if family[part] != family[whole] and is_copy(picture(part), picture(whole), way):
+    for part, whole, view in likely_copies([fact.small for fact in facts.values()], cluster):
+        if cluster[part] != cluster[whole] and is_copy(picture(part), picture(whole), view):
             yield link(part, whole)
 
 
@@ -141,3 +144,22 @@ def _close_structures(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
         distances = np.bitwise_count(bits[a + 1 :] ^ bits[a]).sum(1, dtype=np.int64)
         for b in np.flatnonzero(distances <= MAX_DISTANCE):
             yield a, a + 1 + int(b)
+
+
+def duplicate_findings(groups: Sequence[ImageGroup]) -> list[Finding]:
+    """One finding per group of copies or variants."""
+    codes = {
+        "exact": ("exact-duplicates", "show exactly the same pixels"),
+        "near": (
+            "near-duplicates",
+            "are variants of one picture; they stay on one side of the split",
+        ),
+    }
+    fix = "keep the best of them: repeats weigh more in training and are memorized"
+    findings = []
+    for group in groups:
+        if group.kind != "motif":
+            code, relation = codes[group.kind]
+            message = f"{len(group.files)} images {relation}"
+            findings.append(finding(code, group.files, message, fix))
+    return findings

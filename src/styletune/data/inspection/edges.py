@@ -1,4 +1,4 @@
-"""Edges of a picture: how sharp the sharpest are, and where bars of one colour end."""
+"""Edges of a picture: how sharp the sharpest are, and where bars of one color end."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-# Finer than any side that is trained on needs; edges in the original are at most this much wider.
+# Finer than any training resolution needs.
 EDGES_PX = 2048
 
-# Of a channel's 255 steps, from a bar's colour: what is still bar, and what is surely picture.
+# Of a channel's 255 steps, from a bar's color: what is still bar, and what is surely picture.
 BAR_TOLERANCE, PICTURE_TOLERANCE = 12, 24
 BAR_SAMPLES = 512
-# Of the pixels of a row: how many may stray in a bar, how many must in the picture beside it.
+# Of the pixels of a row: how many may stray in a bar, how many must in the picture next to it.
 BAR_STRAYS, PICTURE_STRAYS = 0.05, 0.5
-# JPEG smears the edge over its blocks, 16 pixels for colour; enlarging does as well.
+# JPEG smears the edge over its blocks, 16 pixels for color; enlarging does as well.
 SMEARED_ROWS = 16
 
-# Steps between pixels that are no edge, of 255.
+# Smaller steps between pixels (of 255) are not edges.
 FAINTEST_EDGE = 4.0
 
 
@@ -30,9 +30,9 @@ def reduced(image: Image.Image, longest_px: int) -> Image.Image:
 def measure_edges(image: Image.Image) -> float:
     """Width of the sharpest edges of RGB, as the deviation of a Gaussian in pixels; 0 for no edge.
 
-    An edge blurred by σ loses by another blur of 1 pixel a factor R = √(1 + 1/σ²) of its slope
-    (Zhuo and Sim, Pattern Recognition 44 (2011), eq. 5), so σ = 1/√(R² - 1). Given is the lower
-    quartile over the strongest edges: what is out of focus behind a sharp subject does not count.
+    Another blur of 1 pixel divides the slope of an edge blurred by σ by R = √(1 + 1/σ²) (Zhuo and
+    Sim, Pattern Recognition 44 (2011), eq. 5), so σ = 1/√(R² - 1). Returns the lower quartile
+    over the strongest edges: a background out of focus behind a sharp subject does not count.
     """
     from scipy import ndimage
 
@@ -58,15 +58,15 @@ def _slopes(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def measure_bars(pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Bars of one colour along whole sides of (h, w, 3) sRGB, in pixels; 0 where there is none.
+    """Bars of one color along whole sides of (h, w, 3) sRGB, in pixels; 0 where there is none.
 
-    Only bars that a picture ends at abruptly, along at least half of the side, in pairs of
-    opposite sides of one colour: the flat ground around a logo or a plain sky is no bar.
+    Only bars with an abrupt edge to the picture along at least half of the side, in pairs of
+    opposite sides of one color: the flat background of a logo or a plain sky is not a bar.
     """
     top, bottom = _pair(pixels)
     left, right = _pair(pixels[top : len(pixels) - bottom].transpose(1, 0, 2))
     if left and not top:
-        # In a frame the picture ends at the upper bar only between the bars at its sides.
+        # In a frame the top bar touches the picture only between the bars at its sides.
         top, bottom = _pair(pixels[:, left : pixels.shape[1] - right])
     return {
         "bar_top": float(top),
@@ -86,7 +86,7 @@ def _pair(pixels: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _bar(pixels: NDArray[np.uint8], color: NDArray[np.float64]) -> int:
-    """How many of the first rows are of one colour; 0 when the picture does not end abruptly."""
+    """How many of the first rows have one color; 0 if the picture does not start abruptly."""
     half = pixels[: len(pixels) // 2, :: -(-pixels.shape[1] // BAR_SAMPLES)]
     if not len(half) or _strays(half[0], color, BAR_TOLERANCE) > BAR_STRAYS:
         return 0
@@ -98,7 +98,7 @@ def _bar(pixels: NDArray[np.uint8], color: NDArray[np.float64]) -> int:
 def _strays(
     pixels: NDArray[np.uint8], color: NDArray[np.float64], tolerance: int
 ) -> NDArray[np.float64]:
-    """Share of the pixels of each row that are not of a colour."""
+    """Share of the pixels of each row that do not have a color."""
     low = np.clip(color - tolerance, 0, 255).astype(np.uint8)
     high = np.clip(color + tolerance, 0, 255).astype(np.uint8)
     return np.asarray(((pixels < low) | (pixels > high)).any(axis=-1).mean(axis=-1))

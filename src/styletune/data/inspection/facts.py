@@ -1,4 +1,4 @@
-"""What one decode of an image tells; kept by content, so that an image is decoded once."""
+"""Facts about one image, from one decode; stored by content, so an image is decoded once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ THUMBNAIL_PX = 256
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """Sizes in upright pixels. Everything follows from the file's bytes and the background.
+    """Sizes in upright pixels. All facts follow from the file's bytes and the background.
 
-    ``stored_mode`` and ``format`` are Pillow's names for what the file holds; ``profile`` the
-    description of its ICC profile, "" for none; ``turned`` whether its Exif tag had it turned;
-    ``transparent_share`` how many pixels are not fully opaque, 0 to 1; ``opt_out`` the
+    ``stored_mode`` and ``format`` are Pillow's names for the file's content; ``profile`` the
+    description of its ICC profile, "" for none; ``turned`` whether its Exif tag rotated it;
+    ``transparent_share`` the share of pixels that are not fully opaque, 0 to 1; ``opt_out`` the
     ``plus:DataMining`` term of its XMP, "" for none; ``structure`` the 768-bit
     ``perceptual_hash``; ``small`` 64×64 RGB uint8 samples (area average, whole image, row-major,
     12,288 bytes); ``thumbnail`` a WebP file of at most 256 px; ``quality`` the numbers of
-    ``data.quality.measure``.
+    ``inspection.quality.measure``.
     """
 
     width: int
@@ -39,10 +39,10 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class PaletteFacts:
-    """The colours of a set.
+    """The colors of a set.
 
     ``declared`` by the card; ``extracted`` ("#rrggbb", weight), heaviest first, weights sum to
-    1; ``coverage`` by file name: the share of an image's pixels near a palette colour (declared
+    1; ``coverage`` by file name: the share of an image's pixels near a palette color (declared
     if there is one, else extracted).
     """
 

@@ -1,4 +1,4 @@
-"""What an image encoder sees in the pictures of a set, kept by their pixels."""
+"""Features of a set's pictures by an image encoder, stored by their pixels."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from styletune.data.inspection.facts import ImageFacts
 from styletune.data.inspection.store import FactsStore, get_features, put_features
 from styletune.encoders.find import find_clip
 from styletune.errors import NotFound
+from styletune.places import device_name
 
 
 def check_encoder(name: str, relative_to: Path) -> None:
-    """Refuse a name that is no encoder, before any image is read; weights are not looked at.
+    """Refuse an unknown encoder before any image is read; weights are not opened.
 
     Args:
-        name: ``data.encoder``; "none" is right.
+        name: ``data.encoder``; "none" is fine.
         relative_to: what an encoder's folder is relative to.
 
     Raises:
-        NotFound: not such a name, or the folder is not there.
+        NotFound: an unknown name, or the folder is not there.
     """
     if name == "none":
         return
@@ -45,12 +46,12 @@ def set_features(
 ) -> NDArray[np.float32]:
     """Unit-length open_clip features (n, d) float32, in the order of ``facts``.
 
-    They are taken from the thumbnails: an encoder sees no more than about 224 pixels anyway.
+    They are computed from the thumbnails: an encoder sees only about 224 pixels anyway.
 
     Args:
         facts: at least one.
         encoder: as ``styletune.encoders.find.find_clip`` takes it.
-        store: features that are known already; new ones are put there.
+        store: features that are known already; new ones are added.
         relative_to: what an encoder's folder is relative to.
         show_progress: draw a progress bar on stderr.
 
@@ -58,21 +59,19 @@ def set_features(
         NotFound: the encoder is not on this machine.
         BaseModelError: open_clip cannot load it.
     """
-    import torch
-
     from styletune.encoders.clip import encode_images, load_clip
 
-    model = load_clip(encoder, relative_to, "cuda" if torch.cuda.is_available() else "cpu")
+    model = load_clip(encoder, relative_to, device_name())
     key = f"{model.id} of thumbnails"
-    wanted = {f.pixel_hash: f.thumbnail for f in facts.values()}
-    known = get_features(store, key, list(wanted))
-    missing = [pixels for pixels in wanted if pixels not in known]
+    thumbnails = {f.pixel_hash: f.thumbnail for f in facts.values()}
+    known = get_features(store, key, list(thumbnails))
+    missing = [pixels for pixels in thumbnails if pixels not in known]
     if missing:
-        pictures = [_picture(wanted[pixels]) for pixels in missing]
-        found = encode_images(
-            model, pictures, title="Looking for motifs", show_progress=show_progress
+        pictures = [_picture(thumbnails[pixels]) for pixels in missing]
+        encoded = encode_images(
+            model, pictures, title="Finding motifs", show_progress=show_progress
         ).astype(np.float32)
-        new = dict(zip(missing, found, strict=True))
+        new = dict(zip(missing, encoded, strict=True))
         put_features(store, key, new)
         known |= new
     return np.stack([known[f.pixel_hash] for f in facts.values()])

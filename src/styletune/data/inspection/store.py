@@ -1,6 +1,6 @@
-"""What was found out about images, kept between runs by the content of their files.
+"""Facts and features of images, stored between runs by the content of their files.
 
-One SQLite file. Deleting it is always safe: what it held is found out again.
+One SQLite file. Deleting it is always safe: its contents are computed again.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from styletune.data.inspection.facts import SMALL_PX, THUMBNAIL_PX, ImageFacts
 from styletune.data.inspection.quality import MEASURE_VERSION
 from styletune.data.pixels.fingerprint import SPEC
+from styletune.places import user_cache_dir
 
-# Goes up when the same file would give other facts.
+# Goes up when the same file would give different facts.
 FACTS_VERSION = 1
 
 KEPT_DAYS = 180
@@ -46,9 +47,9 @@ CREATE TABLE IF NOT EXISTS features (
 class FactsStore:
     """An open store; its functions may be called from any thread.
 
-    ``path`` is None where nothing is kept; ``note`` says why, and what else went wrong, for the
-    user; ``hits`` and ``misses`` count the look-ups of facts. Once it is closed nothing is found
-    and nothing kept: threads that are interrupted may still ask.
+    ``path`` is None if nothing is kept between runs; ``note`` tells the user why, and what else
+    went wrong; ``hits`` and ``misses`` count lookups of facts. A closed store finds and keeps
+    nothing: interrupted threads may still use it.
     """
 
     path: Path | None
@@ -61,26 +62,21 @@ class FactsStore:
 
 
 def default_store_path() -> Path | None:
-    """``facts.sqlite`` in ``$STYLETUNE_CACHE``, else ``$XDG_CACHE_HOME/styletune``, else
-    ``~/.cache/styletune``; None for a user without a home.
-    """
-    if own := os.environ.get("STYLETUNE_CACHE"):
-        return Path(own).expanduser() / "facts.sqlite"
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return Path(cache) / "styletune" / "facts.sqlite"
+    """``facts.sqlite`` in the user's cache folder; None for a user without a home."""
+    folder = user_cache_dir()
+    return None if folder is None else folder / "facts.sqlite"
 
 
 def open_store(path: Path | None) -> FactsStore:
-    """Open the store at ``path``, and make it if need be.
+    """Open the store at ``path``, creating it if needed.
 
-    Where that is not possible, or ``path`` is None, the store lasts as long as the process, and
-    ``note`` says why. A damaged file is set aside beside the new one.
+    If that is not possible, or ``path`` is None, the store lasts as long as the process, and
+    ``note`` says why. A damaged file is renamed and replaced by a new one.
     """
     if path is None:
-        return FactsStore(None, _connect(None), "nothing is kept between runs: no place is given")
+        return FactsStore(
+            None, _connect(None), "nothing is kept between runs: there is no cache folder"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FactsStore(path, _connect(path))
@@ -93,20 +89,20 @@ def open_store(path: Path | None) -> FactsStore:
 
 
 def close_store(store: FactsStore) -> None:
-    """Close it; what was put is kept already."""
+    """Close it; everything added is saved already."""
     with store.lock:
         store.is_closed = True
         store.connection.close()
 
 
 def facts_key(file_hash: str, background: str | None) -> str:
-    """What facts are kept under: the file's SHA-256, the background, and who reads the file."""
+    """The key of facts: the file's SHA-256, the background, and the software that reads it."""
     return hashlib.sha256(f"{file_hash} {background} {_reader()}".encode()).hexdigest()
 
 
 @functools.cache
 def _reader() -> str:
-    """Everything that facts depend on but the file: our rules and the decoders' versions."""
+    """What facts depend on besides the file: our rules and the decoders' versions."""
     versions = [FACTS_VERSION, MEASURE_VERSION, SMALL_PX, THUMBNAIL_PX, SPEC]
     for library in ("pillow", "pillow-heif", "cleanvision", "imagehash"):
         try:
@@ -117,7 +113,7 @@ def _reader() -> str:
 
 
 def get_facts(store: FactsStore, key: str) -> ImageFacts | None:
-    """The facts kept under a ``facts_key``; None if there are none. Counts hits and misses."""
+    """The facts stored under a ``facts_key``, or None. Counts hits and misses."""
     rows = _select(store, "SELECT facts, small, thumbnail FROM facts WHERE key = ?", [key])
     facts = _from_row(*rows[0]) if rows else None
     with store.lock:
@@ -126,20 +122,20 @@ def get_facts(store: FactsStore, key: str) -> ImageFacts | None:
     return facts
 
 
-def put_facts(store: FactsStore, found: Mapping[str, ImageFacts]) -> None:
-    """Keep facts by key."""
-    rows = [(key, _today(), *_to_row(facts)) for key, facts in found.items()]
+def put_facts(store: FactsStore, facts_by_key: Mapping[str, ImageFacts]) -> None:
+    """Store facts by key."""
+    rows = [(key, _today(), *_to_row(facts)) for key, facts in facts_by_key.items()]
     _insert(store, "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", rows)
 
 
 def get_features(
     store: FactsStore, encoder: str, pixel_hashes: Sequence[str]
 ) -> dict[str, NDArray[np.float32]]:
-    """The (d,) float32 features of those images that have some, by ``pixel_hash``.
+    """The stored (d,) float32 features by ``pixel_hash``; images without any are left out.
 
     ``encoder`` names the weights and the preprocessing.
     """
-    found = {}
+    features = {}
     for start in range(0, len(pixel_hashes), _MAX_VARIABLES):
         part = pixel_hashes[start : start + _MAX_VARIABLES]
         marks = ", ".join("?" * len(part))
@@ -148,14 +144,14 @@ def get_features(
             f"WHERE encoder = ? AND pixel_hash IN ({marks})"
         )
         for pixels, vector in _select(store, query, [encoder, *part]):
-            found[pixels] = np.frombuffer(vector, "<f4").astype(np.float32)
-    return found
+            features[pixels] = np.frombuffer(vector, "<f4").astype(np.float32)
+    return features
 
 
 def put_features(
     store: FactsStore, encoder: str, features: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """Keep (d,) float32 features by ``pixel_hash``."""
+    """Store (d,) float32 features by ``pixel_hash``."""
     rows = [
         (pixels, encoder, _today(), vector.astype("<f4").tobytes())
         for pixels, vector in features.items()
@@ -180,12 +176,12 @@ def _from_row(text: str, small: bytes, thumbnail: bytes) -> ImageFacts | None:
         plain = json.loads(text)
         plain["structure"] = int(plain["structure"], 16)
         return ImageFacts(small=bytes(small), thumbnail=bytes(thumbnail), **plain)
-    except (ValueError, TypeError, KeyError):  # another version's, or damaged: found out anew
+    except (ValueError, TypeError, KeyError):  # another version's, or damaged: computed again
         return None
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
-    """Open or make the database; without a path a temporary one on disk."""
+    """Open or create the database; without a path a temporary one on disk."""
     connection = sqlite3.connect(path or "", timeout=_BUSY_S, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")
@@ -227,7 +223,7 @@ def _insert(store: FactsStore, query: str, rows: Iterable[tuple[object, ...]]) -
 
 
 def _stop_keeping(store: FactsStore, error: Exception) -> None:
-    """Go on without the file: a full disk must not stop a check."""
+    """Continue without the file: a full disk must not stop a check."""
     if store.path is not None:
         store.note = _not_kept(store.path, error)
     store.connection.close()
@@ -235,7 +231,7 @@ def _stop_keeping(store: FactsStore, error: Exception) -> None:
 
 
 def _start_anew(store: FactsStore, error: Exception) -> None:
-    """Set a damaged file aside and begin an empty one."""
+    """Rename a damaged file and start an empty one."""
     store.connection.close()
     path = store.path
     if path is None:
@@ -248,7 +244,7 @@ def _start_anew(store: FactsStore, error: Exception) -> None:
                 path.with_name(path.name + end).replace(aside.with_name(aside.name + end))
         store.connection = _connect(path)
         store.note = (
-            f"what was known about images was damaged ({error}) and is found out again; the "
+            f"the stored facts about images were damaged ({error}) and are computed again; the "
             f"damaged file is now {aside}"
         )
     except (OSError, sqlite3.Error) as second:
@@ -259,6 +255,6 @@ def _start_anew(store: FactsStore, error: Exception) -> None:
 def _not_kept(path: Path, error: Exception) -> str:
     reason = getattr(error, "strerror", None) or error
     return (
-        f"what is found out about images is not kept for the next run: {path}: {reason}; "
-        "set STYLETUNE_CACHE to a folder that can be written to"
+        f"facts about images cannot be stored for the next run: {path}: {reason}; "
+        "set STYLETUNE_CACHE to a writable folder"
     )

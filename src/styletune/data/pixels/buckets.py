@@ -1,4 +1,4 @@
-"""Which rectangle an image is trained as, and how it gets there: sizes only, no pixels.
+"""The rectangle an image is trained as, and how it gets there: sizes only, no pixels.
 
 All sizes are (height, width) in pixels, all corners (top, left).
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 from styletune.errors import DataError
 
 Size = tuple[int, int]
-# The buckets of each resolution.
+# The buckets of each resolution (side in pixels).
 Tables = tuple[tuple[int, tuple[Size, ...]], ...]
 
 MAX_UPSCALE = 1.25
@@ -20,11 +20,11 @@ MAX_UPSCALE = 1.25
 
 @dataclass(frozen=True, slots=True)
 class CropPlan:
-    """How an image becomes a bucket: scaled to cover it, then the middle is cut out.
+    """How an image fills a bucket: scaled to cover it, then the center is cut out.
 
     ``original`` is the upright size before and ``resized`` after scaling; ``top`` and ``left``
     are the corner in the resized image; ``scale`` above 1 enlarges; ``lost_share`` of the area
-    is trimmed, 0 to 1.
+    is cut off, 0 to 1.
     """
 
     original: Size
@@ -37,7 +37,7 @@ class CropPlan:
 
 
 def default_step(resolution: int) -> int:
-    """What bucket sides are multiples of: 64 pixels, as SDXL was trained; 32 below 512."""
+    """The divisor of bucket sides: 64 pixels, as SDXL was trained; 32 below 512."""
     return 64 if resolution >= 512 else 32
 
 
@@ -45,8 +45,8 @@ def default_step(resolution: int) -> int:
 def bucket_table(resolution: int, step: int, max_aspect: float) -> tuple[Size, ...]:
     """Every bucket of about resolution² pixels, never more; sorted.
 
-    For each height the widest width that fits, the same turned, and the square. No side is
-    capped: capping them at ``resolution`` would train 16:9 at half the pixels.
+    For each height the largest width that fits, the same turned, and the square. No side is
+    capped: a cap at ``resolution`` would train 16:9 at half the pixels.
 
     Args:
         resolution: side in pixels of the square whose area is the limit.
@@ -70,18 +70,18 @@ def bucket_table(resolution: int, step: int, max_aspect: float) -> tuple[Size, .
 
 
 def choose_bucket(height: int, width: int, table: tuple[Size, ...]) -> Size:
-    """The bucket of the nearest aspect, by the ratio of the two; the larger one of equals."""
-    wanted = math.log(height / width)
+    """The bucket with the nearest aspect ratio; of equals the larger one."""
+    aspect = math.log(height / width)
 
     def distance(bucket: Size) -> tuple[float, int, Size]:
-        off = abs(math.log(bucket[0] / bucket[1]) - wanted)
+        off = abs(math.log(bucket[0] / bucket[1]) - aspect)
         return round(off, 9), -bucket[0] * bucket[1], bucket
 
     return min(table, key=distance)
 
 
 def plan_crop(height: int, width: int, bucket: Size) -> CropPlan:
-    """Scale until the bucket is covered, then trim both ends of the side that sticks out.
+    """Scale until the bucket is covered, then trim both ends of the side that is too long.
 
     The corner is what SDXL is told as ``crops_coords_top_left`` (arXiv 2307.01952, §2.2), so it
     is the real trim, not what an exact ratio would give.
@@ -97,4 +97,11 @@ def plan_crop(height: int, width: int, bucket: Size) -> CropPlan:
         left=(resized[1] - columns) // 2,
         scale=scale,
         lost_share=1 - rows * columns / (resized[0] * resized[1]),
+    )
+
+
+def plan_crops(height: int, width: int, tables: Tables) -> tuple[CropPlan, ...]:
+    """The crop to the nearest bucket of each resolution, in the order of ``tables``."""
+    return tuple(
+        plan_crop(height, width, choose_bucket(height, width, table)) for _, table in tables
     )

@@ -30,9 +30,9 @@ class Crop:
 def crop_corner(plan: CropPlan, flip: bool) -> Size:
     """(top, left) of the crop in the resized image, mirrored or not.
 
-    A mirrored image is the picture that a mirrored original would have given, and there the
-    left margin is what used to be the right one. The trim is centred, so they differ by the
-    odd pixel only; but the model is told the truth.
+    A mirrored image is what a mirrored original would have given, and there the
+    left margin is the former right one. The trim is centered, so they differ by the odd pixel
+    only; but the model gets the exact numbers.
     """
     left = plan.resized[1] - plan.bucket[1] - plan.left if flip else plan.left
     return plan.top, left
@@ -41,7 +41,7 @@ def crop_corner(plan: CropPlan, flip: bool) -> Size:
 def crop_image(
     image: Image.Image, plan: CropPlan, *, flip: bool, resample: Image.Resampling
 ) -> Image.Image:
-    """Resize, cut and mirror as planned."""
+    """Resize, crop and mirror as planned."""
     (rows, columns), (height, width) = plan.bucket, plan.resized
     resized = image.resize((width, height), resample)
     box = (plan.left, plan.top, plan.left + columns, plan.top + rows)
@@ -52,18 +52,18 @@ def crop_image(
 def crop_pixels(
     image: Image.Image, plan: CropPlan, *, flip: bool = False, mask: NDArray[np.float32] | None
 ) -> Crop:
-    """Cut a bucket out of upright RGB (antialiased Lanczos); ``mask`` is cut already."""
+    """Cut a bucket out of upright RGB (antialiased Lanczos); ``mask`` is already cropped."""
     cut = crop_image(image, plan, flip=flip, resample=Image.Resampling.LANCZOS)
     return Crop(np.array(cut, np.uint8), mask, plan.original, crop_corner(plan, flip), plan.bucket)
 
 
 def square_pixels(image: Image.Image, resolution: int) -> Crop:
-    """Resize the short side of upright RGB to ``resolution``, up or down, and crop the centre."""
+    """Resize the short side of upright RGB to ``resolution``, up or down, and crop the center."""
     plan = plan_crop(image.height, image.width, (resolution, resolution))
     return crop_pixels(image, plan, mask=None)
 
 
 def crop_mask(mask: Image.Image, plan: CropPlan, *, flip: bool) -> NDArray[np.float32]:
-    """Cut a mask as its image is cut: (h, w) float32, 0 to 1, averaged over areas."""
+    """Crop a mask like its image: (h, w) float32, 0 to 1, averaged over areas."""
     cut = crop_image(mask, plan, flip=flip, resample=Image.Resampling.BOX)
     return np.asarray(cut, np.float32) / np.float32(255)

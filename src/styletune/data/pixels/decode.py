@@ -1,4 +1,4 @@
-"""One image file to upright 8-bit sRGB pixels, and those to the rectangle that is trained on."""
+"""One image file to upright 8-bit sRGB pixels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
+from styletune.colors import color_bytes
 from styletune.data.pixels.image_file import MAX_PIXELS, bad_profile, open_image
-from styletune.data.sources.card import color_bytes
 from styletune.errors import DataError
 
 _ORIENTATION_TAG = 0x0112
@@ -25,12 +25,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Colour space signature in an ICC header (ICC.1:2022, table 19) -> mode of the image it fits.
+# Color space signature in an ICC header (ICC.1:2022, table 19) -> mode of the image it fits.
 _PROFILE_MODES = {b"RGB ": "RGB", b"GRAY": "L", b"CMYK": "CMYK", b"Lab ": "LAB"}
 _NUMBERS_16 = {"I;16", "I;16L", "I;16B", "I;16N"}
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 _STRIP_ROWS = 256
-# Levels a channel at which a profile is compared with sRGB.
+# Levels per channel at which a profile is compared with sRGB.
 _GRID = 17
 
 
@@ -39,7 +39,7 @@ def decode_image(
 ) -> Image.Image:
     """Decode an image to upright 8-bit sRGB. The original is never changed.
 
-    Order: pixel cap from the header, full load, colour profile to sRGB (relative colorimetric
+    Order: pixel cap from the header, full load, color profile to sRGB (relative colorimetric
     with black point compensation; no profile means sRGB), Exif orientation, alpha over the
     declared background (in sRGB values, as browsers do). 16-bit samples are scaled, not clipped.
 
@@ -53,8 +53,8 @@ def decode_image(
         An image of mode ``RGB``.
 
     Raises:
-        DataError: not an image, damaged, too large, animated, an unusable colour profile or
-            colour space, or transparent without a declared background.
+        DataError: not an image, damaged, too large, animated, an unusable color profile or color
+            space, or transparent without a declared background.
     """
     return decode_with_alpha(source, name=name, background=background, max_pixels=max_pixels)[0]
 
@@ -62,7 +62,7 @@ def decode_image(
 def decode_with_alpha(
     source: Path | bytes, *, name: str, background: str | None, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, Image.Image | None]:
-    """As ``decode_image``, with the upright alpha (mode ``L``); None if all is opaque."""
+    """As ``decode_image``, with the upright alpha (mode ``L``); None if fully opaque."""
     with open_image(source, name=name, max_pixels=max_pixels) as image:
         colors = read_colors(image, name=name)
     del image  # two copies of the pixels are enough
@@ -74,9 +74,9 @@ def decode_with_alpha(
 class Colors:
     """Stored pixels in sRGB.
 
-    ``color`` is of mode ``RGB``, with whatever lies under transparent pixels; ``alpha`` (mode
-    ``L``) None if all is opaque; ``turn`` what is still to be done to stand upright, None for
-    nothing; ``profile`` the description of the ICC profile they went through, "" for none.
+    ``color`` has mode ``RGB``, with whatever is under transparent pixels; ``alpha`` (mode ``L``)
+    is None if fully opaque; ``turn`` the rotation still needed to be upright, None for none;
+    ``profile`` the description of the ICC profile used, "" for none.
     """
 
     color: Image.Image
@@ -86,17 +86,17 @@ class Colors:
 
 
 def read_colors(image: Image.Image, *, name: str) -> Colors:
-    """Bring the pixels of a loaded image (``open_image``) to sRGB. Raises DataError."""
+    """Convert the pixels of a loaded image (``open_image``) to sRGB. Raises DataError."""
     turn = _orientation(image, name)
     stored, alpha = _color_and_alpha(image, name)
     color, profile = _to_srgb(stored, image.info.get("icc_profile"), name)
     color.info = {}
-    # HEIC is turned by libheif, as its container says, and its Exif tag cleared: it does not count.
+    # libheif rotates HEIC as its container says and clears its Exif tag, so that is ignored.
     return Colors(color, alpha, turn, profile)
 
 
 def turn_upright(colors: Colors) -> Colors:
-    """Do the turn that is still to be done."""
+    """Apply the rotation that is still needed."""
     turn, alpha = colors.turn, colors.alpha
     if turn is None:
         return colors
@@ -106,18 +106,18 @@ def turn_upright(colors: Colors) -> Colors:
 
 def _orientation(image: Image.Image, name: str) -> Image.Transpose | None:
     try:
-        # After load: some plugins turn the image themselves and then clear the tag.
+        # After load: some plugins rotate the image themselves and then clear the tag.
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception as error:  # noqa: BLE001  # Pillow's Exif parser raises nearly anything
         raise DataError(
-            f"its Exif data is damaged, so which side is up is not known: {error}",
+            f"its Exif data is damaged, so its orientation is unknown: {error}",
             where=name,
-            fix="turn it upright and save it without metadata",
+            fix="rotate it upright and save it without metadata",
         ) from None
 
 
 def _color_and_alpha(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
-    """Colour as RGB, L, CMYK or LAB, and the alpha band (L) unless it is fully opaque."""
+    """Color as RGB, L, CMYK or LAB, and the alpha band (L) unless fully opaque."""
     mode = image.mode
     if mode in _NUMBERS_16 or mode == "I":
         return _scale_16(image, name)
@@ -133,7 +133,7 @@ def _color_and_alpha(image: Image.Image, name: str) -> tuple[Image.Image, Image.
         return image.convert("RGB" if image.mode == "RGBA" else "L"), alpha if hides else None
     if image.mode not in _PROFILE_MODES.values():
         raise DataError(
-            f"pixels of type {mode} have no defined range or colour",
+            f"pixels of type {mode} have no defined range or color",
             where=name,
             fix="save it as 8-bit or 16-bit sRGB",
         )
@@ -146,14 +146,14 @@ def opaque_pixels(alpha: Image.Image) -> int:
 
 
 def _scale_16(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image | None]:
-    """16-bit grey to 8-bit by v·255/65535, with its colour key as alpha."""
+    """16-bit gray to 8-bit by v·255/65535, with its color key as alpha."""
     if image.mode == "I" and image.format not in ("PNG", "PPM"):
         raise DataError(
             "32-bit or signed integer pixels have no defined range",
             where=name,
             fix="save it as 8-bit or 16-bit sRGB",
         )
-    # Pillow leaves 12-bit TIFF and TIFF whose white is zero as they are stored.
+    # Pillow leaves 12-bit TIFF and TIFF whose white is zero as stored.
     tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
     white = (1 << max(tags.get(_BITS_TAG, (16,)))) - 1
     steps = np.clip(np.arange(65536), 0, white)
@@ -164,7 +164,7 @@ def _scale_16(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image |
     values = np.asarray(image)
     gray = np.empty(values.shape, np.uint8)
     alpha = np.full(values.shape, 255, np.uint8) if isinstance(key, int) else None
-    for top in range(0, len(values), _STRIP_ROWS):  # indices take 8 bytes a pixel
+    for top in range(0, len(values), _STRIP_ROWS):  # indices take 8 bytes per pixel
         strip = slice(top, top + _STRIP_ROWS)
         gray[strip] = table[values[strip]]
         if alpha is not None:
@@ -174,10 +174,10 @@ def _scale_16(image: Image.Image, name: str) -> tuple[Image.Image, Image.Image |
 
 
 def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> tuple[Image.Image, str]:
-    """Colour to sRGB through its own profile, and that profile's description."""
+    """Color to sRGB through its own profile, and that profile's description."""
     if color.mode == "CMYK" and not profile:
         raise DataError(
-            "CMYK without a colour profile: its colours are not defined",
+            "CMYK without a color profile: its colors are undefined",
             where=name,
             fix="save it as sRGB, or embed the profile it was separated with",
         )
@@ -186,7 +186,7 @@ def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> tuple[Imag
     if not profile:
         return _plain_rgb(color), ""
     mode = _PROFILE_MODES.get(profile[16:20])
-    # Grey pixels under an RGB profile are common, and mean R = G = B.
+    # Gray pixels with an RGB profile are common, and mean R = G = B.
     if mode == "RGB" and color.mode == "L":
         color = color.convert("RGB")
     if mode != color.mode:
@@ -203,23 +203,23 @@ def _to_srgb(color: Image.Image, profile: bytes | None, name: str) -> tuple[Imag
 
 
 def _plain_rgb(color: Image.Image) -> Image.Image:
-    """As RGB, apart from its file; a second copy of a large image is to be avoided."""
-    done = type(color) is Image.Image and color.mode == "RGB"
-    return color if done else color.convert("RGB")
+    """As RGB, detached from its file; avoids a second copy of a large image."""
+    is_plain = type(color) is Image.Image and color.mode == "RGB"
+    return color if is_plain else color.convert("RGB")
 
 
 @functools.lru_cache(maxsize=16)
 def _is_srgb(profile: bytes) -> bool:
     """Whether a readable RGB profile is sRGB to a rounding step, as most are.
 
-    Its pixels then stay as they are: quicker, and the same as those of a copy without profile.
+    Its pixels then stay unchanged: faster, and the same as those of a copy without a profile.
     """
     levels = np.linspace(0, 255, _GRID).round().astype(np.uint8)
     grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(_GRID, -1, 3)
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     try:
         converted = np.asarray(_convert(Image.fromarray(grid), opened, ""))
-    except DataError:  # said again, with the file's name, when the image is converted
+    except DataError:  # raised again, with the file's name, when the image is converted
         return False
     return bool(np.abs(converted.astype(np.int16) - grid).max() <= 1)
 
@@ -241,7 +241,7 @@ def _convert(color: Image.Image, profile: ImageCms.ImageCmsProfile, name: str) -
 
 
 def flatten(upright: Colors, background: str | None, *, name: str) -> Image.Image:
-    """Colour over the background; as it is where all is opaque.
+    """Color over the background; unchanged if fully opaque.
 
     Raises:
         DataError: there are transparent pixels and no background.
@@ -252,10 +252,10 @@ def flatten(upright: Colors, background: str | None, *, name: str) -> Image.Imag
     if background is None:
         pixels = alpha.width * alpha.height
         raise DataError(
-            f"{pixels - opaque_pixels(alpha)} of {pixels} pixels are transparent and no "
+            f"{pixels - opaque_pixels(alpha)} of {pixels} pixels are transparent, but no "
             "background is declared",
             where=name,
-            fix='declare one: background = "#ffffff" in dataset.toml beside the images, or in '
+            fix='declare one: background = "#ffffff" in dataset.toml next to the images, or in '
             "the recipe's [data]",
         )
     base = Image.new("RGB", rgb.size, color_bytes(background))

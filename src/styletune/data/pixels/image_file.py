@@ -1,4 +1,4 @@
-"""One image file opened and loaded, or refused by name: what it is, how large, how damaged."""
+"""One image file, opened and loaded; or refused if unsupported, too large or damaged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from styletune.errors import DataError
 
-# The names of files that are taken for images to train on; what is inside decides how to read.
+# Files with these names count as images to train on; their content decides how to read them.
 READ_EXTENSIONS = (
     ".avif",
     ".bmp",
@@ -30,12 +30,12 @@ READ_EXTENSIONS = (
     ".tiff",
     ".webp",
 )
-# Of Pillow's decoders no others: some run other programs (EPS), most were never meant to meet
-# hostile files.
+# No other decoders of Pillow: some run other programs (EPS), most were never meant for hostile
+# files.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG opens MPO
 
 MAX_PIXELS = 178_000_000
-# These decoders hold up to four copies of the pixels at once; others two.
+# These decoders keep up to four copies of the pixels at once; others two.
 MAX_PIXELS_COPYING = 100_000_000
 _COPYING = ("AVIF", "HEIF", "WEBP")
 
@@ -69,20 +69,21 @@ _SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 def open_image(
     source: Path | bytes, *, name: str, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """Open and load one still image as it is stored; its contents decide, not its name.
+    """Open and load one still image as stored; its content decides, not its name.
 
     AVIF, BMP, GIF, HEIC (with ``pillow-heif``), JPEG, MPO (its first picture), PNG, PPM, TIFF
-    and WebP are read. Damage that Pillow only finds in the ``with`` block is reported as well.
+    and WebP are supported. Damage that Pillow detects only inside the ``with`` block is reported
+    as well.
 
     Args:
         source: a file, or its bytes.
         name: what errors call the image.
-        max_pixels: larger images are refused by their header, before they are decoded; AVIF,
-            HEIC and WebP by 100 million already.
+        max_pixels: larger images are refused by their header, before decoding; AVIF, HEIC and
+            WebP above 100 million at any setting.
 
     Raises:
-        DataError: cannot be opened, not an image, damaged, cut short, too large, more than one
-            frame, or colours that are neither sRGB nor given by an ICC profile.
+        DataError: cannot be opened, not an image, damaged, truncated, too large, more than one
+            frame, or colors that are neither sRGB nor described by an ICC profile.
     """
     try:
         head = _head(source)
@@ -99,19 +100,19 @@ def open_image(
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from None
     except UnidentifiedImageError:
-        raise _not_an_image("is not an image that can be read", name) from None
+        raise _not_an_image("is not a readable image", name) from None
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise DataError(f"cannot be opened: {error.strerror}", where=name) from None
     except _DAMAGE as error:
         raise DataError(
-            f"cannot be decoded, the file is damaged or cut short: {error}",
+            f"cannot be decoded, the file is damaged or truncated: {error}",
             where=name,
             fix="export or copy it again",
         ) from None
 
 
 def header_pixels(source: Path | bytes) -> int:
-    """Width times height by the header; 0 where that cannot be read."""
+    """Width times height from the header; 0 if that cannot be read."""
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(stream, formats=_formats(_head(source), "")) as image:
@@ -136,7 +137,7 @@ def _formats(head: bytes, name: str) -> tuple[str, ...]:
         return _FORMATS
     if not _can_read_heif():
         raise DataError(
-            "is a HEIC image, which needs pillow-heif, and that is not installed",
+            "is a HEIC image, which needs pillow-heif; it is not installed",
             where=name,
             fix="pip install pillow-heif, or save it as PNG or JPEG",
         )
@@ -170,7 +171,7 @@ def _too_large(name: str, what: str, max_pixels: int) -> DataError:
 
 
 def _not_an_image(what: str, name: str) -> DataError:
-    return DataError(what, where=name, fix="replace the file or take it out of the folder")
+    return DataError(what, where=name, fix="replace the file or remove it from the folder")
 
 
 def _refuse_animation(image: Image.Image, name: str) -> None:
@@ -178,48 +179,48 @@ def _refuse_animation(image: Image.Image, name: str) -> None:
     # MPO is a photograph with a depth or gain map behind it; its first frame is the picture.
     if frames > 1 and image.format != "MPO":
         raise DataError(
-            f"has {frames} frames or pages; which one to train on is not for us to guess",
+            f"has {frames} frames or pages; which one to train on is ambiguous",
             where=name,
             fix="save the frame you want as a still image",
         )
 
 
 def _refuse_layout(image: Image.Image, name: str) -> None:
-    """Before ``load``: 16-bit layouts that Pillow reads wrongly and says nothing."""
-    what = ""
+    """Before ``load``: 16-bit layouts that Pillow silently reads wrongly."""
+    layout = ""
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(284) == 2 and max(tags.get(258, (8,))) > 8:
-            what = "a TIFF of 16-bit planes, one a colour,"
+            layout = "a TIFF with separate 16-bit planes"
     elif image.format == "PNG" and isinstance(image.info.get("transparency"), tuple):
         (_, _, _, raw), *_ = image.tile  # type: ignore[attr-defined]
         if str(raw).endswith("16B"):
-            what = "a 16-bit PNG with a transparent colour"
-    if what:
+            layout = "a 16-bit PNG with a transparent color"
+    if layout:
         raise DataError(
-            f"{what} is not decoded correctly",
+            f"{layout} is not decoded correctly",
             where=name,
-            fix="save it as PNG with 8 bits, or with interleaved colours and an alpha channel",
+            fix="save it as PNG with 8 bits, or with interleaved colors and an alpha channel",
         )
 
 
 def _refuse_colors(image: Image.Image, head: bytes, name: str) -> None:
-    """Colours that are declared, but not in a profile that is used, are not taken for sRGB."""
+    """Colors declared by other means than a profile are not assumed to be sRGB."""
     if "icc_profile" in image.info and image.info["icc_profile"] is None:
         raise bad_profile("is damaged", name)
     if image.info.get("icc_profile"):
         return
-    said = _code_points(image, head) or _gamma(image)
-    if said:
+    other_space = _code_points(image, head) or _gamma(image)
+    if other_space:
         raise DataError(
-            f"its colours are not sRGB, and there is no colour profile to convert them by: {said}",
+            f"its colors are not sRGB, and it has no color profile to convert them: {other_space}",
             where=name,
-            fix="convert it to sRGB in the program that made it",
+            fix="convert it to sRGB in the program that created it",
         )
 
 
 def _code_points(image: Image.Image, head: bytes) -> str:
-    """The colour space in the cICP chunk of a PNG or the nclx box of an AVIF or HEIC."""
+    """The color space in the cICP chunk of a PNG or the nclx box of an AVIF or HEIC."""
     mark = {"PNG": b"cICP", "AVIF": b"colrnclx", "HEIF": b"colrnclx"}.get(image.format or "", b"")
     start = head.find(mark) + len(mark) if mark and mark in head else None
     if start is None:
@@ -237,23 +238,23 @@ def _code_points(image: Image.Image, head: bytes) -> str:
 
 
 def _gamma(image: Image.Image) -> str:
-    """A gAMA or cHRM chunk of a PNG that is not that of sRGB."""
+    """A gAMA or cHRM chunk of a PNG that does not mean sRGB."""
     info = image.info
     if image.format != "PNG" or "srgb" in info:
         return ""
-    # Programs round 1/2.2; 0.02 off is a step of 2 in mid grey.
+    # Programs round 1/2.2; 0.02 off is a step of 2 in mid gray.
     if abs(info.get("gamma", 0.45455) - 0.45455) > 0.01:
         return f"gamma {info['gamma']} instead of 0.45455"
-    found = info.get("chromaticity", _SRGB_CHROMATICITY)
-    if max(abs(a - b) for a, b in zip(found, _SRGB_CHROMATICITY, strict=True)) > 0.01:
+    chromaticity = info.get("chromaticity", _SRGB_CHROMATICITY)
+    if max(abs(a - b) for a, b in zip(chromaticity, _SRGB_CHROMATICITY, strict=True)) > 0.01:
         return "other primaries in its cHRM chunk"
     return ""
 
 
 def bad_profile(what: str, name: str) -> DataError:
-    """The error for a colour profile that cannot be used."""
+    """The error for an unusable color profile."""
     return DataError(
-        f"the embedded colour profile {what}",
+        f"the embedded color profile {what}",
         where=name,
-        fix="convert it to sRGB in the program that made it; without a profile it is read as sRGB",
+        fix="convert it to sRGB in the program that created it, or remove the profile to mean sRGB",
     )

@@ -1,4 +1,4 @@
-"""The picture of a set: one HTML file that needs nothing else, for the designer who has to act."""
+"""The report on a set: one self-contained HTML file, for the designer who has to act."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from styletune.data.check import Checked
 from styletune.data.findings import CODES, Finding, Severity
 from styletune.data.inspection.facts import THUMBNAIL_PX, PaletteFacts
-from styletune.data.pixels.buckets import CropPlan, Size
+from styletune.data.pixels.buckets import Size
 from styletune.data.report.pictures import (
     GROUPS_SHOWN,
     MANY_IMAGES,
@@ -25,7 +25,6 @@ from styletune.data.report.pictures import (
     Flag,
     Picture,
     code_words,
-    declared_rights,
     flag_of,
     make_pictures,
     percent_text,
@@ -42,8 +41,8 @@ MESSAGE_LENGTH = 240
 COVERAGE_BINS = 10
 
 SEVERITIES: dict[Severity, tuple[str, str]] = {
-    "error": ("✕", "Errors: training would refuse the set"),
-    "warning": ("!", "Warnings: training goes on, look at these"),
+    "error": ("✕", "Errors: training would refuse this set"),
+    "warning": ("!", "Warnings: training is possible, but check these"),
     "fact": ("i", "Good to know"),
 }
 KINDS = {
@@ -55,7 +54,7 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One finding of a code: its message, clipped and whole, and what it is about."""
+    """One finding of a code: its message, full and clipped, and the images concerned."""
 
     message: str
     clipped: str
@@ -69,7 +68,7 @@ class Problem:
     """All findings of one code and severity."""
 
     flag: Flag
-    what: str
+    meaning: str
     notes: tuple[Note, ...]
     fixes: tuple[str, ...]
     files: int
@@ -77,16 +76,16 @@ class Problem:
 
 
 def write_report(checked: Checked, file: Path, *, title: str) -> None:
-    """Write the report of one checked set: 5 to 20 kB an image, 3 to 6 kB in sets over 500.
+    """Write the report of one checked set: 5 to 20 kB per image, 3 to 6 kB in sets over 500.
 
-    The same set gives the same bytes. The page asks for nothing outside itself, shows
-    everything without JavaScript, and treats names and captions as text only.
+    The same set gives the same bytes. The page loads nothing from outside, shows everything
+    without JavaScript, and treats names and captions as text only.
 
     Args:
-        checked: what is known about the set; thumbnails are shown as they are up to 500
-            images, and at most 160 px large beyond that.
-        file: the HTML file; its folder is made.
-        title: heading, usually the name of the set.
+        checked: the set; thumbnails are shown unchanged up to 500 images, and at most 160 px
+            large beyond that.
+        file: the HTML file; its folder is created.
+        title: of the page, usually the name of the set.
 
     Raises:
         OutputError: the file cannot be written.
@@ -121,8 +120,8 @@ def write_report(checked: Checked, file: Path, *, title: str) -> None:
         members_shown=MEMBERS_SHOWN,
         palette=checked.palette,
         coverage=_coverage(checked.palette, pictures),
-        buckets=_buckets(checked.plans, checked.sides),
-        resolution=checked.resolution,
+        buckets=_buckets(checked),
+        resolution=checked.resolutions[0],
         rights=_rights(checked, pictures),
         rights_names=RIGHTS,
         stamps_shown=STAMPS_SHOWN,
@@ -141,7 +140,7 @@ def _count(number: int, word: str, words: str = "") -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A file name, escaped, that may go on in the next line after each folder."""
+    """A file name, escaped, that may wrap after each folder."""
     return escape(name).replace("/", Markup("/<wbr>"))
 
 
@@ -156,30 +155,30 @@ def _verdict(images: int, counts: Mapping[Severity, int]) -> str:
 
 
 def _urgency(finding: Finding) -> tuple[int, int, int]:
-    """Errors first, then in the order of ``CODES``, then those with most files."""
+    """Errors first, then in the order of ``CODES``, then those with the most files."""
     codes = list(CODES)
-    place = codes.index(finding.code) if finding.code in CODES else len(codes)
-    return list(SEVERITIES).index(finding.severity), place, -len(finding.files)
+    rank = codes.index(finding.code) if finding.code in CODES else len(codes)
+    return list(SEVERITIES).index(finding.severity), rank, -len(finding.files)
 
 
 def _problems(findings: Sequence[Finding], pictures: Mapping[str, Picture]) -> list[Problem]:
     by_flag: dict[Flag, list[Finding]] = {}
     for finding in findings:
         by_flag.setdefault(flag_of(finding), []).append(finding)
-    found = []
+    problems = []
     for flag, every in by_flag.items():
         files = dict.fromkeys(name for finding in every for name in finding.files)
-        found.append(
+        problems.append(
             Problem(
                 flag=flag,
-                what=CODES[flag.code][1] if flag.code in CODES else "",
+                meaning=CODES[flag.code][1] if flag.code in CODES else "",
                 notes=tuple(_note(finding, pictures) for finding in every),
                 fixes=tuple(dict.fromkeys(visible_text(f.fix) for f in every if f.fix)),
                 files=len(files),
                 in_sheet=sum(name in pictures for name in files),
             )
         )
-    return found
+    return problems
 
 
 def _note(finding: Finding, pictures: Mapping[str, Picture]) -> Note:
@@ -201,7 +200,7 @@ def _note(finding: Finding, pictures: Mapping[str, Picture]) -> Note:
 def _filters(
     checked: Checked, problems: Sequence[Problem], pictures: Sequence[Picture]
 ) -> list[dict[str, Any]]:
-    """The rows of buttons over the sheet: (value, label, sign, count) each."""
+    """The rows of buttons above the sheet: (value, label, sign, count) each."""
     flags = [
         (p.flag.code, p.flag.label, SEVERITIES[p.flag.severity][0], p.in_sheet)
         for p in problems
@@ -233,16 +232,16 @@ def _filters(
 
 
 def _groups(checked: Checked, pictures: Mapping[str, Picture]) -> list[dict[str, Any]]:
-    found = []
+    groups = []
     for number, group in enumerate(checked.groups):
         members = [pictures[name] for name in group.files if name in pictures]
         sides = sorted({picture.side for picture in members if picture.side})
-        found.append({"number": number, "kind": group.kind, "members": members, "sides": sides})
-    return found
+        groups.append({"number": number, "kind": group.kind, "members": members, "sides": sides})
+    return groups
 
 
 def _coverage(palette: PaletteFacts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
-    """How many images have which share of their pixels near the palette, and the worst."""
+    """A histogram of images by the share of their pixels near the palette, and the worst."""
     bins = [0] * COVERAGE_BINS
     for share in palette.coverage.values():
         bins[min(int(share * COVERAGE_BINS), COVERAGE_BINS - 1)] += 1
@@ -254,8 +253,9 @@ def _coverage(palette: PaletteFacts, pictures: Mapping[str, Picture]) -> dict[st
     return {"bins": bins, "highest": max(bins), "worst": worst}
 
 
-def _buckets(plans: Mapping[str, CropPlan], sides: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Each bucket with its images on both sides, widest first; losses are mean area shares."""
+def _buckets(checked: Checked) -> list[dict[str, Any]]:
+    """Each main bucket with its images, widest first; losses are mean shares of the area."""
+    plans = {name: every[0] for name, every in checked.plans.items()}
     by_bucket: dict[Size, list[str]] = {}
     for name, plan in plans.items():
         by_bucket.setdefault(plan.bucket, []).append(name)
@@ -266,7 +266,7 @@ def _buckets(plans: Mapping[str, CropPlan], sides: Mapping[str, str]) -> list[di
             "width": bucket[1] / max(bucket),
             "height": bucket[0] / max(bucket),
             "images": len(names),
-            "holdout": sum(sides.get(name) == "holdout" for name in names),
+            "holdout": sum(checked.sides.get(name) == "holdout" for name in names),
             "lost": sum(plans[name].lost_share for name in names) / len(names),
             "enlarged": sum(plans[name].scale > 1 for name in names),
         }
@@ -275,8 +275,8 @@ def _buckets(plans: Mapping[str, CropPlan], sides: Mapping[str, str]) -> list[di
 
 
 def _rights(checked: Checked, pictures: Mapping[str, Picture]) -> dict[str, Any]:
-    """Distinct declarations with their counts, most images first, and who lacks what."""
-    declared = {item.file_name: declared_rights(item, checked.cards) for item in checked.items}
+    """Distinct declarations with their counts, most images first, and images that lack some."""
+    declared = {item.file_name: item.rights for item in checked.items}
     rows = [
         ([visible_text(getattr(rights, key)) for key in RIGHTS], number)
         for rights, number in Counter(declared.values()).most_common()
@@ -291,11 +291,11 @@ def _rights(checked: Checked, pictures: Mapping[str, Picture]) -> dict[str, Any]
 def _script_data(
     checked: Checked, findings: Sequence[Finding], pictures: Mapping[str, Picture]
 ) -> dict[str, Any]:
-    """What filters, sorting and the large view need beyond the cards; texts only."""
-    said: dict[str, list[int]] = {}
+    """Data for filters, sorting and the large view beyond the cards; texts only."""
+    findings_of: dict[str, list[int]] = {}
     for number, finding in enumerate(findings):
         for name in finding.files:
-            said.setdefault(name, []).append(number)
+            findings_of.setdefault(name, []).append(number)
     member_of: dict[str, list[int]] = {}
     for number, group in enumerate(checked.groups):
         for name in group.files:
@@ -323,7 +323,7 @@ def _script_data(
                 "groups": member_of.get(item.file_name, []),
                 "pixels": picture.width * picture.height,
                 "lost": picture.lost or 0,
-                "findings": said.get(item.file_name, []),
+                "findings": findings_of.get(item.file_name, []),
                 "details": picture_details(item, picture, checked),
             }
             for item, picture in zip(checked.items, pictures.values(), strict=True)

@@ -1,4 +1,4 @@
-"""One image on the report's page: its thumbnails, its crop, its flags and its words."""
+"""One image on the report page: its thumbnails, its crop, its flags and its texts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from styletune.data.check import Checked
 from styletune.data.findings import Finding, Severity
 from styletune.data.inspection.facts import THUMBNAIL_PX, ImageFacts, PaletteFacts
 from styletune.data.pixels.buckets import CropPlan, Size
-from styletune.data.sources.card import Card
-from styletune.data.sources.items import Item, Rights
+from styletune.data.sources.items import Item
 
 MANY_IMAGES = 500
 SMALLER_PX = 160
@@ -29,15 +28,15 @@ MEMBERS_SHOWN = 24
 WORST_SHOWN = 8
 
 SIDES = {"train": "train", "holdout": "held out"}
-RIGHTS = {"license": "Licence", "holder": "Holder", "consent": "Consent", "source": "Source"}
+RIGHTS = {"license": "License", "holder": "Holder", "consent": "Consent", "source": "Source"}
 
-# Marks that turn the reading direction (Unicode UAX #9) could make a name read as another one.
-_TURNING = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Marks that change the reading direction (Unicode UAX #9) could disguise a name.
+_BIDI_MARKS = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A margin that the crop trims, in percent of the image."""
+    """A margin cut off by the crop, in percent of the image."""
 
     left: float
     top: float
@@ -56,7 +55,7 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image as the page shows it; texts are made visible, ``src`` "" is undecodable."""
+    """One image as the page shows it; texts are ``visible_text``, ``src`` "" if undecodable."""
 
     id: str
     name: str
@@ -98,31 +97,31 @@ def make_pictures(checked: Checked, findings: Sequence[Finding]) -> dict[str, Pi
 
 
 def visible_text(text: str, *, one_line: bool = False) -> str:
-    r"""A text in which nothing hides: control and direction marks become ``\u202e`` and alike.
+    r"""A text without hidden parts: control and direction marks are escaped as ``\u202e``.
 
     Line breaks and tabs stay unless ``one_line``. Lone surrogates (bytes of a file name that
-    are no UTF-8) are written out too, so the result can always be encoded.
+    are not UTF-8) are escaped too, so the result can always be encoded.
     """
 
-    def shown(char: str) -> str:
+    def escaped(char: str) -> str:
         if char in "\n\t" and not one_line:
             return char
-        hidden = unicodedata.category(char) in ("Cc", "Cs") or _TURNING.match(char)
+        hidden = unicodedata.category(char) in ("Cc", "Cs") or _BIDI_MARKS.match(char)
         return char.encode("unicode_escape").decode() if hidden else char
 
-    return text if text.isascii() and text.isprintable() else "".join(map(shown, text))
+    return text if text.isascii() and text.isprintable() else "".join(map(escaped, text))
 
 
 def percent_text(share: float) -> str:
-    """Whole percents, but never 0 % of something or 100 % of not all."""
+    """Whole percents, but never 0% of something or 100% of less than all."""
     if 0 < share < 0.005:
-        return "<1 %"
-    return ">99 %" if 0.995 <= share < 1 else f"{share:.0%}".replace("%", " %")
+        return "<1%"
+    return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
 def code_words(code: str) -> str:
-    """A finding's code for people, in British English."""
-    return code.replace("-", " ").replace("color", "colour").replace("license", "licence")
+    """A finding's code for people."""
+    return code.replace("-", " ")
 
 
 def flag_of(finding: Finding) -> Flag:
@@ -132,15 +131,15 @@ def flag_of(finding: Finding) -> Flag:
 
 def _with_stamps(checked: Checked) -> set[str]:
     """The images that are shown a second time, small."""
-    shown = {name for finding in checked.findings for name in finding.files[:STAMPS_SHOWN]}
-    shown |= {
+    stamped = {name for finding in checked.findings for name in finding.files[:STAMPS_SHOWN]}
+    stamped |= {
         name for group in checked.groups[:GROUPS_SHOWN] for name in group.files[:MEMBERS_SHOWN]
     }
-    return shown | set(worst_covered(checked.palette))
+    return stamped | set(worst_covered(checked.palette))
 
 
 def worst_covered(palette: PaletteFacts) -> list[str]:
-    """The images with least of the palette, least first."""
+    """The images with the least of the palette, least first."""
     ranked = sorted(palette.coverage, key=lambda name: (palette.coverage[name], name))
     return ranked[:WORST_SHOWN]
 
@@ -148,10 +147,10 @@ def worst_covered(palette: PaletteFacts) -> list[str]:
 def _data_uris(
     facts: Mapping[str, ImageFacts], names: Iterable[str], side_px: int
 ) -> dict[str, str]:
-    wanted = [name for name in names if name in facts]
+    names = [name for name in names if name in facts]
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="thumbnails") as pool:
-        uris = pool.map(lambda name: _data_uri(facts[name].thumbnail, side_px), wanted)
-        return dict(zip(wanted, uris, strict=True))
+        uris = pool.map(lambda name: _data_uri(facts[name].thumbnail, side_px), names)
+        return dict(zip(names, uris, strict=True))
 
 
 def _data_uri(webp: bytes, side_px: int) -> str:
@@ -169,7 +168,7 @@ def _picture(
     number: str, item: Item, checked: Checked, uris: tuple[str, str], flags: tuple[Flag, ...]
 ) -> Picture:
     name = item.file_name
-    fact, plan = checked.facts.get(name), checked.plans.get(name)
+    fact, plan = checked.facts.get(name), main_plan(checked, name)
     side = checked.sides.get(name)
     return Picture(
         id=number,
@@ -192,12 +191,12 @@ def _picture(
 
 
 def size_text(size: Size) -> str:
-    """Width by height, as designers say it."""
+    """Width×height, as designers write it."""
     return f"{size[1]}×{size[0]}"
 
 
 def _cuts(plan: CropPlan) -> tuple[Cut, ...]:
-    """What the crop trims on each side; none of them overlap."""
+    """What the crop cuts off on each side; none overlap."""
     (rows, columns), (height, width) = plan.bucket, plan.resized
     top, left = 100 * plan.top / height, 100 * plan.left / width
     high, wide = 100 * rows / height, 100 * columns / width
@@ -210,29 +209,21 @@ def _cuts(plan: CropPlan) -> tuple[Cut, ...]:
     return tuple(cut for cut in every if cut.width > 1e-9 and cut.height > 1e-9)
 
 
-def declared_rights(item: Item, cards: Mapping[str, Card]) -> Rights:
-    """An image's rights; what it does not say itself, the card of its source says."""
-    card, own = cards.get(item.origin), item.rights
-    if card is None:
-        return own
-    return Rights(
-        license=own.license or card.license or "",
-        holder=own.holder or card.holder or "",
-        consent=own.consent or card.consent or "",
-        source=own.source or card.source or "",
-    )
+def main_plan(checked: Checked, name: str) -> CropPlan | None:
+    """An image's crop at the main resolution; None if it cannot be decoded."""
+    plans = checked.plans.get(name)
+    return plans[0] if plans else None
 
 
 def picture_details(item: Item, picture: Picture, checked: Checked) -> list[tuple[str, str]]:
     """Label and text of everything known about one image, for the large view."""
-    fact, plan = checked.facts.get(item.file_name), checked.plans.get(item.file_name)
-    rights = declared_rights(item, checked.cards)
+    fact, plan = checked.facts.get(item.file_name), main_plan(checked, item.file_name)
     lines = [("Split", picture.side), ("Set", picture.origin)]
     if fact:
         lines += [
             (
                 "Size",
-                f"{fact.width}×{fact.height} pixels" + (", turned upright" if fact.turned else ""),
+                f"{fact.width}×{fact.height} pixels" + (", rotated upright" if fact.turned else ""),
             ),
             (
                 "File",
@@ -245,8 +236,8 @@ def picture_details(item: Item, picture: Picture, checked: Checked) -> list[tupl
         if fact.opt_out:
             lines.append(("Opt-out", visible_text(fact.opt_out)))
     if plan:
-        way = "enlarged" if plan.scale > 1 else "reduced"
-        scaled = f", {way} to {percent_text(plan.scale)}" if plan.scale != 1 else ""
+        verb = "enlarged" if plan.scale > 1 else "reduced"
+        scaled = f", {verb} to {percent_text(plan.scale)}" if plan.scale != 1 else ""
         lines += [
             ("Trained as", size_text(plan.bucket) + scaled),
             ("Cropped away", f"{percent_text(plan.lost_share)} of the area"),
@@ -255,11 +246,11 @@ def picture_details(item: Item, picture: Picture, checked: Checked) -> list[tupl
         share = checked.palette.coverage[item.file_name]
         lines.append(("In the palette", f"{percent_text(share)} of the pixels"))
     if item.repeats > 1:
-        lines.append(("Repeats", f"{item.repeats} times an epoch"))
+        lines.append(("Repeats", f"{item.repeats} times per epoch"))
     if item.weight != 1:
         lines.append(("Loss weight", f"{item.weight:g}"))
     lines += [
-        (label, visible_text(getattr(rights, key)) or "not declared")
+        (label, visible_text(getattr(item.rights, key)) or "not declared")
         for key, label in RIGHTS.items()
     ]
     return [(label, text) for label, text in lines if text]

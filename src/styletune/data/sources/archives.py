@@ -1,7 +1,7 @@
-"""Images inside zip and tar files, read in place: nothing is ever written to the disk.
+"""Images inside zip and tar files, read in place: nothing is ever extracted to disk.
 
-An archive is refused as a whole when a member could lead out of it (absolute names, ``..``,
-links, devices), is encrypted, or is larger than anybody's image.
+A whole archive is refused if a member could point outside it (absolute names, ``..``, links,
+devices), is encrypted, or is larger than any image.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from styletune.data.findings import Finding
+from styletune.data.findings import Finding, finding
 from styletune.data.pixels.image_file import READ_EXTENSIONS
 from styletune.data.sources.files import printable, shorten
 from styletune.errors import DataError
 
 MAX_MEMBER_BYTES = 1 << 30
 MAX_ARCHIVE_BYTES = 256 << 30
-# Images hardly shrink; deflate reaches 1032, and only with data made for it.
+# Images hardly compress; deflate reaches 1032, and only for data made for it.
 MAX_RATIO = 200
 MIN_BOMB_BYTES = 16 << 20
 _END_BLOCK = 512
@@ -32,47 +33,47 @@ _END_BLOCK = 512
 
 def bad_archive(path: Path, what: str, members: list[str], fix: str) -> Finding:
     """The finding about an archive or table that is not opened."""
-    named = f": {shorten([printable(m) for m in members])}" if members else ""
-    return Finding("bad-archive", (path.name,), f"{what}{named}", fix, "error")
+    listed = f": {shorten([printable(m) for m in members])}" if members else ""
+    return finding("bad-archive", (path.name,), f"{what}{listed}", fix)
 
 
 def list_zip(path: Path) -> tuple[dict[str, str], list[Finding]]:
-    """Members of a zip: name to what ``read_zip`` needs; none when it is not safe.
+    """Members of a zip: name to what ``read_zip`` needs; none if it is unsafe.
 
-    Directories are left out. Names are as they are stored: two that differ in Unicode
-    normalisation only are two members.
+    Folders are left out. Names are used as stored: two that differ only in Unicode
+    normalization are two members.
     """
-    again = "pack it again from the original files, without links and passwords"
+    again = "pack it again from the original files, without links or passwords"
     try:
         infos = [info for info in _zip_handle(path).infolist() if not info.is_dir()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        return {}, [bad_archive(path, f"not a zip that can be read ({error})", [], again)]
+        return {}, [bad_archive(path, f"not a readable zip ({error})", [], again)]
     names = [info.orig_filename for info in infos]
     size, packed = sum(info.file_size for info in infos), sum(info.compress_size for info in infos)
-    faults = [
-        ("members that lead out of the zip", [n for n in names if _leads_out(n)]),
+    problems = [
+        ("members that point outside the zip", [n for n in names if _points_outside(n)]),
         ("members that are links or devices", [i.filename for i in infos if _special(i)]),
         ("encrypted members", [i.filename for i in infos if i.flag_bits & 1]),
-        ("names that are there twice", _doubles(names)),
+        ("names that appear twice", _repeated(names)),
         (
             f"members larger than {MAX_MEMBER_BYTES >> 20} MiB",
             [i.filename for i in infos if i.file_size > MAX_MEMBER_BYTES],
         ),
         (
-            f"members packed more than {MAX_RATIO}:1, as images never are",
+            f"members compressed more than {MAX_RATIO}:1, as images never are",
             [i.filename for i in infos if _is_bomb(i.file_size, i.compress_size)],
         ),
         (
-            "members packed by a method that is not read",
+            "members compressed by an unsupported method",
             [i.filename for i in infos if i.compress_type not in _METHODS],
         ),
     ]
-    findings = [bad_archive(path, what, members, again) for what, members in faults if members]
+    findings = [bad_archive(path, what, members, again) for what, members in problems if members]
     if size > MAX_ARCHIVE_BYTES:
         what = f"unpacks to {size >> 30} GiB, more than {MAX_ARCHIVE_BYTES >> 30} GiB"
         findings.append(bad_archive(path, what, [], "split it"))
     if packed > path.stat().st_size:
-        findings.append(bad_archive(path, "members overlap: it is made to explode", [], again))
+        findings.append(bad_archive(path, "members overlap: a zip bomb", [], again))
     return ({} if findings else {posixpath.normpath(n): n for n in names}), findings
 
 
@@ -83,8 +84,8 @@ def _is_bomb(size: int, packed: int) -> bool:
     return size > MIN_BOMB_BYTES and size > MAX_RATIO * max(packed, 1)
 
 
-def _leads_out(name: str) -> bool:
-    """Absolute, with a drive, through .. or with separators of another system."""
+def _points_outside(name: str) -> bool:
+    """Absolute, with a drive, with .. or with separators of another system."""
     return (
         name.startswith("/")
         or "\\" in name
@@ -96,22 +97,17 @@ def _leads_out(name: str) -> bool:
 
 def _special(info: zipfile.ZipInfo) -> bool:
     kind = stat.S_IFMT(info.external_attr >> 16)
-    # Only Unix archives say what a member is; others leave zero.
+    # Only Unix archives record what a member is; others leave zero.
     return kind not in (0, stat.S_IFREG, stat.S_IFDIR)
 
 
-def _doubles(names: list[str]) -> list[str]:
-    seen, twice = set[str](), list[str]()
-    for name in names:
-        normal = posixpath.normpath(name)
-        if normal in seen:
-            twice.append(name)
-        seen.add(normal)
-    return twice
+def _repeated(names: list[str]) -> list[str]:
+    counts = Counter(map(posixpath.normpath, names))
+    return [name for name, count in counts.items() if count > 1]
 
 
 def read_zip(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
-    """Bytes of a member. Safe in several threads and after a fork.
+    """Bytes of a member. Thread-safe, also after a fork.
 
     Raises:
         DataError: the zip or the member is not there, damaged or too large.
@@ -124,7 +120,9 @@ def read_zip(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
             raise DataError(f"is larger than {max_bytes >> 20} MiB", where=where)
         return archive.read(info)
     except KeyError:
-        raise DataError("is no longer in the zip", where=where, fix="start again") from None
+        raise DataError(
+            "is no longer in the zip", where=where, fix="run the command again"
+        ) from None
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -135,7 +133,7 @@ def read_zip(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
         RuntimeError,
     ) as error:
         raise DataError(
-            f"cannot be unpacked: {error}", where=where, fix="copy or pack the zip again"
+            f"cannot be decompressed: {error}", where=where, fix="copy or pack the zip again"
         ) from None
 
 
@@ -151,25 +149,23 @@ def _open_zip(path: Path, mtime_ns: int, size: int, process: int) -> zipfile.Zip
 
 
 def list_tar(path: Path) -> tuple[dict[str, str], list[Finding]]:
-    """Members of an uncompressed tar: name to "offset+size"; none when it is not safe."""
+    """Members of an uncompressed tar: name to "offset+size"; none if it is unsafe."""
     again = "pack it again from the original files: plain files only, uncompressed"
-    members, twice, outside, special, large = (
-        dict[str, str](),
-        list[str](),
-        list[str](),
-        list[str](),
-        list[str](),
-    )
+    members: dict[str, str] = {}
+    twice: list[str] = []
+    outside: list[str] = []
+    special: list[str] = []
+    large: list[str] = []
     length = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as archive:
             while (info := archive.next()) is not None:
-                # A hundred thousand of them would be kept otherwise.
+                # Otherwise a hundred thousand of them would stay in memory.
                 archive.members.clear()  # type: ignore[attr-defined]
                 name = posixpath.normpath(info.name)
                 if info.isdir():
                     continue
-                if _leads_out(info.name):
+                if _points_outside(info.name):
                     outside.append(info.name)
                 elif not info.isreg() or info.issparse():
                     special.append(info.name)
@@ -179,34 +175,34 @@ def list_tar(path: Path) -> tuple[dict[str, str], list[Finding]]:
                     twice.append(name)
                 members[name] = f"{info.offset_data}+{info.size}"
                 if info.offset_data + info.size > length:
-                    return {}, [bad_archive(path, "the tar is cut short in", [name], again)]
+                    return {}, [bad_archive(path, "the tar is truncated in", [name], again)]
             end = archive.offset
     except (tarfile.TarError, OSError, ValueError) as error:
-        what = f"not an uncompressed tar that can be read ({error})"
+        what = f"not a readable uncompressed tar ({error})"
         return {}, [bad_archive(path, what, [], again)]
-    faults = [
-        ("members that lead out of the tar", outside),
+    problems = [
+        ("members that point outside the tar", outside),
         ("members that are links, devices or sparse", special),
         (f"members larger than {MAX_MEMBER_BYTES >> 20} MiB", large),
-        ("names that are there twice", twice),
+        ("names that appear twice", twice),
     ]
-    findings = [bad_archive(path, what, names, again) for what, names in faults if names]
-    if fault := _end_fault(path, end):
-        findings.append(bad_archive(path, fault, [], again))
+    findings = [bad_archive(path, what, names, again) for what, names in problems if names]
+    if problem := _end_problem(path, end):
+        findings.append(bad_archive(path, problem, [], again))
     return ({} if findings else members), findings
 
 
-def _end_fault(path: Path, end: int) -> str:
-    """What follows the last member; the listing stops there without a word."""
+def _end_problem(path: Path, end: int) -> str:
+    """What follows the last member, where the listing stops silently; "" for a proper end."""
     with path.open("rb") as stream:
         stream.seek(end)
         if len(first := stream.read(_END_BLOCK)) < _END_BLOCK:
-            return "the tar has no end mark: it is cut short"
+            return "the tar has no end mark: it is truncated"
         if any(first):
-            return f"a damaged header at byte {end}: what follows it would be lost"
+            return f"a damaged header at byte {end}: everything after it would be lost"
         while block := stream.read(1 << 20):
             if block.count(0) < len(block):
-                return "there is more after the end mark: two archives in one file"
+                return "data after the end mark: two archives in one file"
     return ""
 
 
@@ -214,7 +210,7 @@ def read_tar(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
     """Bytes of a member, "offset+size".
 
     Raises:
-        DataError: the tar is not there, shorter than when it was listed, or the member too large.
+        DataError: the tar is not there, shorter than when listed, or the member is too large.
     """
     offset, _, size = member.partition("+")
     if int(size) > max_bytes:
@@ -226,18 +222,18 @@ def read_tar(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> byte
     except OSError as error:
         raise DataError(f"cannot be read: {error.strerror}", where=str(path)) from None
     if len(content) < int(size):
-        raise DataError("is shorter than before", where=str(path), fix="start again")
+        raise DataError("is shorter than before", where=str(path), fix="run the command again")
     return content
 
 
 def sample_key(name: str) -> str:
-    """A tar member's WebDataset key: its name up to the first dot after the folders."""
+    """A tar member's WebDataset key: its path up to the first dot of the file name."""
     folder, base = posixpath.split(name)
     return posixpath.join(folder, base.partition(".")[0])
 
 
 def crowded_samples(names: list[str]) -> list[str]:
-    """Images that share a WebDataset key with another one."""
+    """Images that share a WebDataset key with another image."""
     keys: dict[str, list[str]] = {}
     for name in names:
         if name.lower().endswith(READ_EXTENSIONS):

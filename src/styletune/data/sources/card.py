@@ -1,4 +1,4 @@
-"""The data set card: ``dataset.toml`` beside the images says whose they are and what they show."""
+"""The data set card: ``dataset.toml`` next to the images, with their rights and their look."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from styletune.errors import RecipeError
-from styletune.recipe import Section, load_toml, validate
+from styletune.recipe.section import Section
+from styletune.recipe.toml import load_toml, validate
 
 CARD_NAME = "dataset.toml"
 
@@ -17,7 +18,7 @@ HexColor = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class Card(Section):
-    """What a person declares about a folder of images; every key may be left out."""
+    """What a person declares about a folder of images; every key is optional."""
 
     name: str | None = Field(None, min_length=1, description="Name of the data set.")
     holder: str | None = Field(None, min_length=1, description="Who holds the rights.")
@@ -27,13 +28,13 @@ class Card(Section):
         None, min_length=1, description="Who agreed to training on them, when and how."
     )
     trigger: str | None = Field(
-        None, pattern=r"\S", description="Word that stands for the look in every caption."
+        None, pattern=r"\S", description="Word for the look, in every caption."
     )
     palette: tuple[HexColor, ...] = Field(
-        (), description='Brand colours, "#rrggbb", most important first.'
+        (), description='Brand colors, "#rrggbb", most important first.'
     )
     background: HexColor | None = Field(
-        None, description='Colour "#rrggbb" that transparent images are composited on.'
+        None, description='Color "#rrggbb" under transparent pixels.'
     )
     description: str | None = Field(None, description="A sentence or two for people.")
 
@@ -44,7 +45,7 @@ class Card(Section):
 
 
 def load_card(folder: Path) -> Card | None:
-    """Read ``dataset.toml`` of a folder of images; None when there is no such file.
+    """Read ``dataset.toml`` of a folder of images; None if there is no such file.
 
     Raises:
         RecipeError: it is not TOML, or has an unknown key or an impossible value.
@@ -54,7 +55,7 @@ def load_card(folder: Path) -> Card | None:
 
 
 def parse_card(content: bytes, where: Path) -> Card:
-    """Read the bytes of a ``dataset.toml`` that lies in an archive.
+    """Read the bytes of a ``dataset.toml`` inside an archive.
 
     Raises:
         RecipeError: as ``load_card``; it names ``where``.
@@ -65,9 +66,3 @@ def parse_card(content: bytes, where: Path) -> Card:
         raise RecipeError(f"cannot be read: {error}", where=str(where)) from None
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"not valid TOML: {error}", where=str(where)) from None
-
-
-def color_bytes(color: str) -> tuple[int, int, int]:
-    """``"#rrggbb"`` as three numbers from 0 to 255."""
-    red, green, blue = bytes.fromhex(color.removeprefix("#"))
-    return red, green, blue

@@ -1,19 +1,19 @@
-"""What lies in a folder of images, by kind; nothing is skipped in silence."""
+"""The files of a folder of images, by kind; none is skipped silently."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import posixpath
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from styletune.data.pixels.image_file import READ_EXTENSIONS
 from styletune.data.sources.card import CARD_NAME
 from styletune.errors import DataError
 
-# Pictures to their owner, but not to us: they must not vanish from the set unnoticed.
+# Unsupported image formats: they must not vanish from the set unnoticed.
 FOREIGN_EXTENSIONS = (
     ".apng",
     ".arw",
@@ -45,18 +45,18 @@ FOREIGN_EXTENSIONS = (
     ".tga",
     ".xcf",
 )
-# Files that hold many images.
+# Files that contain many images.
 SHARD_EXTENSIONS = (".arrow", ".parquet", ".tar", ".zip")
-# Archives that are not read, but must not be overlooked either.
+# Unsupported archives: they must not vanish either.
 FOREIGN_SHARDS = (".7z", ".gz", ".h5", ".lmdb", ".rar", ".tgz", ".xz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FilesByKind:
     """Relative posix names in a tree by kind, sorted, without hidden files and the card.
 
-    ``broken`` are no files, links to nothing, without permission, or of a name that is not
-    text; ``loops`` are links to a folder that the tree lies in; ``shards`` hold many images.
+    ``broken`` are special files, broken links, unreadable, or have a name that is not text;
+    ``loops`` are links to a folder that contains the tree; ``shards`` contain many images.
     """
 
     images: tuple[str, ...] = ()
@@ -70,26 +70,28 @@ class Found:
 
 
 def nearest(path: Path) -> str:
-    """What to say about a path that is not there."""
+    """A hint about a path that does not exist."""
     if not path.parent.is_dir():
-        return f"the folder {path.parent} is not there either"
-    there = sorted(
+        return f"the folder {path.parent} does not exist either"
+    present = sorted(
         p.name for p in path.parent.iterdir() if p.is_dir() or p.suffix in SHARD_EXTENSIONS
     )
-    near = difflib.get_close_matches(path.name, there, n=1)
+    near = difflib.get_close_matches(path.name, present, n=1)
     if near:
         return f"did you mean {path.parent / near[0]}?"
-    return f"folders there: {shorten(there) or 'none'}"
+    return f"folders there: {shorten(present) or 'none'}"
 
 
-def find_files(path: Path) -> Found:
+def find_files(path: Path) -> FilesByKind:
     """List a folder tree. Symbolic links are followed, but no folder is read twice.
 
     Raises:
         DataError: the folder itself cannot be listed.
     """
-    names, broken, loops = list[str](), list[str](), list[str]()
-    waiting, seen = [path], set[str]()
+    names: list[str] = []
+    broken: list[str] = []
+    loops: list[str] = []
+    waiting, visited = [path], set[str]()
     above = path.resolve().parents
 
     def unlistable(error: OSError) -> None:
@@ -107,27 +109,23 @@ def find_files(path: Path) -> Found:
             continue
         for folder, children, files in os.walk(start, onerror=unlistable):
             real = os.path.realpath(folder)
-            if real in seen:
+            if real in visited:
                 children.clear()
                 continue
-            seen.add(real)
+            visited.add(real)
             children[:] = sorted(c for c in children if not c.startswith("."))
-            # Real folders first: a file keeps its real name when a link leads to it too.
+            # Real folders first: a file keeps its real name even if a link also leads to it.
             waiting += [Path(folder, c) for c in children if Path(folder, c).is_symlink()]
             relative = Path(folder).relative_to(path).as_posix()
             prefix = "" if relative == "." else f"{relative}/"
             names += [prefix + f for f in files if not f.startswith(".")]
-    found = sort_names(names)
-    unread = {n for n in found.images if not _readable(path, n)}
-    return Found(
-        tuple(n for n in found.images if n not in unread),
-        found.foreign,
-        tuple(sorted({*map(printable, broken), *found.broken, *unread})),
-        tuple(sorted(map(printable, loops))),
-        found.metadata,
-        found.shards,
-        found.texts,
-        found.others,
+    by_kind = sort_names(names)
+    unreadable = {n for n in by_kind.images if not _readable(path, n)}
+    return replace(
+        by_kind,
+        images=tuple(n for n in by_kind.images if n not in unreadable),
+        broken=tuple(sorted({*map(printable, broken), *by_kind.broken, *unreadable})),
+        loops=tuple(sorted(map(printable, loops))),
     )
 
 
@@ -136,17 +134,17 @@ def _readable(path: Path, name: str) -> bool:
     return file.is_file() and os.access(file, os.R_OK)
 
 
-def sort_names(names: Iterable[str]) -> Found:
-    """Names of files by kind; the card at the top is left out."""
-    kinds: dict[str, list[str]] = {kind: [] for kind in Found.__slots__}
+def sort_names(names: Iterable[str]) -> FilesByKind:
+    """File names by kind; the card at the top is left out."""
+    kinds: dict[str, list[str]] = {kind: [] for kind in FilesByKind.__slots__}
     for name in sorted(names):
         if name != CARD_NAME:
             kinds[_kind(name)].append(printable(name))
-    return Found(**{kind: tuple(members) for kind, members in kinds.items()})
+    return FilesByKind(**{kind: tuple(members) for kind, members in kinds.items()})
 
 
 def printable(name: str) -> str:
-    """A name as valid text: bytes that are not UTF-8 are written out."""
+    """A name as valid text: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -166,7 +164,7 @@ def _kind(name: str) -> str:
     return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), "others")
 
 
-def shorten(names: list[str] | tuple[str, ...], most: int = 5) -> str:
-    """The first few names, then how many more there are."""
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """``"a.png, b.png and 3 more"``: the first few names."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,13 +1,15 @@
-"""One image of a set before anything is decoded: where its bytes are, its words and its rights."""
+"""One image of a set before decoding: where its bytes are, its caption and its rights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+RIGHTS_COLUMNS = ("license", "holder", "consent", "source")
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What is declared about an image; "" is not declared."""
+    """What is declared about an image; "" is undeclared. The fields are ``RIGHTS_COLUMNS``."""
 
     license: str = ""
     holder: str = ""
@@ -20,11 +22,11 @@ class Item:
     """One image.
 
     ``file_name`` is its posix name, relative to its source and unique in the whole set (with
-    several sources it starts with the source's name); ``path`` the absolute file that holds its
-    bytes; ``member`` where in that file (archive member or table row), "" for a plain image
-    file; ``text`` its caption, None where there is none; ``machine_caption`` whether a model
-    wrote it; ``origin`` the name of its source; ``repeats`` how often an epoch shows it;
-    ``weight`` what its loss counts; ``background`` what lies under transparent pixels.
+    several sources it starts with the source's name); ``path`` the absolute file that contains
+    its bytes; ``member`` where in that file (archive member or table row), "" for a plain image
+    file; ``text`` its caption, None if it has none; ``machine_caption`` whether a model wrote it;
+    ``origin`` the name of its source; ``repeats`` how often an epoch shows it; ``weight`` the
+    factor of its loss; ``background`` the color under transparent pixels.
     """
 
     file_name: str

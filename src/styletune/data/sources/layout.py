@@ -1,8 +1,7 @@
-"""The ImageFolder layout, in a folder or in an archive: which words belong to which image.
+"""The ImageFolder layout, in a folder or in an archive: which caption belongs to which image.
 
 ``metadata.jsonl``, ``.csv`` or ``.parquet`` in any folder, or a ``.txt`` or ``.json`` of the
-same name (in a tar: of the same key) beside an image; and the folders ``N_words`` of kohya's
-trainers.
+same name (in a tar: of the same key) next to an image; and kohya's ``N_words`` folders.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
 
-from styletune.data.findings import Finding
+from styletune.data.findings import Finding, finding
 from styletune.data.sources.archives import sample_key
 from styletune.data.sources.card import CARD_NAME
-from styletune.data.sources.contents import read_item
-from styletune.data.sources.files import Found, shorten
-from styletune.data.sources.items import Item, Rights
+from styletune.data.sources.files import FilesByKind, shorten
+from styletune.data.sources.item_bytes import read_item
+from styletune.data.sources.items import RIGHTS_COLUMNS, Item, Rights
 from styletune.data.sources.metadata import (
     METADATA_NAMES,
-    NOTHING,
-    RIGHTS_COLUMNS,
+    UNDECLARED,
     BadRowError,
     Captions,
     Words,
@@ -36,7 +34,7 @@ from styletune.errors import DataError
 
 MAX_CAPTION_BYTES = 16 << 20
 MAX_METADATA_BYTES = 512 << 20
-# kohya reads any number; one above this is a year.
+# kohya accepts any number; one above this is a year.
 MAX_FOLDER_REPEATS = 200
 _CARD_END = f".{CARD_NAME}"
 
@@ -46,14 +44,14 @@ class Tree:
     """Files below ``path``: a folder, or an archive with what ``read_item`` needs of each."""
 
     path: Path
-    found: Found
+    files: FilesByKind
     members: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Images of one place before defaults; ``complete`` is False when captions could not be
-    read, so that a missing one says nothing.
+    """Images of one source before defaults; ``complete`` is False if captions could not be read,
+    so that missing ones mean nothing.
     """
 
     items: list[Item]
@@ -63,22 +61,22 @@ class Part:
 
 def tree_part(tree: Tree, origin: str) -> Part:
     """All images of a tree with their own captions and rights, sorted by name."""
-    found = tree.found
-    findings = _file_findings(found)
+    files = tree.files
+    findings = _file_findings(files)
     captions, metadata_findings = _metadata(tree)
     sidecars, sidecar_findings = _sidecars(tree)
     findings += metadata_findings + sidecar_findings
     complete = not any(f.code == "bad-metadata" for f in findings)
-    # After a fault in the metadata every caption would seem to be missing: say the cause only.
+    # With broken metadata every caption would seem to be missing: report only the cause.
     if not metadata_findings:
         findings += _caption_findings(tree, captions, sidecars)
-    findings += card_findings(found)
-    folders = kohya_folders(found.images)
+    findings += card_findings(files)
+    folders = kohya_folders(files.images)
     items = []
-    for name in found.images:
+    for name in files.images:
         words = _merged(captions.words.get(name), sidecars.get(name))
         repeats, phrase = folders.get(name.partition("/")[0], (1, None))
-        path, member = place(tree, name)
+        path, member = locate(tree, name)
         text = phrase if words.text is None else words.text
         items.append(
             Item(
@@ -95,7 +93,7 @@ def tree_part(tree: Tree, origin: str) -> Part:
     return Part(items, findings, complete)
 
 
-def place(tree: Tree, name: str) -> tuple[str, str]:
+def locate(tree: Tree, name: str) -> tuple[str, str]:
     """``Item.path`` and ``Item.member`` of a file in a tree."""
     if tree.members is None:
         return f"{tree.path}/{name}", ""
@@ -108,7 +106,7 @@ def read_file(tree: Tree, name: str, max_bytes: int = MAX_METADATA_BYTES) -> byt
     Raises:
         DataError: it cannot be read, or is larger than ``max_bytes``.
     """
-    content = read_item(*place(tree, name), max_bytes)
+    content = read_item(*locate(tree, name), max_bytes)
     if isinstance(content, bytes):
         return content
     try:
@@ -122,75 +120,76 @@ def read_file(tree: Tree, name: str, max_bytes: int = MAX_METADATA_BYTES) -> byt
 def kohya_folders(images: Iterable[str]) -> dict[str, tuple[int, str]]:
     """Repeats and caption by first-level folder, as kohya's ``N_words`` says.
 
-    As in sd-scripts, N is all before the first underscore and the words all after it, underscores
-    kept. Only when every image lies in such a folder, with N from 1 to 200 and not written
-    with a leading zero, which numbers folders rather than repeats; else there are none.
+    As in sd-scripts, N is everything before the first underscore and the words everything after
+    it. Only if every image is in such a folder, with N from 1 to 200 and no leading zero, which
+    numbers folders rather than repeats; otherwise empty.
     """
-    found: dict[str, tuple[int, str]] = {}
+    folders: dict[str, tuple[int, str]] = {}
     for folder in {posixpath.dirname(name) for name in images}:
         match = re.fullmatch(r"([1-9]\d{0,2})_(.*[^\W_].*)", folder)
         if match is None or "/" in folder or int(match[1]) > MAX_FOLDER_REPEATS:
             return {}
-        found[folder] = (int(match[1]), match[2].strip())
-    return found
+        folders[folder] = (int(match[1]), match[2].strip())
+    return folders
 
 
-def card_findings(found: Found) -> list[Finding]:
-    """Cards that are not the place's own, whose rights its images would lack unnoticed."""
-    cards = [n for n in found.others if f".{posixpath.basename(n)}".lower().endswith(_CARD_END)]
+def card_findings(files: FilesByKind) -> list[Finding]:
+    """Cards that do not belong to the source itself: their rights would silently be ignored."""
+    cards = [n for n in files.others if f".{posixpath.basename(n)}".lower().endswith(_CARD_END)]
     return _error(
         "bad-metadata",
         cards,
-        f"data set cards that are not read; only {CARD_NAME} at the top is",
-        "make the folder or file of each a source of its own ([[data.sources]] with path), or "
-        "take the card away",
+        f"data set cards that would be ignored; only {CARD_NAME} at the top is read",
+        "make the folder or file of each a separate source ([[data.sources]] with path), or "
+        "remove the card",
     )
 
 
 def _error(code: str, names: Iterable[str], message: str, fix: str) -> list[Finding]:
     files = tuple(names)
-    return [Finding(code, files, message, fix, "error")] if files else []
+    return [finding(code, files, message, fix)] if files else []
 
 
-def _file_findings(found: Found) -> list[Finding]:
-    strange = [n for n in found.metadata if posixpath.basename(n) not in METADATA_NAMES]
+def _file_findings(files: FilesByKind) -> list[Finding]:
+    unknown = [n for n in files.metadata if posixpath.basename(n) not in METADATA_NAMES]
     return [
         *_error(
             "foreign-file",
-            found.foreign,
-            "images of a kind that is not read",
-            "save them as .png or .jpg, or take them out of the folder",
+            files.foreign,
+            "images in unsupported formats",
+            "save them as .png or .jpg, or remove them from the folder",
         ),
         *_error(
             "foreign-file",
-            found.shards,
+            files.shards,
             "archives or tables among images, which are not opened there",
-            "give each as a source of its own, or take them out of the folder",
+            "make each a separate source, or remove them from the folder",
         ),
         *_error(
             "broken-file",
-            found.broken,
-            "not files, links to nothing, without permission, or of a name that is not text",
-            "restore the originals or take them out of the folder",
+            files.broken,
+            "not files, broken links, no permission to read, or a name that is not text",
+            "restore the originals or remove them from the folder",
         ),
         *_error(
             "broken-file",
-            found.loops,
-            "a link to a folder that this one lies in",
+            files.loops,
+            "a link to a folder that contains this one",
             "remove the link",
         ),
         *_error(
             "bad-metadata",
-            strange,
-            "metadata files of a name that is not read",
+            unknown,
+            "metadata files with unknown names",
             f"name them {' or '.join(METADATA_NAMES)}",
         ),
     ]
 
 
 def _metadata(tree: Tree) -> tuple[Captions, list[Finding]]:
-    contents, findings = dict[str, bytes](), list[Finding]()
-    for name in tree.found.metadata:
+    contents: dict[str, bytes] = {}
+    findings: list[Finding] = []
+    for name in tree.files.metadata:
         if posixpath.basename(name) not in METADATA_NAMES:
             continue
         try:
@@ -198,44 +197,47 @@ def _metadata(tree: Tree) -> tuple[Captions, list[Finding]]:
         except DataError as error:
             message = f"cannot be read ({error.message})"
             findings += _error("bad-metadata", [name], message, "check its permissions and size")
-    captions, faults = read_metadata(contents)
-    findings += [Finding("bad-metadata", n, what, fix, "error") for what, n, fix in faults]
+    captions, problems = read_metadata(contents)
+    for message, names, fix in problems:
+        findings.append(finding("bad-metadata", names, message, fix))
     return captions, findings
 
 
 def _sidecars(tree: Tree) -> tuple[dict[str, Words], list[Finding]]:
-    """What ``.txt`` and ``.json`` files beside images say, by image name."""
-    here = dict[str, list[str]]()
-    for name in (*tree.found.texts, *tree.found.others):
+    """Captions and rights in ``.txt`` and ``.json`` files next to images, by image name."""
+    files: dict[str, list[str]] = {}
+    for name in (*tree.files.texts, *tree.files.others):
         if name.endswith((".txt", ".json")):
-            here.setdefault(_key(tree, name), []).append(name)
-    found, bad, unlike = dict[str, Words](), list[str](), list[str]()
-    for name in tree.found.images:
-        said = []
-        for sidecar in here.get(_key(tree, name), ()):
+            files.setdefault(_key(tree, name), []).append(name)
+    words: dict[str, Words] = {}
+    bad: list[str] = []
+    different: list[str] = []
+    for name in tree.files.images:
+        parsed: list[Words] = []
+        for sidecar in files.get(_key(tree, name), ()):
             parse = _text_words if sidecar.endswith(".txt") else _json_words
             try:
-                said.append(parse(read_file(tree, sidecar, MAX_CAPTION_BYTES)))
+                parsed.append(parse(read_file(tree, sidecar, MAX_CAPTION_BYTES)))
             except (UnicodeDecodeError, ValueError, RecursionError, BadRowError) as error:
                 bad.append(f"{sidecar} ({error})")
             except DataError as error:
                 bad.append(f"{sidecar} ({error.message})")
-        if len({words.text.strip() for words in said if words.text is not None}) > 1:
-            unlike.append(name)
-        if said:
-            found[name] = reduce(_merged, said)
+        if len({each.text.strip() for each in parsed if each.text is not None}) > 1:
+            different.append(name)
+        if parsed:
+            words[name] = reduce(_merged, parsed)
     unreadable = f"captions that cannot be read: {shorten(bad)}"
-    return found, [
+    return words, [
         *_error(
             "bad-metadata",
             [b.partition(" (")[0] for b in bad],
             unreadable,
-            "save them as UTF-8 text or JSON, or take them out of the folder",
+            "save them as UTF-8 text or JSON, or remove them from the folder",
         ),
         *_error(
             "ambiguous-caption",
-            unlike,
-            "images with unlike captions beside them",
+            different,
+            "images with different captions next to them",
             "keep one of them",
         ),
     ]
@@ -246,7 +248,7 @@ def _is_tar(tree: Tree) -> bool:
 
 
 def _key(tree: Tree, name: str) -> str:
-    """What an image and the files beside it share."""
+    """The part of the name that an image shares with the files next to it."""
     return sample_key(name) if _is_tar(tree) else posixpath.splitext(name)[0]
 
 
@@ -255,7 +257,7 @@ def _text_words(content: bytes) -> Words:
 
 
 def _json_words(content: bytes) -> Words:
-    """An object with "text" or "caption"; any other says nothing of the image."""
+    """Words of an object with "text" or "caption"; none of any other."""
     row = json.loads(content.decode("utf-8-sig"))
     if not isinstance(row, dict):
         return Words()
@@ -263,7 +265,7 @@ def _json_words(content: bytes) -> Words:
 
 
 def _merged(first: Words | None, second: Words | None) -> Words:
-    """The first where it says something, else the second."""
+    """The first where it declares something, else the second."""
     if first is None or second is None:
         return first or second or Words()
     own = first if first.text is not None else second
@@ -273,9 +275,9 @@ def _merged(first: Words | None, second: Words | None) -> Words:
 
 def merge_rights(first: Rights, second: Rights) -> Rights:
     """Each field of the first that is declared, else of the second."""
-    if second == NOTHING or first == second:
+    if second == UNDECLARED or first == second:
         return first
-    if first == NOTHING:
+    if first == UNDECLARED:
         return second
     assert {f.name for f in fields(Rights)} == set(RIGHTS_COLUMNS)
     return Rights(*(getattr(first, c) or getattr(second, c) for c in RIGHTS_COLUMNS))
@@ -284,7 +286,7 @@ def merge_rights(first: Rights, second: Rights) -> Rights:
 def _caption_findings(
     tree: Tree, captions: Captions, sidecars: Mapping[str, Words]
 ) -> list[Finding]:
-    images = set(tree.found.images)
+    images = set(tree.files.images)
     rows = Counter(captions.listed)
     twice = {n for n, w in captions.words.items() if w.text is not None}
     twice &= {n for n, w in sidecars.items() if w.text is not None}
@@ -292,44 +294,44 @@ def _caption_findings(
         *_error(
             "bad-metadata",
             dict.fromkeys(name for name in captions.listed if name not in images),
-            "metadata rows whose image is not there",
+            "metadata rows whose image does not exist",
             "correct file_name (it is relative to the metadata file) or remove the rows",
         ),
         *_error(
             "ambiguous-caption",
             [name for name, count in rows.items() if count > 1],
             "images with more than one metadata row",
-            "keep one row an image",
+            "keep one row per image",
         ),
         *_error(
             "ambiguous-caption",
             sorted(twice),
-            "images with a caption in the metadata and in a file beside them",
+            "images with a caption in the metadata and in a file next to them",
             "keep one of the two",
         ),
         *_error(
             "unread-caption-file",
             _unread_captions(tree),
-            "caption files that are not read",
-            "name them like the image with .txt in place of its extension",
+            "caption files whose names are not recognized",
+            "name them like the image, with .txt in place of its extension",
         ),
     ]
 
 
 def _unread_captions(tree: Tree) -> list[str]:
-    """Files that look like sidecars, but of a name that would be ignored: photo.jpg.txt.
+    """Files that look like captions but would be ignored: photo.jpg.txt.
 
     In a tar these are all texts that belong to no image.
     """
-    found, tar = tree.found, _is_tar(tree)
-    keys = {_key(tree, name) for name in found.images}
-    folded = {name.casefold() for name in (*found.images, *keys)}
-    wrong = []
-    for name in (*found.texts, *found.others) if keys else ():
+    files, is_tar = tree.files, _is_tar(tree)
+    keys = {_key(tree, name) for name in files.images}
+    folded = {name.casefold() for name in (*files.images, *keys)}
+    unread = []
+    for name in (*files.texts, *files.others) if keys else ():
         stem, suffix = posixpath.splitext(name)
         read = _key(tree, name) in keys and suffix in (".txt", ".json")
         looks = suffix.lower() in (".txt", ".caption", ".cap") and stem.casefold() in folded
-        looks |= tar and suffix.lower() in (".txt", ".json", ".caption", ".cap")
+        looks |= is_tar and suffix.lower() in (".txt", ".json", ".caption", ".cap")
         if looks and not read:
-            wrong.append(name)
-    return sorted(wrong)
+            unread.append(name)
+    return sorted(unread)

@@ -1,6 +1,6 @@
 """Images in parquet and Arrow files, in the Hugging Face layout; never a whole table in memory.
 
-The image column holds the encoded files: binary, or a struct with ``bytes`` (and ``path``).
+The image column contains encoded files: binary, or a struct with ``bytes`` (and ``path``).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from styletune.data.findings import Finding
+from styletune.data.findings import Finding, finding
 from styletune.data.sources.archives import bad_archive
 from styletune.data.sources.files import printable, shorten
 from styletune.data.sources.metadata import (
@@ -22,7 +22,7 @@ from styletune.data.sources.metadata import (
     BadRowError,
     Words,
     caption_like,
-    misspelt_columns,
+    misspelled_columns,
     parse_words,
 )
 from styletune.errors import DataError
@@ -30,7 +30,7 @@ from styletune.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A row group is read as a whole for each image in it, and two of them are kept.
+# A row group is read whole for the images in it, and two are kept in memory.
 MAX_GROUP_BYTES = 512 << 20
 _loading = threading.Lock()
 
@@ -38,36 +38,37 @@ _loading = threading.Lock()
 def list_table(
     path: Path, *, image_column: str, caption_column: str
 ) -> tuple[list[tuple[str, str, Words]], list[Finding]]:
-    """Rows of a table in their order, without reading its images.
+    """Rows of a table in order, without reading its images.
 
     Returns:
-        (name, member, words) of each row, and what is wrong; with a fault there may be no rows.
-        A name is the row's number and, where it is stored, the image's own name.
+        (name, member, words) of each row, and what is wrong; there may be no rows then. A name is
+        the row's number and, if stored, the image's own name.
     """
     import pyarrow as pa
 
     try:
         schema = _schema(path)
-        if faults := _column_faults(path, schema, image_column, caption_column):
-            return [], faults
-        found, bad = list[tuple[str, str, Words]](), list[str]()
+        if problems := _column_findings(path, schema, image_column, caption_column):
+            return [], problems
+        rows: list[tuple[str, str, Words]] = []
+        bad: list[str] = []
         for number, (member, row) in enumerate(_rows(path, schema, image_column, caption_column)):
             try:
                 words = parse_words(row, caption_column)
             except BadRowError as error:
                 bad.append(f"row {number} ({error})")
                 continue
-            found.append((_row_name(number, row.get(image_column)), member, words))
+            rows.append((_row_name(number, row.get(image_column)), member, words))
     except (pa.ArrowException, OSError, ValueError) as error:
         fix = "write or download it again"
-        return [], [bad_archive(path, f"not a table that can be read ({error})", [], fix)]
+        return [], [bad_archive(path, f"not a readable table ({error})", [], fix)]
     except _TooLargeError as error:
         fix = "write it with smaller row groups (pyarrow: row_group_size=100)"
         return [], [bad_archive(path, str(error), [], fix)]
     if not bad:
-        return found, []
+        return rows, []
     message = f"rows that cannot be read: {shorten(bad)}"
-    return found, [Finding("bad-metadata", (path.name,), message, "correct them", "error")]
+    return rows, [finding("bad-metadata", (path.name,), message, "correct them")]
 
 
 class _TooLargeError(Exception):
@@ -88,67 +89,70 @@ def _schema(path: Path) -> pa.Schema:
     return _batches(path)[0].schema
 
 
-def _column_faults(
+def _column_findings(
     path: Path, schema: pa.Schema, image_column: str, caption_column: str
 ) -> list[Finding]:
     import pyarrow as pa
 
     names = list(schema.names)
-    shown = f"columns: {', '.join(names)}"
-    faults = []
+    listed = f"columns: {', '.join(names)}"
+    findings = []
     if image_column not in names:
         near = difflib.get_close_matches(image_column, names, n=1, cutoff=0.4)
-        image_like = [n for n in names if _holds_images(schema.field(n).type)]
+        image_like = [n for n in names if _contains_images(schema.field(n).type)]
         meant = image_like[:1] or near
         column = f'"{meant[0]}"' if meant else "the column of the images"
         fix = f"[[data.sources]] with image_column = {column}"
-        faults.append(bad_archive(path, f"no column {image_column}; {shown}", [], fix))
-    elif not _holds_images(schema.field(image_column).type):
-        what = f"column {image_column} holds {schema.field(image_column).type}, not encoded images"
+        findings.append(bad_archive(path, f"no column {image_column}; {listed}", [], fix))
+    elif not _contains_images(schema.field(image_column).type):
+        kind = schema.field(image_column).type
+        what = f"column {image_column} contains {kind}, not encoded images"
         fix = "store the bytes of each image's file: binary, or a struct with bytes"
-        faults.append(bad_archive(path, what, [], fix))
+        findings.append(bad_archive(path, what, [], fix))
 
-    def metadata_fault(message: str, fix: str) -> None:
-        faults.append(Finding("bad-metadata", (path.name,), message, fix, "error"))
+    def bad_metadata(message: str, fix: str) -> None:
+        findings.append(finding("bad-metadata", (path.name,), message, fix))
 
     meant = caption_like(names)
     if caption_column not in names and (meant or caption_column != "text"):
         column = f'"{meant[0]}"' if meant else "the column of the captions"
         fix = f"[[data.sources]] with caption_column = {column}"
-        metadata_fault(f"no column {caption_column}; {shown}", fix)
+        bad_metadata(f"no column {caption_column}; {listed}", fix)
     elif caption_column in names and pa.types.is_nested(schema.field(caption_column).type):
         kind = schema.field(caption_column).type
-        metadata_fault(f"column {caption_column} holds {kind}, not text", "one caption a row")
-    if wrong := misspelt_columns(names):
+        bad_metadata(
+            f"column {caption_column} contains {kind}, not text", "write one caption per row"
+        )
+    if wrong := misspelled_columns(names):
         fix = ", ".join(f'rename "{here}" to "{right}"' for here, right in wrong.items())
-        metadata_fault(f"columns that are not read: {', '.join(wrong)}", fix)
+        bad_metadata(f"columns with unknown names: {', '.join(wrong)}", fix)
     if len(set(names)) < len(names):
-        metadata_fault("a column name is there twice", "keep one of them")
-    return faults
+        bad_metadata("a column name appears twice", "keep one of them")
+    return findings
 
 
-def _holds_images(kind: pa.DataType) -> bool:
+def _contains_images(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_images(kind.field(index).type)
+        return index >= 0 and _contains_images(kind.field(index).type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _rows(
     path: Path, schema: pa.Schema, image_column: str, caption_column: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Member and the columns that are no pixels; of the image only its stored path."""
+    """Member and the columns without pixels; of the image only its stored path."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     kind = schema.field(image_column).type
     has_path = pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
-    wanted = [c for c in schema.names if c in (caption_column, *KNOWN_COLUMNS)]
+    read = [c for c in schema.names if c in (caption_column, *KNOWN_COLUMNS)]
     if path.suffix.lower() != ".parquet":
         for number, batch in enumerate(_batches(path)):
-            columns = {name: batch.column(name).to_pylist() for name in wanted}
+            columns = {name: batch.column(name).to_pylist() for name in read}
             if has_path:
                 stored = batch.column(image_column).field("path").to_pylist()
                 columns[image_column] = [{"path": name} for name in stored]
@@ -157,7 +161,7 @@ def _rows(
                 yield f"{number}:{row}:{image_column}", values
         return
     with pq.ParquetFile(path) as table:
-        leaves = wanted + ([f"{image_column}.path"] if has_path else [])
+        leaves = read + ([f"{image_column}.path"] if has_path else [])
         for group in range(table.metadata.num_row_groups):
             _refuse_large(table.metadata.row_group(group), group, image_column)
             if not leaves:
@@ -180,25 +184,25 @@ def _refuse_large(group: Any, number: int, image_column: str) -> None:
     )
     if size > MAX_GROUP_BYTES:
         raise _TooLargeError(
-            f"row group {number} holds {size >> 20} MiB of images, more than "
+            f"row group {number} contains {size >> 20} MiB of images, more than "
             f"{MAX_GROUP_BYTES >> 20} MiB"
         )
 
 
-def read_row(path: Path, member: str) -> bytes:
+def read_table_row(path: Path, member: str) -> bytes:
     """The encoded image of a row, "group:row:column" as ``list_table`` gave it.
 
-    Safe in several threads. A parquet row group is read once for its neighbours too.
+    Thread-safe. A parquet row group is read once for its neighbors too.
 
     Raises:
-        DataError: the table is not there, damaged or changed, or the row holds no image.
+        DataError: the table is not there, damaged or changed, or the row contains no image.
     """
     import pyarrow as pa
 
     group, row, column = member.split(":", 2)
     where = f"{path} row {group}:{row}"
     try:
-        # One thread reads a group, the others find it read.
+        # One thread reads a group, the others reuse it.
         with _loading:
             state = path.stat()
             key = (path, state.st_mtime_ns, state.st_size, os.getpid())
@@ -213,7 +217,9 @@ def read_row(path: Path, member: str) -> bytes:
     content = value.get("bytes") if isinstance(value, dict) else value
     if not content:
         raise DataError(
-            "the row holds no image", where=where, fix="store the bytes of its file, not its path"
+            "the row contains no image",
+            where=where,
+            fix="store the bytes of its file, not its path",
         )
     return bytes(content)
 
@@ -241,7 +247,7 @@ def _batches(path: Path) -> list[pa.RecordBatch]:
 
 @lru_cache(maxsize=4)
 def _open_arrow(path: Path, mtime_ns: int, size: int, process: int) -> list[pa.RecordBatch]:  # noqa: ARG001
-    """Record batches over the mapped file: the images stay on the disk until they are used."""
+    """Record batches over the mapped file: images stay on disk until they are used."""
     import pyarrow as pa
 
     source = pa.memory_map(str(path))
@@ -250,7 +256,7 @@ def _open_arrow(path: Path, mtime_ns: int, size: int, process: int) -> list[pa.R
     except pa.ArrowInvalid:
         source.seek(0)
         table = pa.ipc.open_stream(source).read_all()
-    # Wrong offsets in a file would let a reader walk out of its memory.
+    # Wrong offsets in a file would let a reader leave its memory.
     table.validate(full=True)
     batches: list[pa.RecordBatch] = table.to_batches()
     if not batches:

@@ -8,16 +8,16 @@
   const words = images.map(image => `${image.name}\n${image.caption}`.toLowerCase());
   let group = null, shown = cards.slice(), current = 0, large = null;
 
-  // Thousands of inlined pictures would take seconds to load: large sets hold them as text of
-  // a noscript element, and each becomes a picture when it comes near the window.
+  // Thousands of inlined pictures would take seconds to load: in large sets they are the text of
+  // noscript elements, and each becomes a picture when it gets close to the window.
   const draw = card => { const held = card.querySelector('noscript'); if (held) held.outerHTML = held.textContent; };
-  const near = new IntersectionObserver(seen => seen.filter(one => one.isIntersecting).forEach(one => {
+  const near = new IntersectionObserver(changes => changes.filter(one => one.isIntersecting).forEach(one => {
     draw(one.target); near.unobserve(one.target);
   }), {rootMargin: '800px'});
   cards.filter(card => card.querySelector('noscript')).forEach(card => near.observe(card));
   window.addEventListener('beforeprint', () => cards.forEach(draw));
 
-  // One stop of the Tab key for the whole sheet; arrows walk inside it.
+  // One Tab stop for the whole sheet; arrow keys move inside it.
   opens.forEach((open, i) => { open.tabIndex = i ? -1 : 0; });
   const number = card => order.get(card);
   const makeCurrent = i => { opens[current].tabIndex = -1; current = i; opens[i].tabIndex = 0; };
@@ -58,12 +58,12 @@
   document.querySelectorAll('[data-only-group]').forEach(b => b.addEventListener('click', () => showOnly(() => { group = +b.dataset.onlyGroup; })));
 
   const names = new Intl.Collator('en', {numeric: true}), last = Number.MAX_SAFE_INTEGER;
-  const family = image => image.groups.length ? image.groups[0] : last;
+  const firstGroup = image => image.groups.length ? image.groups[0] : last;
   const sorts = {
     order: (a, b) => a - b,
     name: (a, b) => names.compare(images[a].name, images[b].name),
     size: (a, b) => images[b].pixels - images[a].pixels,
-    group: (a, b) => family(images[a]) - family(images[b]),
+    group: (a, b) => firstGroup(images[a]) - firstGroup(images[b]),
     lost: (a, b) => images[b].lost - images[a].lost,
     flags: (a, b) => images[b].flags.length - images[a].flags.length,
   };
@@ -122,19 +122,19 @@
     const card = event.target.closest('.card');
     if (card) makeCurrent(number(card));
   });
-  // Closing gives focus to the image last seen, not to the one that opened the view; at once, for
-  // the browser tells of a closed dialog later, when the next key may have come.
+  // Closing focuses the image shown last, not the one that opened the view; immediately, because
+  // the browser reports a closed dialog later, possibly after the next key.
   const leave = () => {
     if (large === null) return;
-    const seen = large;
-    large = null; dialog.close(); go(seen);
+    const last = large;
+    large = null; dialog.close(); go(last);
   };
   $('zclose').addEventListener('click', leave);
   dialog.addEventListener('click', event => { if (event.target === dialog) leave(); });
   dialog.addEventListener('close', leave);
   document.querySelectorAll('[data-move]').forEach(b => b.addEventListener('click', () => move(+b.dataset.move)));
 
-  // A link to an image that is filtered out shows all again.
+  // A link to an image that is filtered out shows all images again.
   document.addEventListener('click', event => {
     const link = event.target.closest('a[href^="#i"]'), i = link ? +link.hash.slice(2) : NaN;
     if (!(i in cards)) return;

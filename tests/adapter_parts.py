@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +13,25 @@ from torch import Tensor, nn
 
 from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import (
-    AdapterShape,
-    adapter_tensors,
+    adapter_parameters,
     inject_adapter,
     load_into,
     target_modules,
     text_encoder_modules,
 )
 from styletune.models.load import find_base, load_pipeline
+from styletune.recipe.training_sections import AdapterSection
 
-LORA = AdapterShape("lora", 4, 10.0)
+
+def section(kind: str, rank: int, alpha: float, **keys: Any) -> AdapterSection:
+    """[adapter] with these keys; a rank for text encoders means both of them."""
+    text = {"text_encoders": "both"} if "text_encoder_rank" in keys else {}
+    return AdapterSection.model_validate(
+        {"kind": kind, "rank": rank, "alpha": alpha, **text, **keys}
+    )
+
+
+LORA = section("lora", 4, 10.0)
 
 
 def mini_pipe(dtype: torch.dtype = torch.float32) -> StableDiffusionXLPipeline:
@@ -46,6 +57,11 @@ def sdxl_unet() -> UNet2DConditionModel:
         )
 
 
+def adapter_tensors(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """A copy of the injected adapter, float32, by file name."""
+    return {k: p.detach().float().cpu().clone() for k, p in adapter_parameters(models).items()}
+
+
 def models_of(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Module]:
     return {
         "unet": pipe.unet,
@@ -54,13 +70,13 @@ def models_of(pipe: StableDiffusionXLPipeline) -> dict[str, nn.Module]:
     }
 
 
-def spec_of(shape: AdapterShape) -> AdapterSpec:
-    return AdapterSpec(shape.rank, shape.alpha, "b", "r", 7, shape.kind, shape.rslora)
+def spec_of(shape: AdapterSection) -> AdapterSpec:
+    return AdapterSpec(shape.rank, shape.base_alpha, "b", "r", 7, shape.kind, shape.rslora)
 
 
 def inject(
     pipe: StableDiffusionXLPipeline,
-    shape: AdapterShape,
+    shape: AdapterSection,
     target: str | tuple[str, ...] = "attention",
     text: bool = False,
 ) -> dict[str, nn.Module]:
@@ -90,7 +106,7 @@ def shake(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def random_adapter(
-    shape: AdapterShape = LORA, target: str | tuple[str, ...] = "attention", text: bool = False
+    shape: AdapterSection = LORA, target: str | tuple[str, ...] = "attention", text: bool = False
 ) -> tuple[dict[str, Tensor], AdapterSpec, StableDiffusionXLPipeline]:
     """A trained-looking adapter and a pipeline that holds it, injected as in training."""
     pipe = mini_pipe()
@@ -101,7 +117,7 @@ def random_adapter(
 
 
 def draw(pipe: StableDiffusionXLPipeline, prompt: str = "the sea at noon") -> np.ndarray:
-    return pipe(
+    images: np.ndarray = pipe(
         prompt,
         num_inference_steps=2,
         output_type="np",
@@ -109,3 +125,4 @@ def draw(pipe: StableDiffusionXLPipeline, prompt: str = "the sea at noon") -> np
         width=64,
         generator=torch.Generator().manual_seed(1),
     ).images
+    return images

@@ -1,0 +1,118 @@
+"""A scored run as its folder holds it: documents, rows and images, without any features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from styletune.errors import IntegrityError
+from styletune.runs.documents import RunFacts, read_facts
+from styletune.runs.folder import BASE_COLUMN, Run
+from styletune.runs.scores import ScoreRow, read_scores
+from styletune.runs.summary import FIX_SUMMARY, Metrics, Summary, read_summary
+from styletune.scoring.suite import Suite, sample_names, scored_suite
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredColumn:
+    """The base or a checkpoint; ``images`` are prompts-major, as in ``Column``.
+
+    ``step`` and ``strength`` are None for the base.
+    """
+
+    name: str
+    label: str
+    step: int | None
+    strength: float | None
+    chosen: bool
+    passed: bool
+    metrics: Metrics
+    images: list[Path]
+
+    @property
+    def base(self) -> bool:
+        """Whether this is the base model."""
+        return self.name == BASE_COLUMN
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRun:
+    """Columns with the base first; the references; per-image rows of all columns."""
+
+    facts: RunFacts
+    summary: Summary
+    suite: Suite
+    columns: list[ScoredColumn]
+    references: list[Path]
+    rows: Sequence[ScoreRow]
+
+    @property
+    def base(self) -> ScoredColumn:
+        """The base model's column."""
+        return self.columns[0]
+
+    @property
+    def chosen(self) -> ScoredColumn:
+        """The chosen checkpoint's column."""
+        return next(column for column in self.columns if column.chosen)
+
+
+def load_scored(run: Run) -> ScoredRun:
+    """Read a scored run.
+
+    Raises:
+        NotFound: the run has not been scored.
+        IntegrityError: a document is damaged, or an image is missing.
+        BadInput: a document was written by a newer styletune.
+    """
+    facts, summary = read_facts(run), read_summary(run)
+    suite = scored_suite(summary)
+    chosen = summary.chosen_scores
+    base = ScoredColumn(
+        name=BASE_COLUMN,
+        label=BASE_COLUMN,
+        step=None,
+        strength=None,
+        chosen=False,
+        passed=summary.base.passed,
+        metrics=summary.anchors.base,
+        images=_images(run, summary, suite, BASE_COLUMN),
+    )
+    checkpoints = [
+        ScoredColumn(
+            name=scores.checkpoint,
+            label=scores.label,
+            step=scores.step,
+            strength=scores.strength,
+            chosen=scores is chosen,
+            passed=scores.passed,
+            metrics=scores.metrics,
+            images=_images(run, summary, suite, scores.checkpoint),
+        )
+        for scores in summary.checkpoints
+    ]
+    return ScoredRun(
+        facts, summary, suite, [base, *checkpoints], _references(run, summary), read_scores(run)
+    )
+
+
+def _images(run: Run, summary: Summary, suite: Suite, column: str) -> list[Path]:
+    folder = run.samples_dir(summary.suite_hash, column)
+    images = [folder / name for name in sample_names(suite)]
+    for image in images:
+        if not image.is_file():
+            raise IntegrityError(f"{image.name} is missing", where=str(folder), fix=FIX_SUMMARY)
+    return images
+
+
+def _references(run: Run, summary: Summary) -> list[Path]:
+    folder = run.references_dir(summary.suite_hash)
+    references = sorted(folder.glob("*.png"))
+    if len(references) != summary.references:
+        raise IntegrityError(
+            f"{len(references)} references, the scores are of {summary.references}",
+            where=str(folder),
+            fix=FIX_SUMMARY,
+        )
+    return references
