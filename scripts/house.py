@@ -54,7 +54,23 @@ STAGES = frozenset(
 )
 # Public names that several modules define on purpose, because it is the same thing under the same
 # name: the package's face and the stage behind it.
-SAME_MEANING: Mapping[str, frozenset[str]] = {}
+SAME_MEANING: Mapping[str, frozenset[str]] = {
+    name: frozenset({"api", stage})
+    for name, stage in {
+        "check_data": "data.check",
+        "fix_captions": "data.captions.folder",
+        "generate": "job.generate",
+        "init_project": "project.init",
+        "load_data": "data.load",
+        "load_recipe": "recipe.load",
+        "plan": "job.plan",
+        "publish": "job.publish",
+        "pull": "registry.pull",
+        "recipe_schema": "recipe.load",
+        "score": "job.score",
+        "train": "job.train",
+    }.items()
+}
 
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from styletune.data.check import Checked, check_data
 from styletune.data.findings import Finding
-from styletune.data.inspection.store import open_store
+from styletune.data.inspection.store import open_facts
 from styletune.data.load import LoadedData, load_data
 from styletune.recipe.data_sections import DataSection
 
@@ -26,13 +26,13 @@ def warnings_of(data: LoadedData, *codes: str) -> list[Finding]:
 def check_folder(path: Path, **changes: Any) -> Checked:
     """Keys are those of ``DataSection`` and of ``check_data``."""
     section, options = _section(path, changes)
-    return check_data(section, Path(), store=open_store(None), **options)
+    return check_data(section, Path(), store=open_facts(None), **options)
 
 
 def load_folder(path: Path, **changes: Any) -> LoadedData:
     """Keys are those of ``DataSection`` and of ``load_data``."""
     section, options = _section(path, changes)
-    return load_data(section, Path(), store=open_store(None), **options)
+    return load_data(section, Path(), store=open_facts(None), **options)
 
 
 def _section(path: Path, changes: dict[str, Any]) -> tuple[DataSection, dict[str, Any]]:

@@ -29,7 +29,7 @@ from styletune.data.findings import Finding
 from styletune.data.inspection.duplicates import perceptual_hash
 from styletune.data.inspection.inspect import inspect_all
 from styletune.data.inspection.quality import measure
-from styletune.data.inspection.store import open_store
+from styletune.data.inspection.store import open_facts
 from styletune.data.pixels.decode import decode_image
 from styletune.data.pixels.fingerprint import pixel_hash
 from styletune.data.pixels.image_file import READ_EXTENSIONS
@@ -71,7 +71,7 @@ def seconds(work: Callable[[Path], object], files: Sequence[Path], threads: int)
 
 def check(files: Sequence[Path], place: Path) -> float:
     items = [Item(f.name, str(f), "", None, "set", background="#ffffff") for f in files]
-    store = open_store(place)
+    store = open_facts(place)
     start = time.perf_counter()
     found = inspect_all(items, store=store, show_progress=False)
     taken = time.perf_counter() - start
@@ -106,9 +106,7 @@ def rows(files: Sequence[Path], place: Path) -> list[tuple[str, int, float]]:
 def table(title: str, count: int, measured: list[tuple[str, int, float]]) -> str:
     bare_s = {threads: taken for what, threads, taken in measured if what.startswith("Pillow")}
     text = f"\n### {title}: {count} images\n\n"
-    text += (
-        "| | threads | images/s | ms an image | of Pillow's bare speed |\n|---|---|---|---|---|\n"
-    )
+    text += "| | threads | images/s | ms per image | relative to Pillow |\n|---|---|---|---|---|\n"
     for what, threads, taken in measured:
         speeds = f"{count / taken:,.1f} | {taken / count * 1e3:.2f} | {bare_s[threads] / taken:.2f}"
         text += f"| {what} | {threads} | {speeds} |\n"

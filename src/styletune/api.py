@@ -135,9 +135,9 @@ class DataReport:
 
     def write_page(self, file: str | os.PathLike[str]) -> None:
         """Write one self-contained HTML page for people. Raises OutputError."""
-        from styletune.data.report.page import write_report
+        from styletune.data.report.page import write_data_report
 
-        write_report(self.checked, Path(file), title=self.name)
+        write_data_report(self.checked, Path(file), title=self.name)
 
 
 def check_data(

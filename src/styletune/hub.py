@@ -9,7 +9,7 @@ from typing import Literal
 
 from styletune.errors import NotFound
 
-Kind = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset"]
 _KIND_WORDS = {"model": "model", "dataset": "data set"}
 _MODEL_FILES = ("*.json", "*.txt", "*/*.safetensors")
 
@@ -32,7 +32,7 @@ def download_command(
     name: str,
     revision: str | None,
     patterns: tuple[str, ...] = _MODEL_FILES,
-    kind: Kind = "model",
+    kind: RepoType = "model",
 ) -> str:
     """The command that downloads what is needed, for people to run themselves."""
     pin = f" --revision {revision}" if revision else ""
@@ -42,13 +42,15 @@ def download_command(
     return f"hf download {name}{pin}{includes}"
 
 
-def cached_commits(name: str, kind: Kind) -> list[str]:
+def cached_commits(name: str, kind: RepoType) -> list[str]:
     """The commits of a repository on this machine, sorted; none if it is not here."""
     snapshots = _cache_folder(name, kind) / "snapshots"
     return sorted(p.name for p in snapshots.glob("*") if p.is_dir())
 
 
-def find_snapshot(name: str, revision: str | None, where: str, kind: Kind = "model") -> Snapshot:
+def find_snapshot(
+    name: str, revision: str | None, where: str, kind: RepoType = "model"
+) -> Snapshot:
     """Find a revision in the local cache.
 
     Args:
@@ -97,7 +99,7 @@ def find_snapshot(name: str, revision: str | None, where: str, kind: Kind = "mod
     )
 
 
-def find_files(name: str, files: tuple[str, ...]) -> Path | None:
+def find_cached_files(name: str, files: tuple[str, ...]) -> Path | None:
     """The folder of any commit of a model on this machine that has all these files."""
     for folder in sorted((_cache_folder(name, "model") / "snapshots").glob("*")):
         if all((folder / file).is_file() for file in files):
@@ -105,7 +107,7 @@ def find_files(name: str, files: tuple[str, ...]) -> Path | None:
     return None
 
 
-def _cache_folder(name: str, kind: Kind) -> Path:
+def _cache_folder(name: str, kind: RepoType) -> Path:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 

@@ -32,8 +32,8 @@ from styletune.adapters.inject import (
 )
 from styletune.adapters.updates import cayley, merged, weight_updates
 from styletune.errors import BaseModelError, RecipeError
-from styletune.models.quantize import Quantization, quantize_unet
-from styletune.recipe.training_sections import AdapterSection
+from styletune.models.quantize import quantize_unet
+from styletune.recipe.training_sections import AdapterSection, Quantization
 
 SHAPES = {
     "lora": LORA,

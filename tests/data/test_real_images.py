@@ -86,7 +86,7 @@ def test_the_whole_brand_set(tmp_path: Path) -> None:
     check_families(data)
     assert len(data.rows) == len(files)
     (tmp_path / "dataset.toml").unlink()
-    with pytest.raises(DataError, match="transparent and no background"):
+    with pytest.raises(DataError, match="but no background is declared"):
         load(tmp_path, 0.2)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from styletune.mini import BASE_DIR
 from styletune.models.checkpointing import Policy, set_checkpointing
-from styletune.models.quantize import Quantization, quantize_unet
+from styletune.models.quantize import quantize_unet
+from styletune.recipe.training_sections import Quantization
 
 POLICIES: tuple[Policy, ...] = ("none", "ff", "full")
 

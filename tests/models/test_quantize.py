@@ -16,13 +16,13 @@ from styletune.errors import BadInput, BaseModelError
 from styletune.mini import BASE_DIR
 from styletune.models.load import find_base, load_pipeline
 from styletune.models.quantize import (
-    Quantization,
     check_quantized,
     count_quantized,
     eligible_linears,
     quantize_unet,
 )
 from styletune.models.sdxl import SDXL
+from styletune.recipe.training_sections import Quantization
 
 KINDS: tuple[Quantization, ...] = ("int8", "nf4")
 # fmt: off

@@ -22,11 +22,11 @@ from styletune.scoring.frechet import frechet_distance, frechet_estimate
 from styletune.scoring.kernel import kid, kid_draws, kid_estimate
 from styletune.scoring.palette import (
     cdf_distance,
-    extract_palette,
     load_pixels,
     palette_distance,
     palette_draws,
     palette_features,
+    palette_of_files,
     projected_cdf,
 )
 from world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
@@ -245,7 +245,7 @@ def test_extracted_palette_finds_flat_colors(tmp_path: Path) -> None:
     """Two flat colors come back exactly, with their shares; asking for more invents none."""
     pixels = np.full((64, 64, 3), (38, 22, 84), np.uint8)
     pixels[:16] = (255, 160, 110)
-    found = extract_palette([save(tmp_path, "two", pixels)], k=5)
+    found = palette_of_files([save(tmp_path, "two", pixels)], k=5)
     assert [color for color, _ in found] == ["#261654", "#ffa06e"]
     assert [weight for _, weight in found] == pytest.approx([0.75, 0.25])
 
@@ -262,6 +262,6 @@ def test_extracted_palette_is_on_the_brands_gradient(tmp_path: Path) -> None:
     share = np.linspace(0, 1, 50)[:, None]
     mixes = np.concatenate([a * (1 - share) + b * share for a, b in pairwise(brand)])
     gradient = rgb2lab(mixes / 255)
-    for color, _ in extract_palette(files, 4):
+    for color, _ in palette_of_files(files, 4):
         lab = rgb2lab(np.array(color_bytes(color)) / 255)
         assert np.linalg.norm(gradient - lab, axis=1).min() < 5

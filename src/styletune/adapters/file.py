@@ -36,7 +36,7 @@ from styletune.errors import IntegrityError, NotFound
 from styletune.files import write_bytes
 from styletune.models.families import EMBEDDING_KEYS
 
-Kind = Literal["lora", "dora", "loha", "lokr", "oft"]
+AdapterKind = Literal["lora", "dora", "loha", "lokr", "oft"]
 
 PART = re.compile(
     r"\.(lora_[AB]\.weight|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?"
@@ -59,7 +59,7 @@ class AdapterSpec:
     base_hash: str = ""
     training_hash: str = ""
     step: int = 0
-    kind: Kind = "lora"
+    kind: AdapterKind = "lora"
     rslora: bool = False
     alphas: tuple[tuple[str, float], ...] = ()
     tokens: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from styletune.adapters.file import AdapterSpec, Kind, load_adapter
+from styletune.adapters.file import AdapterKind, AdapterSpec, load_adapter
 from styletune.adapters.names import known_modules, modules_by_flat_name, modules_by_kohya_name
 from styletune.adapters.updates import module_scales
 from styletune.errors import BadInput, IntegrityError, NotFound
@@ -37,7 +37,7 @@ _OURS = {
     "lora_magnitude_vector.weight": "lora_magnitude_vector",
 }
 _TWO_HALVES = ("lora_A.weight", "lora_B.weight")
-_PARTS: dict[Kind, set[str]] = {
+_PARTS: dict[AdapterKind, set[str]] = {
     "lora": {*_TWO_HALVES},
     "dora": {*_TWO_HALVES, "lora_magnitude_vector"},
     "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
@@ -199,9 +199,9 @@ def _parse_key(key: str, family: Family) -> tuple[str, str, str] | None:
     return ("PEFT", module, part) if module in known_modules(family) else None
 
 
-def _kind(modules: Mapping[str, Mapping[str, Tensor]]) -> Kind:
+def _kind(modules: Mapping[str, Mapping[str, Tensor]]) -> AdapterKind:
     """The one kind of all modules. Raises _UnknownFile for unknown or mixed ones."""
-    kinds: dict[Kind, str] = {}
+    kinds: dict[AdapterKind, str] = {}
     for module, parts in modules.items():
         names = set(parts)
         if all(_LOKR.fullmatch(n) for n in names):

@@ -66,10 +66,12 @@ class Checked:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
+        """Findings for which training refuses the set."""
         return tuple(f for f in self.findings if f.severity == "error")
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
+        """Findings to look at; training goes on with them."""
         return tuple(f for f in self.findings if f.severity == "warning")
 
 

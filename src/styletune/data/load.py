@@ -58,6 +58,7 @@ class LoadedData:
 
     @property
     def warnings(self) -> tuple[Finding, ...]:
+        """The warnings of the check."""
         return self.checked.warnings
 
     @property

@@ -20,8 +20,6 @@ from styletune.encoders.find import find_clip
 from styletune.errors import BaseModelError, NotFound
 from styletune.progress import progress
 
-Features = NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
 class ClipEncoder:
@@ -74,9 +72,9 @@ def encode_images(
     batch_size: int = 32,
     title: str = "encode",
     show_progress: bool = True,
-) -> Features:
+) -> NDArray[np.float64]:
     """Unit-length image features: (n, d) float64. Paths must be plain RGB PNG of our own."""
-    parts: list[Features] = []
+    parts: list[NDArray[np.float64]] = []
     with progress(title, len(images), shown=show_progress) as advance:
         for i in range(0, len(images), batch_size):
             batch = [_preprocess(encoder, image) for image in images[i : i + batch_size]]
@@ -95,13 +93,13 @@ def _preprocess(encoder: ClipEncoder, image: Path | Image.Image) -> torch.Tensor
 
 
 @torch.no_grad()
-def encode_texts(encoder: ClipEncoder, texts: Sequence[str]) -> Features:
+def encode_texts(encoder: ClipEncoder, texts: Sequence[str]) -> NDArray[np.float64]:
     """Unit-length text features: (n, d) float64."""
     model: Any = encoder.model
     return _unit(model.encode_text(encoder.tokenize(list(texts)).to(encoder.device)))
 
 
-def _unit(features: torch.Tensor) -> Features:
+def _unit(features: torch.Tensor) -> NDArray[np.float64]:
     wide = features.double().cpu()
-    unit: Features = (wide / wide.norm(dim=-1, keepdim=True)).numpy()
+    unit: NDArray[np.float64] = (wide / wide.norm(dim=-1, keepdim=True)).numpy()
     return unit

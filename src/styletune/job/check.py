@@ -8,7 +8,7 @@ from pathlib import Path
 
 from styletune.data.captions.tokens import clip_tokens
 from styletune.data.check import Checked, check_data
-from styletune.data.inspection.store import close_store, default_store_path, open_store
+from styletune.data.inspection.store import close_store, default_store_path, open_facts
 from styletune.data.load import LoadedData
 from styletune.recipe import LoadedRecipe
 from styletune.recipe.data_sections import DataSection
@@ -79,7 +79,7 @@ def _check(
     min_holdout: int = 0,
     show_progress: bool,
 ) -> CheckRun:
-    store = open_store(default_store_path())
+    store = open_facts(default_store_path())
     try:
         checked = check_data(
             section,

@@ -43,8 +43,10 @@ class Job:
 
     @property
     def recipe(self) -> Recipe:
+        """The recipe, without its name and folder."""
         return self.loaded.recipe
 
     @property
     def trigger(self) -> str:
+        """The word for the look; "" without one."""
         return self.data.trigger

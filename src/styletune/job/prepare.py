@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from styletune.data.entries import entries
-from styletune.data.inspection.store import close_store, default_store_path, open_store
+from styletune.data.inspection.store import close_store, default_store_path, open_facts
 from styletune.data.load import LoadedData, holdout_rows, load_data, order_hash
 from styletune.errors import BadInput, NotFound
 from styletune.files import file_sha256
@@ -124,7 +124,7 @@ def load_job_data(
 ) -> LoadedData:
     """The recipe's images, checked. Raises as ``load_data``."""
     recipe, folder = loaded.recipe, loaded.file.parent
-    store = open_store(default_store_path())
+    store = open_facts(default_store_path())
     try:
         return load_data(
             recipe.data,

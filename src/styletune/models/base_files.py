@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from styletune.errors import BaseModelError, NotFound
-from styletune.hub import download_command, find_files, find_snapshot, is_hub_id
+from styletune.hub import download_command, find_cached_files, find_snapshot, is_hub_id
 from styletune.models.families import DEFAULT_FAMILY, FAMILIES, find_family
 from styletune.models.family import Family
 from styletune.models.locate import FILE_SUFFIXES, digest_of, local_path, not_found
@@ -220,10 +220,10 @@ def _find_tokenizers(family: Family, file: Path, where: str) -> tuple[Path, ...]
     needed = ("vocab.json", "merges.txt", "tokenizer_config.json")
     names = tuple(f"{part}/{name}" for part in family.tokenizers for name in needed)
     beside = file.parent if all((file.parent / name).is_file() for name in names) else None
-    folder = beside or find_files(family.stock_model, names)
+    folder = beside or find_cached_files(family.stock_model, names)
     if folder:
         return tuple(folder / part for part in family.tokenizers)
-    shared = find_files(family.vocabulary_model, needed)
+    shared = find_cached_files(family.vocabulary_model, needed)
     if shared:
         return (shared,) * len(family.tokenizers)
     patterns = ("tokenizer*/*", "*.json", "scheduler/*")

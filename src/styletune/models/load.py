@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, DiffusionPipeline
 
-    from styletune.models.quantize import Quantization
+    from styletune.recipe.training_sections import Quantization
 
 __all__ = [
     "BaseFiles",

@@ -7,17 +7,17 @@ work without a GPU. Only weights are quantized: activations and gradients keep t
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from styletune.errors import BadInput, BaseModelError
+from styletune.recipe.training_sections import Quantization
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-Quantization = Literal["none", "int8", "nf4"]
 NF4_BLOCKS = (64, 32)
 
 

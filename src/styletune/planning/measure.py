@@ -25,7 +25,7 @@ from styletune.planning.meter import Meter, fuse_attention_on_meta
 from styletune.planning.workload import Step
 from styletune.recipe.training_sections import AdapterSection, Quantization
 
-DTYPES = {4: torch.float32, 2: torch.bfloat16}
+_DTYPES = {4: torch.float32, 2: torch.bfloat16}
 Parameters = dict[str, nn.Parameter]
 
 
@@ -74,7 +74,7 @@ def measure_step(
     unet_bytes = weight_bytes(unet, number_bytes, quantization)
     unet_plain_bytes = weight_bytes(unet, number_bytes)
     for model in models.values():
-        _cast(model, DTYPES[number_bytes])
+        _cast(model, _DTYPES[number_bytes])
     text_bytes = sum(weight_bytes(m, number_bytes) for n, m in models.items() if n != "unet")
     if quantization != "none":
         _quantize(unet)
@@ -124,7 +124,7 @@ def _meta_models(
 def _pass(models: Mapping[str, nn.Module], step: Step, family: Family) -> Tensor:
     """From inputs to loss, as in training."""
     unet: Any = models["unet"]
-    dtype, samples = DTYPES[step.number_bytes], step.train.batch_size
+    dtype, samples = _DTYPES[step.number_bytes], step.train.batch_size
     inputs = unet_inputs(family, unet.config, (step.height, step.width), samples, dtype)
     encoders = [models[name] for name in family.components[1:] if name in models]
     if encoders:
@@ -165,8 +165,8 @@ def measure_drawing(
     """(peak bytes, FLOPs) of one guided denoising call, of 2 · ``samples``, without gradients."""
     fuse_attention_on_meta()
     unet = meta_unet(json.loads(unet_json)).eval()
-    _cast(unet, DTYPES[base_bytes])
-    inputs = unet_inputs(family, unet.config, size, 2 * samples, DTYPES[base_bytes])
+    _cast(unet, _DTYPES[base_bytes])
+    inputs = unet_inputs(family, unet.config, size, 2 * samples, _DTYPES[base_bytes])
     with torch.no_grad(), Meter() as meter:
         unet(**inputs)
     return meter.peak, meter.flops
@@ -184,12 +184,12 @@ def measure_vae(
     """(weight bytes, peak bytes, FLOPs) of "encode" or "decode" of whole images, untiled."""
     fuse_attention_on_meta()
     vae = meta_vae(json.loads(vae_json)).eval()
-    _cast(vae, DTYPES[number_bytes])
+    _cast(vae, _DTYPES[number_bytes])
     factor = 1 if way == "encode" else family.vae_factor
     channels = vae.config.in_channels if way == "encode" else vae.config.latent_channels
     with torch.device("meta"):
         images = torch.empty(
-            samples, channels, *(side // factor for side in size), dtype=DTYPES[number_bytes]
+            samples, channels, *(side // factor for side in size), dtype=_DTYPES[number_bytes]
         )
     with torch.no_grad(), Meter() as meter:
         vae.encode(images) if way == "encode" else vae.decode(images)

@@ -42,7 +42,7 @@ _SMALL_8BIT = 4096  # tensors with fewer numbers stay in 32 bits there
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class MemoryEstimate:
     """Bytes on the device at the worst moment, and FLOPs.
 
     ``parts`` add up to ``peak_bytes``; they are those of the ``phase`` that needs most.
@@ -62,7 +62,7 @@ class Estimate:
     forward_flops: int
 
 
-def estimate(workload: Workload, base: BaseConfigs = DEFAULT_FAMILY.configs) -> Estimate:
+def estimate(workload: Workload, base: BaseConfigs = DEFAULT_FAMILY.configs) -> MemoryEstimate:
     """Predict a run's peak memory and compute from its settings.
 
     Seconds on one core for SDXL at 1024²; equal steps are measured once per process.
@@ -75,7 +75,7 @@ def estimate(workload: Workload, base: BaseConfigs = DEFAULT_FAMILY.configs) -> 
     peaks = {name: sum(parts.values()) for name, parts in phases.items()}
     worst = max(peaks, key=lambda name: peaks[name])
     accumulation = workload.step.train.gradient_accumulation_steps
-    return Estimate(
+    return MemoryEstimate(
         peak_bytes=peaks[worst],
         phase=worst,
         parts={name: size for name, size in phases[worst].items() if size},

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from styletune.models.family import BaseConfigs
     from styletune.models.load import BaseFiles
     from styletune.planning.gpus import Gpu
-    from styletune.planning.memory import Estimate
+    from styletune.planning.memory import MemoryEstimate
     from styletune.planning.workload import Workload
 
 # Of a card's memory; the rest is the desktop's and the driver's.
@@ -69,7 +69,7 @@ def usable_bytes(gpu: Gpu) -> int:
 
 
 def _too_large(
-    workload: Workload, base: BaseConfigs, expected: Estimate, gpu: Gpu
+    workload: Workload, base: BaseConfigs, expected: MemoryEstimate, gpu: Gpu
 ) -> dict[str, str]:
     from styletune.planning.gpus import GIB
     from styletune.planning.suggestions import fits

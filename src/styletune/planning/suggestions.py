@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.family import BaseConfigs
-from styletune.planning.memory import Estimate, estimate
+from styletune.planning.memory import MemoryEstimate, estimate
 from styletune.planning.workload import Workload
 from styletune.recipe.training_sections import Quantization
 
@@ -52,7 +52,7 @@ def fits(
     return suggestions
 
 
-def _excess(estimated: Estimate, memory_bytes: int) -> int:
+def _excess(estimated: MemoryEstimate, memory_bytes: int) -> int:
     return sum(max(0, peak - memory_bytes) for peak in estimated.phases.values())
 
 

@@ -25,6 +25,7 @@ class LoadedRecipe:
     recipe: Recipe
 
     def path(self, relative: str) -> Path:
+        """A path of the recipe, which is relative to the recipe's folder."""
         return (self.file.parent / relative).resolve()
 
 

@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from styletune.recipe.data_sections import DataSection
-from styletune.recipe.section import Section, Texts
+from styletune.recipe.section import Section, Strings
 from styletune.recipe.training_sections import (
     AdapterSection,
     BaseSection,
@@ -24,7 +24,7 @@ from styletune.recipe.training_sections import (
 class PreviewSection(Section):
     """Images generated during training, to watch it."""
 
-    prompts: Texts = Field(
+    prompts: Strings = Field(
         (), description="What is generated at every checkpoint, to watch the run; nothing if empty."
     )
     seed: int = Field(

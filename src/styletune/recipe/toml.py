@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from styletune.errors import NotFound, RecipeError
 
-M = TypeVar("M", bound=BaseModel)
+_M = TypeVar("_M", bound=BaseModel)
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -44,12 +44,12 @@ def _near_files(file: Path) -> str:
     return f"TOML files there: {', '.join(names) or 'none'}"
 
 
-def load_toml(file: Path, model: type[M]) -> M:
+def load_toml(file: Path, model: type[_M]) -> _M:
     """Load any strict settings file (suite, data set card). Raises as ``load_recipe``."""
     return validate(model, read_toml(file), file)
 
 
-def validate(model: type[M], tree: dict[str, Any], file: Path) -> M:
+def validate(model: type[_M], tree: dict[str, Any], file: Path) -> _M:
     """Validate a parsed tree; every problem is reported at once, each with its place."""
     try:
         return model.model_validate(tree)

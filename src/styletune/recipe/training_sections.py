@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from styletune.recipe.section import Section, Texts, as_tuple
+from styletune.recipe.section import Section, Strings, as_tuple
 
 Quantization = Literal["none", "int8", "nf4"]
 TextEncoders = Literal["none", "first", "second", "both"]
@@ -116,7 +116,7 @@ class AdapterSection(Section):
         le=1024,
         description="Rank of the text encoders' update; the UNet's if left out.",
     )
-    new_tokens: Texts = Field(
+    new_tokens: Strings = Field(
         (),
         description='New words to learn, such as ["<acme>"]: their meaning is trained in both '
         "text encoders and travels with the adapter (pivotal tuning).",

@@ -14,10 +14,10 @@ from styletune.errors import BadInput, NotFound
 from styletune.registry.manifest import Manifest, Version, parse_version
 from styletune.registry.versions import check_name, list_names, list_versions, read_manifest
 
-Release = tuple[int, int, int]
+ReleaseNumbers = tuple[int, int, int]
 
 _EXAMPLES = "horizon, horizon@1.2.3, horizon@^1, horizon@~1.2, horizon@>=1.0,<2"
-_COMPARE: dict[str, Callable[[Release, Release], bool]] = {
+_COMPARE: dict[str, Callable[[ReleaseNumbers, ReleaseNumbers], bool]] = {
     "==": operator.eq,
     ">=": operator.ge,
     "<=": operator.le,
@@ -36,7 +36,7 @@ class Spec:
     name: str
     text: str
     exact: Version | None
-    bounds: tuple[tuple[str, Release], ...]
+    bounds: tuple[tuple[str, ReleaseNumbers], ...]
 
 
 def parse_spec(text: str) -> Spec:
@@ -57,7 +57,7 @@ def parse_spec(text: str) -> Spec:
             return Spec(name, text, parse_version(version), ())
     except BadInput as error:
         raise BadInput(error.message, where=text, fix=_near_spec(name, version)) from None
-    bounds: list[tuple[str, Release]] = []
+    bounds: list[tuple[str, ReleaseNumbers]] = []
     for term in version.split(","):
         match = _TERM.fullmatch(term.strip())
         if match is None:
@@ -74,7 +74,7 @@ def _near_spec(name: str, version: str) -> str:
     return f"such as {_EXAMPLES}"
 
 
-def _bounds(sign: str, numbers: list[int]) -> list[tuple[str, Release]]:
+def _bounds(sign: str, numbers: list[int]) -> list[tuple[str, ReleaseNumbers]]:
     major, minor, patch = (*numbers, 0, 0)[:3]
     low = (major, minor, patch)
     if sign == "~":

@@ -32,10 +32,10 @@ class Document(DocumentPart):
     schema_version: Literal[1] = 1
 
 
-M = TypeVar("M", bound=BaseModel)
+_M = TypeVar("_M", bound=BaseModel)
 
 
-def parse_document(model: type[M], content: bytes, where: str, fix: str = "") -> M:
+def parse_document(model: type[_M], content: bytes, where: str, fix: str = "") -> _M:
     """Read a stored document strictly: nothing is converted, no key is unknown.
 
     Raises:
@@ -65,7 +65,7 @@ def explain(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in items)
 
 
-def read_document(model: type[M], file: Path, fix: str) -> M:
+def read_document(model: type[_M], file: Path, fix: str) -> _M:
     """Read a document of a run folder.
 
     Raises:

@@ -25,8 +25,9 @@ from styletune.adapters.updates import merged
 from styletune.models.base_files import BaseFiles
 from styletune.models.families import family_of
 from styletune.models.load import load_pipeline
-from styletune.models.quantize import Quantization, check_quantized, quantize_unet
+from styletune.models.quantize import check_quantized, quantize_unet
 from styletune.models.schedule import set_sampling_schedule
+from styletune.recipe.training_sections import Quantization
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOADED_NAME = "style"

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from styletune.errors import BadInput
 
-Array = NDArray[np.float64]
 
-
-def unit_rows(features: NDArray[np.floating], what: str = "features") -> Array:
+def unit_rows(features: NDArray[np.floating], what: str = "features") -> NDArray[np.float64]:
     """(n, d) -> (n, d) float64 with rows of length 1. Raises BadInput for a zero or NaN row."""
     x = np.asarray(features, np.float64)
     if x.ndim != 2:
@@ -28,7 +26,7 @@ def unit_rows(features: NDArray[np.floating], what: str = "features") -> Array:
 
 def text_similarity(
     image_features: NDArray[np.floating], text_features: NDArray[np.floating]
-) -> Array:
+) -> NDArray[np.float64]:
     """Cosine of each image to its own prompt.
 
     Args:
@@ -51,7 +49,7 @@ def text_similarity(
 
 def image_similarity(
     image_features: NDArray[np.floating], reference_features: NDArray[np.floating]
-) -> Array:
+) -> NDArray[np.float64]:
     """Mean cosine of each image to all references: (n, d), (m, d) -> (n,) float64 in [-1, 1]."""
     images = unit_rows(image_features, "image features")
     references = unit_rows(reference_features, "reference features")
@@ -60,7 +58,7 @@ def image_similarity(
     return np.asarray(images @ references.mean(0))
 
 
-def leave_one_out_similarity(reference_features: NDArray[np.floating]) -> Array:
+def leave_one_out_similarity(reference_features: NDArray[np.floating]) -> NDArray[np.float64]:
     """Mean cosine of each reference to the others: (m, d), m >= 2 -> (m,) in [-1, 1]."""
     references = unit_rows(reference_features, "reference features")
     if len(references) < 2:

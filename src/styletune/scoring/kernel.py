@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styletune.errors import BadInput
-from styletune.scoring.statistics import Estimate, bootstrap_weights, spread_interval
-
-Array = NDArray[np.float64]
+from styletune.scoring.statistics import Array, Estimate, bootstrap_weights, spread_interval
 
 
 def polynomial_kernel(x: Array, y: Array) -> Array:

@@ -16,9 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from styletune.colors import half_sphere, main_colors
 from styletune.errors import DataError
-from styletune.scoring.statistics import Estimate, bootstrap_weights, spread_interval
+from styletune.scoring.statistics import Array, Estimate, bootstrap_weights, spread_interval
 
-Array = NDArray[np.float64]
 SIDE_PX = 64
 DIRECTIONS = 64
 # sRGB's farthest color from Lab's origin is blue, 134 units away.
@@ -135,7 +134,7 @@ def palette_estimates(
     return Estimate(value, max(0.0, distance.low), distance.high, len(x)), ratio
 
 
-def extract_palette(files: Sequence[Path], k: int = 6) -> list[tuple[str, float]]:
+def palette_of_files(files: Sequence[Path], k: int = 6) -> list[tuple[str, float]]:
     """The ``main_colors`` of images, for display: [("#rrggbb", weight)], heaviest first.
 
     Every image counts the same; weights sum to 1. Raises DataError.

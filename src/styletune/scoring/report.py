@@ -28,7 +28,7 @@ from styletune.scoring.figures import (
     load_rgb,
     scatter_svg,
 )
-from styletune.scoring.palette import extract_palette
+from styletune.scoring.palette import palette_of_files
 from styletune.scoring.scored import ScoredColumn, ScoredRun, load_scored
 from styletune.scoring.suite import Suite, prompt_id
 
@@ -163,7 +163,7 @@ def _palettes(scored: ScoredRun) -> list[dict[str, Any]]:
         ("Chosen", scored.chosen.images),
         ("Base", scored.base.images),
     ):
-        colors = extract_palette(files[:: max(1, len(files) // 24)], 7)
+        colors = palette_of_files(files[:: max(1, len(files) // 24)], 7)
         palettes.append({"name": name, "colors": colors, "measured": True})
     return palettes
 

@@ -37,6 +37,7 @@ from styletune.scoring.palette import (
     palette_features,
 )
 from styletune.scoring.statistics import (
+    Array,
     Estimate,
     by_prompt,
     holm,
@@ -48,7 +49,6 @@ from styletune.scoring.statistics import (
 )
 from styletune.scoring.suite import MIN_REFERENCES, Suite, prompt_id, suite_hash
 
-Array = NDArray[np.float64]
 HALF_SPLITS = 20
 COLOR_SPACE = "cielab-64px"
 

@@ -89,6 +89,7 @@ class Cache:
 
     @property
     def num_entries(self) -> int:
+        """n, the entries of all buckets."""
         return len(self.bucket_of)
 
     def latent_shape(self, bucket: int) -> tuple[int, int, int]:

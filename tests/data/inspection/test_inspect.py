@@ -25,7 +25,7 @@ from styletune.data.inspection.duplicates import perceptual_hash
 from styletune.data.inspection.facts import ImageFacts
 from styletune.data.inspection.inspect import inspect_all, inspect_image
 from styletune.data.inspection.quality import measure
-from styletune.data.inspection.store import FactsStore, close_store, open_store
+from styletune.data.inspection.store import FactsStore, close_store, open_facts
 from styletune.data.pixels.decode import decode_image
 from styletune.data.pixels.fingerprint import pixel_hash
 from styletune.data.sources.items import Item
@@ -123,7 +123,7 @@ def test_all_faults_are_found_at_once(folder: Path, tmp_path: Path) -> None:
     Image.new("LA", (8, 8)).save(folder / "07.png")
     items = items_of(folder)
     items.append(Item("gone.png", str(tmp_path / "gone.png"), "", None, "set"))
-    found = inspected(items, open_store(None))
+    found = inspected(items, open_facts(None))
     assert list(found) == [item.file_name for item in items]
     codes = {name: f.code for name, f in found.items() if isinstance(f, Finding)}
     assert codes == {
@@ -148,7 +148,7 @@ def test_backgrounds_are_an_items_own(tmp_path: Path) -> None:
         Item(name, str(file), "", None, "set", background=color)
         for name, color in (("a", "#ff0000"), ("b", "#0000ff"))
     ]
-    store = open_store(None)
+    store = open_facts(None)
     own = inspected(items, store)
     assert [bytes(f.small[:3]) for f in own.values() if isinstance(f, ImageFacts)] == [
         b"\xff\0\0",
@@ -163,7 +163,7 @@ def test_archive_members_are_inspected_like_files(folder: Path, tmp_path: Path) 
         for file in sorted(folder.iterdir()):
             packed.write(file, file.name)
     members = [Item(f.name, str(archive), f.name, None, "set") for f in sorted(folder.iterdir())]
-    store = open_store(tmp_path / "facts.sqlite")
+    store = open_facts(tmp_path / "facts.sqlite")
     assert inspected(items_of(folder), store) == inspected(members, store)
     assert (store.hits, store.misses) == (12, 12)
 
@@ -171,12 +171,12 @@ def test_archive_members_are_inspected_like_files(folder: Path, tmp_path: Path) 
 def test_a_second_check_decodes_nothing(folder: Path, tmp_path: Path) -> None:
     """Twelve misses, then in a new process's store twelve hits; one edited image is one miss."""
     place = tmp_path / "cache" / "facts.sqlite"
-    first = open_store(place)
+    first = open_facts(place)
     facts = inspected(items_of(folder), first)
     assert (first.hits, first.misses) == (0, 12)
     close_store(first)
 
-    second = open_store(place)
+    second = open_facts(place)
     assert inspected(items_of(folder), second) == facts
     assert (second.hits, second.misses) == (12, 0)
     (folder / "04.png").rename(folder / "renamed.png")
@@ -193,7 +193,7 @@ def test_known_images_come_quickly(tmp_path: Path) -> None:
     folder.mkdir()
     for seed in range(3):
         world(seed).resize((1500, 1500)).save(folder / f"{seed}.jpg", quality=90)
-    store = open_store(tmp_path / "facts.sqlite")
+    store = open_facts(tmp_path / "facts.sqlite")
     times = []
     for _ in range(2):
         start = time.process_time()
@@ -211,7 +211,7 @@ def test_more_pixels_than_fit_wait_and_do_not_block(
         world(number).resize((400, 400)).save(folder / f"giant {number}.png")
     found = inspect_all(
         items_of(folder),
-        store=open_store(None),
+        store=open_facts(None),
         show_progress=False,
         workers=6,
     )
@@ -253,7 +253,7 @@ def test_never_more_pixels_at_once_than_there_is_room_for(
         world(n).resize((sides[n % 8], sides[n % 8])).save(tmp_path / name)
     with pixels_in_hand(sizes, room) as moments:
         facts = inspect_all(
-            items_of(tmp_path), store=open_store(None), show_progress=False, workers=8
+            items_of(tmp_path), store=open_facts(None), show_progress=False, workers=8
         )
     assert len(facts) == 80
     assert len(moments) == 160
@@ -265,14 +265,14 @@ def test_never_more_pixels_at_once_than_there_is_room_for(
 CHECK = """
 import signal, sys
 from pathlib import Path
-from styletune.data.inspection.store import open_store
+from styletune.data.inspection.store import open_facts
 from styletune.data.inspection.inspect import inspect_all
 from styletune.data.sources.items import Item
 # A shell starts its background jobs, this test's perhaps, with the interrupt ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 file, store = sys.argv[1:]
 items = [Item(str(n), file, "", None, "set", background=f"#{n:06x}") for n in range(3000)]
-inspect_all(items, store=open_store(Path(store)), show_progress=True)
+inspect_all(items, store=open_facts(Path(store)), show_progress=True)
 """
 
 
@@ -285,7 +285,7 @@ def test_an_interrupt_stops_at_once_and_keeps_what_was_found(tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
     )
-    store = open_store(place)
+    store = open_facts(place)
     count = "SELECT count(*) FROM facts"
     while store.connection.execute(count).fetchone() == (0,):
         assert child.poll() is None

@@ -19,7 +19,7 @@ from styletune.data.inspection.store import (
     facts_key,
     get_facts,
     get_features,
-    open_store,
+    open_facts,
     put_facts,
     put_features,
 )
@@ -45,11 +45,11 @@ FACTS = ImageFacts(
 def test_facts_come_back_as_they_were(tmp_path: Path) -> None:
     """Every field, to the last bit, after closing and opening again."""
     key = facts_key("0" * 64, "#ffffff")
-    store = open_store(tmp_path / "new" / "folder" / "facts.sqlite")
+    store = open_facts(tmp_path / "new" / "folder" / "facts.sqlite")
     assert get_facts(store, key) is None
     put_facts(store, {key: FACTS})
     close_store(store)
-    again = open_store(tmp_path / "new" / "folder" / "facts.sqlite")
+    again = open_facts(tmp_path / "new" / "folder" / "facts.sqlite")
     assert get_facts(again, key) == FACTS
     assert (again.hits, again.misses, again.note) == (1, 0, "")
 
@@ -63,7 +63,7 @@ def test_the_key_is_content_and_background() -> None:
 
 def test_features_are_kept_by_image_and_encoder(tmp_path: Path) -> None:
     """Exact float32 numbers, only for the encoder and the images asked for, any number of them."""
-    store = open_store(tmp_path / "facts.sqlite")
+    store = open_facts(tmp_path / "facts.sqlite")
     rng = np.random.default_rng(0)
     features = {f"{n:04}": rng.normal(size=16).astype(np.float32) for n in range(1200)}
     put_features(store, "mini", features)
@@ -79,7 +79,7 @@ def test_features_are_kept_by_image_and_encoder(tmp_path: Path) -> None:
 def test_a_damaged_store_is_set_aside(tmp_path: Path, damage: str) -> None:
     """It is renamed, said, and a new one is begun that keeps things again."""
     place = tmp_path / "facts.sqlite"
-    store = open_store(place)
+    store = open_facts(place)
     put_facts(store, {str(n): replace(FACTS, width=n + 1) for n in range(200)})
     close_store(store)
     content = bytearray(place.read_bytes())
@@ -91,7 +91,7 @@ def test_a_damaged_store_is_set_aside(tmp_path: Path, damage: str) -> None:
         content[4096:] = b"\xee" * (len(content) - 4096)
     place.write_bytes(content)
 
-    again = open_store(place)
+    again = open_facts(place)
     assert get_facts(again, "7") is None
     assert "damaged" in again.note
     (aside,) = [file for file in tmp_path.iterdir() if ".damaged-" in file.name]
@@ -99,38 +99,38 @@ def test_a_damaged_store_is_set_aside(tmp_path: Path, damage: str) -> None:
     assert aside.read_bytes() == bytes(content)
     put_facts(again, {"7": FACTS})
     close_store(again)
-    assert get_facts(open_store(place), "7") == FACTS
+    assert get_facts(open_facts(place), "7") == FACTS
 
 
 def test_a_closed_store_is_asked_in_vain_and_stays(tmp_path: Path) -> None:
     """An interrupted check's threads may ask after it is closed; the file is as it was."""
     place = tmp_path / "facts.sqlite"
-    store = open_store(place)
+    store = open_facts(place)
     put_facts(store, {"7": FACTS})
     close_store(store)
     assert get_facts(store, "7") is None
     put_facts(store, {"8": FACTS})
     assert get_features(store, "mini", ["ab"]) == {}
     assert (store.note, [file.name for file in tmp_path.iterdir()]) == ("", [place.name])
-    assert get_facts(open_store(place), "7") == FACTS
+    assert get_facts(open_facts(place), "7") == FACTS
 
 
 def test_a_place_that_cannot_be_written_is_said_and_survived(tmp_path: Path) -> None:
     """Where the folder is a file, the check still works, and the note names place and remedy."""
     (tmp_path / "file").write_text("in the way")
-    store = open_store(tmp_path / "file" / "facts.sqlite")
+    store = open_facts(tmp_path / "file" / "facts.sqlite")
     assert str(tmp_path / "file") in store.note
     assert "STYLETUNE_CACHE" in store.note
     put_facts(store, {"a": FACTS})
     assert get_facts(store, "a") == FACTS
-    assert open_store(None).note
+    assert open_facts(None).note
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_said_and_survived(tmp_path: Path) -> None:
     """A home without permission to write."""
     tmp_path.chmod(0o500)
-    store = open_store(tmp_path / "cache" / "facts.sqlite")
+    store = open_facts(tmp_path / "cache" / "facts.sqlite")
     tmp_path.chmod(0o700)
     assert "ermission" in store.note
 
@@ -151,8 +151,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from styletune.data.inspection.store import open_store, put_features, get_features
-store, who = open_store(Path(sys.argv[1])), sys.argv[2]
+from styletune.data.inspection.store import open_facts, put_features, get_features
+store, who = open_facts(Path(sys.argv[1])), sys.argv[2]
 for n in range(100):
     put_features(store, "mini", {f"{who}-{n}": np.full(512, n, np.float32)})
     get_features(store, "mini", [f"{who}-{n}"])
@@ -171,7 +171,7 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
         _, said = writer.communicate(timeout=60)
         assert writer.returncode == 0, said.decode()
     names = [f"{who}-{n}" for who in ("a", "b") for n in range(100)]
-    assert get_features(open_store(place), "mini", names).keys() == set(names)
+    assert get_features(open_facts(place), "mini", names).keys() == set(names)
 
 
 @pytest.mark.parametrize("name", ["clip", "local-dir:nowhere"])

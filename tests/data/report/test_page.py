@@ -26,7 +26,7 @@ from styletune.data.inspection.facts import ImageFacts, PaletteFacts
 from styletune.data.inspection.inspect import inspect_image
 from styletune.data.inspection.sizes import size_findings
 from styletune.data.pixels.buckets import bucket_table, choose_bucket, plan_crop
-from styletune.data.report.page import write_report
+from styletune.data.report.page import write_data_report
 from styletune.data.report.pictures import visible_text
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item, Rights
@@ -145,7 +145,7 @@ def checked(folder: Path) -> Checked:
 
 @pytest.fixture(scope="module")
 def report(checked: Checked, folder: Path) -> Path:
-    write_report(checked, folder / "out" / "data.html", title="a <brand>")
+    write_data_report(checked, folder / "out" / "data.html", title="a <brand>")
     return folder / "out" / "data.html"
 
 
@@ -212,7 +212,7 @@ def test_clean_set_is_ready(browser: Browser, checked: Checked, tmp_path: Path) 
     """Without findings the page says so, and what was allowed; without images it is whole too."""
     lowered = (Finding("too-small", ("sea.png",), "too small", "find a larger one", "error"),)
     clean = dataclasses.replace(checked, findings=(), groups=(), lowered=lowered)
-    write_report(clean, tmp_path / "clean.html", title="clean")
+    write_data_report(clean, tmp_path / "clean.html", title="clean")
     page, noise = open_page(browser, tmp_path / "clean.html")
     assert page.locator("h1").inner_text() == "10 images, 0 errors, 0 warnings: ready to train"
     assert page.locator(".card").count() == 10
@@ -230,7 +230,7 @@ def test_clean_set_is_ready(browser: Browser, checked: Checked, tmp_path: Path) 
         PaletteFacts((), (), {}),
         (128,),
     )
-    write_report(nothing, tmp_path / "nothing.html", title="nothing")
+    write_data_report(nothing, tmp_path / "nothing.html", title="nothing")
     page, noise = open_page(browser, tmp_path / "nothing.html")
     assert page.locator("h1").inner_text().startswith("0 images, 1 error, 0 warnings")
     assert noise.said == []
@@ -576,7 +576,7 @@ def many(checked: Checked, count: int) -> Checked:
 
 def test_large_sets_draw_what_is_near(browser: Browser, checked: Checked, tmp_path: Path) -> None:
     """Over 500 images: smaller pictures, drawn when they come into view; all without scripts."""
-    write_report(many(checked, 501), tmp_path / "large.html", title="large")
+    write_data_report(many(checked, 501), tmp_path / "large.html", title="large")
     page, noise = open_page(browser, tmp_path / "large.html")
     assert page.locator(".card").count() == 501
     assert page.locator(".card img").count() < 250
@@ -602,7 +602,7 @@ def test_large_sets_draw_what_is_near(browser: Browser, checked: Checked, tmp_pa
 
 def test_same_set_same_report(checked: Checked, report: Path, tmp_path: Path) -> None:
     """Written twice, the report is the same byte for byte, and asks for nothing outside."""
-    write_report(checked, tmp_path / "again.html", title="a <brand>")
+    write_data_report(checked, tmp_path / "again.html", title="a <brand>")
     html = report.read_text(encoding="utf-8")
     assert (tmp_path / "again.html").read_text(encoding="utf-8") == html
     assert "default-src 'none'" in html

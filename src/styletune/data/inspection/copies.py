@@ -18,7 +18,7 @@ from PIL import Image
 
 from styletune.data.inspection.facts import SMALL_PX
 
-Floats = NDArray[np.float32]
+Float32Array = NDArray[np.float32]
 # The shares cut off left, right, top and bottom, and whether the rest is mirrored.
 View = tuple[tuple[float, ...], bool]
 
@@ -58,8 +58,8 @@ _AT_ONCE = 128
 class Picture:
     """A picture at 128×128, slightly blurred, in [0, 1]: (128, 128, 3) colors, (128, 128) luma."""
 
-    colors: Floats
-    luma: Floats
+    colors: Float32Array
+    luma: Float32Array
 
 
 def likely_copies(
@@ -95,7 +95,7 @@ def likely_copies(
                     yield part, whole, _VIEWS[i]
 
 
-def _sketches(smalls: Sequence[bytes]) -> Iterator[tuple[Floats, Floats, Floats]]:
+def _sketches(smalls: Sequence[bytes]) -> Iterator[tuple[Float32Array, Float32Array, Float32Array]]:
     """For batches of images: signatures, rough luminances, and how steep their parts are."""
     for start in range(0, len(smalls), _AT_ONCE):
         luma = _colors(smalls[start : start + _AT_ONCE]) @ _LUMA
@@ -103,13 +103,13 @@ def _sketches(smalls: Sequence[bytes]) -> Iterator[tuple[Floats, Floats, Floats]
         yield _signature(luma), rough, _steepness(rough)
 
 
-def _colors(smalls: Sequence[bytes]) -> Floats:
+def _colors(smalls: Sequence[bytes]) -> Float32Array:
     """(n, 64, 64, 3) in [0, 1]."""
     rgb = np.stack([np.frombuffer(small, np.uint8) for small in smalls])
     return np.asarray(rgb.reshape(-1, SMALL_PX, SMALL_PX, 3) / np.float32(255), np.float32)
 
 
-def _signature(luma: Floats) -> Floats:
+def _signature(luma: Float32Array) -> Float32Array:
     """(n, 64, 64) luminances in [0, 1] to (n, 256) unit vectors; shorter for flat images."""
     flat = _block_means(luma, 16).reshape(len(luma), -1)
     flat = flat - flat.mean(1, keepdims=True)
@@ -117,7 +117,9 @@ def _signature(luma: Floats) -> Floats:
     return np.asarray(flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 16 / 255))
 
 
-def _rough_displacements(parts: Floats, steep: Floats, whole: Floats, view: View) -> Floats:
+def _rough_displacements(
+    parts: Float32Array, steep: Float32Array, whole: Float32Array, view: View
+) -> Float32Array:
     """(n,): how far the worst part of each of n pictures is from where ``whole`` shows it.
 
     As ``_displacements``, with the four cuts of the window free as well, to first order: the fit
@@ -143,27 +145,27 @@ def _rough_displacements(parts: Floats, steep: Floats, whole: Floats, view: View
     return np.asarray(np.sqrt((error / (steep + _NOISE)).max((1, 2))))
 
 
-def _steepness(luma: Floats) -> Floats:
+def _steepness(luma: Float32Array) -> Float32Array:
     """(..., n, n) luminances to (..., 8, 8) mean squares of their slope per 1/128 of a side."""
     down, right = np.gradient(luma, _SIDE_PX / luma.shape[-1], axis=(-2, -1))
     return _block_means(np.asarray(down**2 + right**2, np.float32), _PARTS)
 
 
-def _block_means(images: Floats, blocks: int) -> Floats:
+def _block_means(images: Float32Array, blocks: int) -> Float32Array:
     """(..., h, w) to (..., blocks, blocks)."""
     *lead, height, width = images.shape
     shape = (*lead, blocks, height // blocks, blocks, width // blocks)
     return np.asarray(images.reshape(shape).mean((-3, -1)))
 
 
-def _warp(images: Floats, cuts: Sequence[float]) -> Floats:
+def _warp(images: Float32Array, cuts: Sequence[float]) -> Float32Array:
     """The window of (..., n, n) images without the shares ``cuts``, bilinear, at the same size."""
     left, right, top, bottom = cuts
     rows, columns = (_samples(images.shape[-1], *c) for c in ((top, bottom), (left, right)))
     return np.asarray(rows @ images @ columns.T)
 
 
-def _samples(n: int, before: float, after: float) -> Floats:
+def _samples(n: int, before: float, after: float) -> Float32Array:
     """(n, n) weights that sample n points between two cuts from n points."""
     at = (before + (1 - before - after) * (np.arange(n) + 0.5) / n) * n - 0.5
     at = np.clip(at, 0, n - 1)
@@ -179,7 +181,7 @@ def read_picture(thumbnail: bytes) -> Picture:
     return Picture(smooth, np.asarray(smooth @ _LUMA))
 
 
-def _blurred(images: Floats, axes: Sequence[int], times: int) -> Floats:
+def _blurred(images: Float32Array, axes: Sequence[int], times: int) -> Float32Array:
     """A binomial filter of three samples along each axis, repeated."""
     for axis in tuple(axes) * times:
         padded = np.pad(images, [(int(a == axis),) * 2 for a in range(images.ndim)], mode="edge")
@@ -210,7 +212,7 @@ def is_copy(part: Picture, whole: Picture, view: View) -> bool:
 
 
 def _align(
-    part: Floats, whole: Floats, cuts: NDArray[np.float64], steps: int
+    part: Float32Array, whole: Float32Array, cuts: NDArray[np.float64], steps: int
 ) -> NDArray[np.float64]:
     """Improve the four cuts, with brightness and contrast free, by Gauss-Newton steps.
 
@@ -228,7 +230,7 @@ def _align(
     return cuts
 
 
-def _displacements(luma: Floats, colors: Floats) -> Floats:
+def _displacements(luma: Float32Array, colors: Float32Array) -> Float32Array:
     """(8, 8): how far each part of a picture is from where another picture shows it, in pixels.
 
     The other's ``colors`` (n, n, 3) are first mapped to ``luma`` (n, n) by the quadratic that
@@ -244,7 +246,7 @@ def _displacements(luma: Floats, colors: Floats) -> Floats:
     return np.asarray(np.sqrt(error / (_steepness(luma) + _NOISE)), np.float32)
 
 
-def _cut_slopes(luma: Floats) -> Floats:
+def _cut_slopes(luma: Float32Array) -> Float32Array:
     """(n * n, 4): derivatives of (n, n) luminances by the four cuts."""
     n = len(luma)
     at = (np.arange(n) + 0.5) / n
@@ -253,7 +255,7 @@ def _cut_slopes(luma: Floats) -> Floats:
     return np.stack(slopes, -1).reshape(-1, 4)
 
 
-def _quadratic(colors: Floats) -> NDArray[np.float64]:
+def _quadratic(colors: Float32Array) -> NDArray[np.float64]:
     """(n, n, 3) to (n * n, 10): the terms that model recoloring."""
     r, g, b = (colors[..., i].ravel().astype(np.float64) for i in range(3))
     return np.stack([r, g, b, np.ones_like(r), r * r, g * g, b * b, r * g, g * b, b * r], 1)

@@ -20,8 +20,8 @@ Features = NDArray[np.float32]
 # Cosine. Of pairs of procedural scenes above it all show the same place at the same hour, and
 # half of them the same things in it.
 SAME_MOTIF = 0.97
-OUTLIER_DEVIATIONS = 5.0
-OUTLIER_DISTANCE = 0.1
+_OUTLIER_DEVIATIONS = 5.0
+_OUTLIER_DISTANCE = 0.1
 _ROWS = 512
 
 
@@ -95,7 +95,9 @@ def outliers(
         cosine[np.arange(len(cosine)), start + np.arange(len(cosine))] = -1
         nearest = np.partition(cosine, -NEIGHBORS, 1)[:, -NEIGHBORS:]
         distances[start : start + _ROWS] = 1 - nearest.mean(1)
-    return find_outliers(pictures, distances, deviations=OUTLIER_DEVIATIONS, least=OUTLIER_DISTANCE)
+    return find_outliers(
+        pictures, distances, deviations=_OUTLIER_DEVIATIONS, least=_OUTLIER_DISTANCE
+    )
 
 
 def look_findings(

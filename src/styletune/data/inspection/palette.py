@@ -19,8 +19,8 @@ NEAR = 10.0
 
 # In sets of 16 to 48 renders in one brand's look, 0.5 % of the images are flagged, and 4 of 5
 # renders in no look among them.
-OUTLIER_DEVIATIONS = 6.0
-OUTLIER_DISTANCE = 8.0
+_OUTLIER_DEVIATIONS = 6.0
+_OUTLIER_DISTANCE = 8.0
 
 _MOST_SAMPLES = 2_000_000
 
@@ -101,7 +101,9 @@ def palette_outliers(
         apart = np.maximum(squares + squares[i] - 2 * (points @ point), 0)
         apart[i] = np.inf
         distances[i] = np.sqrt(np.partition(apart, NEIGHBORS)[:NEIGHBORS]).mean()
-    return find_outliers(pictures, distances, deviations=OUTLIER_DEVIATIONS, least=OUTLIER_DISTANCE)
+    return find_outliers(
+        pictures, distances, deviations=_OUTLIER_DEVIATIONS, least=_OUTLIER_DISTANCE
+    )
 
 
 def _color_quantiles(small: bytes) -> Floats:

@@ -67,7 +67,7 @@ def default_store_path() -> Path | None:
     return None if folder is None else folder / "facts.sqlite"
 
 
-def open_store(path: Path | None) -> FactsStore:
+def open_facts(path: Path | None) -> FactsStore:
     """Open the store at ``path``, creating it if needed.
 
     If that is not possible, or ``path`` is None, the store lasts as long as the process, and

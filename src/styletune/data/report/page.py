@@ -23,7 +23,7 @@ from styletune.data.report.pictures import (
     SMALLER_PX,
     STAMPS_SHOWN,
     Flag,
-    Picture,
+    PagePicture,
     code_words,
     flag_of,
     make_pictures,
@@ -58,7 +58,7 @@ class Note:
 
     message: str
     clipped: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[PagePicture, ...]
     others: tuple[str, ...]
     files: int
 
@@ -75,7 +75,7 @@ class Problem:
     in_sheet: int
 
 
-def write_report(checked: Checked, file: Path, *, title: str) -> None:
+def write_data_report(checked: Checked, file: Path, *, title: str) -> None:
     """Write the report of one checked set: 5 to 20 kB per image, 3 to 6 kB in sets over 500.
 
     The same set gives the same bytes. The page loads nothing from outside, shows everything
@@ -161,7 +161,7 @@ def _urgency(finding: Finding) -> tuple[int, int, int]:
     return list(SEVERITIES).index(finding.severity), rank, -len(finding.files)
 
 
-def _problems(findings: Sequence[Finding], pictures: Mapping[str, Picture]) -> list[Problem]:
+def _problems(findings: Sequence[Finding], pictures: Mapping[str, PagePicture]) -> list[Problem]:
     by_flag: dict[Flag, list[Finding]] = {}
     for finding in findings:
         by_flag.setdefault(flag_of(finding), []).append(finding)
@@ -181,7 +181,7 @@ def _problems(findings: Sequence[Finding], pictures: Mapping[str, Picture]) -> l
     return problems
 
 
-def _note(finding: Finding, pictures: Mapping[str, Picture]) -> Note:
+def _note(finding: Finding, pictures: Mapping[str, PagePicture]) -> Note:
     message = visible_text(finding.message)
     clipped = message
     if len(message) > MESSAGE_LENGTH * 1.2:
@@ -198,7 +198,7 @@ def _note(finding: Finding, pictures: Mapping[str, Picture]) -> Note:
 
 
 def _filters(
-    checked: Checked, problems: Sequence[Problem], pictures: Sequence[Picture]
+    checked: Checked, problems: Sequence[Problem], pictures: Sequence[PagePicture]
 ) -> list[dict[str, Any]]:
     """The rows of buttons above the sheet: (value, label, sign, count) each."""
     flags = [
@@ -231,7 +231,7 @@ def _filters(
     ]
 
 
-def _groups(checked: Checked, pictures: Mapping[str, Picture]) -> list[dict[str, Any]]:
+def _groups(checked: Checked, pictures: Mapping[str, PagePicture]) -> list[dict[str, Any]]:
     groups = []
     for number, group in enumerate(checked.groups):
         members = [pictures[name] for name in group.files if name in pictures]
@@ -240,7 +240,7 @@ def _groups(checked: Checked, pictures: Mapping[str, Picture]) -> list[dict[str,
     return groups
 
 
-def _coverage(palette: PaletteFacts, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+def _coverage(palette: PaletteFacts, pictures: Mapping[str, PagePicture]) -> dict[str, Any]:
     """A histogram of images by the share of their pixels near the palette, and the worst."""
     bins = [0] * COVERAGE_BINS
     for share in palette.coverage.values():
@@ -274,7 +274,7 @@ def _buckets(checked: Checked) -> list[dict[str, Any]]:
     ]
 
 
-def _rights(checked: Checked, pictures: Mapping[str, Picture]) -> dict[str, Any]:
+def _rights(checked: Checked, pictures: Mapping[str, PagePicture]) -> dict[str, Any]:
     """Distinct declarations with their counts, most images first, and images that lack some."""
     declared = {item.file_name: item.rights for item in checked.items}
     rows = [
@@ -289,7 +289,7 @@ def _rights(checked: Checked, pictures: Mapping[str, Picture]) -> dict[str, Any]
 
 
 def _script_data(
-    checked: Checked, findings: Sequence[Finding], pictures: Mapping[str, Picture]
+    checked: Checked, findings: Sequence[Finding], pictures: Mapping[str, PagePicture]
 ) -> dict[str, Any]:
     """Data for filters, sorting and the large view beyond the cards; texts only."""
     findings_of: dict[str, list[int]] = {}

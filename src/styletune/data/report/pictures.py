@@ -54,7 +54,7 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class PagePicture:
     """One image as the page shows it; texts are ``visible_text``, ``src`` "" if undecodable."""
 
     id: str
@@ -75,7 +75,7 @@ class Picture:
     origin: str
 
 
-def make_pictures(checked: Checked, findings: Sequence[Finding]) -> dict[str, Picture]:
+def make_pictures(checked: Checked, findings: Sequence[Finding]) -> dict[str, PagePicture]:
     """Every item by its file name, in order."""
     many = len(checked.items) > MANY_IMAGES
     uris = _data_uris(checked.facts, checked.facts, SMALLER_PX if many else THUMBNAIL_PX)
@@ -166,11 +166,11 @@ def _data_uri(webp: bytes, side_px: int) -> str:
 
 def _picture(
     number: str, item: Item, checked: Checked, uris: tuple[str, str], flags: tuple[Flag, ...]
-) -> Picture:
+) -> PagePicture:
     name = item.file_name
     fact, plan = checked.facts.get(name), main_plan(checked, name)
     side = checked.sides.get(name)
-    return Picture(
+    return PagePicture(
         id=number,
         name=visible_text(name, one_line=True),
         src=uris[0],
@@ -215,7 +215,7 @@ def main_plan(checked: Checked, name: str) -> CropPlan | None:
     return plans[0] if plans else None
 
 
-def picture_details(item: Item, picture: Picture, checked: Checked) -> list[tuple[str, str]]:
+def picture_details(item: Item, picture: PagePicture, checked: Checked) -> list[tuple[str, str]]:
     """Label and text of everything known about one image, for the large view."""
     fact, plan = checked.facts.get(item.file_name), main_plan(checked, item.file_name)
     lines = [("Split", picture.side), ("Set", picture.origin)]

@@ -19,7 +19,7 @@ METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 KNOWN_COLUMNS = (*RIGHTS_COLUMNS, "machine_caption")
 
 # Message, file names, fix.
-Problem = tuple[str, tuple[str, ...], str]
+MetadataProblem = tuple[str, tuple[str, ...], str]
 UNDECLARED = Rights()
 
 
@@ -102,14 +102,14 @@ def caption_like(columns: Sequence[str]) -> list[str]:
     return [column for column in columns if column.lower() in usual]
 
 
-def read_metadata(contents: Mapping[str, bytes]) -> tuple[Captions, list[Problem]]:
+def read_metadata(contents: Mapping[str, bytes]) -> tuple[Captions, list[MetadataProblem]]:
     """Read metadata files, by their name relative to the data folder.
 
     A row without a value for ``text`` (JSON null or no key) has no caption; an empty text is an
     empty caption. Other columns are allowed, misspelled ones are not.
     """
     captions = Captions()
-    problems: list[Problem] = []
+    problems: list[MetadataProblem] = []
     folders = [posixpath.dirname(name) for name in contents]
     twice = tuple(n for n in contents if folders.count(posixpath.dirname(n)) > 1)
     if twice:
@@ -119,7 +119,7 @@ def read_metadata(contents: Mapping[str, bytes]) -> tuple[Captions, list[Problem
     return captions, problems
 
 
-def _read_file(name: str, content: bytes, captions: Captions) -> list[Problem]:
+def _read_file(name: str, content: bytes, captions: Captions) -> list[MetadataProblem]:
     if name.endswith(".parquet"):
         records = parquet_records(content)
     else:
@@ -148,12 +148,12 @@ def _read_file(name: str, content: bytes, captions: Captions) -> list[Problem]:
     return [_bad_lines(name, bad)] if bad else []
 
 
-def _bad_lines(name: str, bad: list[str]) -> Problem:
+def _bad_lines(name: str, bad: list[str]) -> MetadataProblem:
     message = f"metadata lines that cannot be read: {shorten(bad)}"
     return message, (name,), "write one row per image with file_name and text"
 
 
-def _wrong_columns(name: str, rows: list[dict[str, Any]]) -> Problem | None:
+def _wrong_columns(name: str, rows: list[dict[str, Any]]) -> MetadataProblem | None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     missing = [column for column in ("file_name", "text") if column not in columns]
     # Rights alone are fine if captions are elsewhere; captions under another name are not.
