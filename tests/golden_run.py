@@ -2,6 +2,7 @@
 
     PYTHONPATH=scripts python tests/golden_run.py             # what differs from golden.json
     PYTHONPATH=scripts python tests/golden_run.py --record    # write it anew
+    PYTHONPATH=scripts python tests/golden_run.py --demo      # the same for the demo, demo.json
 
 A refactor changes nothing in it. A change of behavior records it again, and its commit says which
 values changed and why. Kernels round differently on other processors, so the file also names the
@@ -23,6 +24,8 @@ from typing import Any
 from job_parts import Finished, call, finished_job, one_thread, write_brand
 
 FILE = Path(__file__).parent / "golden" / "golden.json"
+DEMO_FILE = Path(__file__).parent / "golden" / "demo.json"
+DEMO = Path(__file__).parent.parent / "recipes" / "mini-horizon.toml"
 STEPS = 12
 # Between them: every way to a loss, most optimizers, masks, both priors, text encoders, new words.
 CONFIGURATIONS: dict[str, tuple[str, ...]] = {
@@ -189,6 +192,28 @@ def scores(summary: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
+def demo(folder: Path) -> dict[str, Any]:
+    """Train and score the demo's recipe on one thread: its log, scores and chosen adapter."""
+    with one_thread():
+        answer = call("run", DEMO, "--json", "--runs-dir", folder)
+    assert answer.code == 0, answer.out + answer.err
+    return demo_facts(Path(answer.json["run_dir"]))
+
+
+def demo_facts(run_dir: Path) -> dict[str, Any]:
+    """Log, scores and chosen adapter of the demo's run."""
+    summary = json.loads((run_dir / "scores" / "summary.json").read_text())
+    chosen = summary["chosen"]["checkpoint"]
+    return {
+        "kernels": kernels(),
+        "machine": machine(),
+        "log": log_lines(run_dir / "log.jsonl"),
+        "chosen": chosen,
+        "scores": scores(summary),
+        "adapter": sha256((run_dir / "checkpoints" / chosen / "adapter.safetensors").read_bytes()),
+    }
+
+
 def measure(folder: Path, done: Finished) -> dict[str, Any]:
     """The whole golden run, in this process on one thread."""
     with one_thread():
@@ -241,15 +266,19 @@ def may_differ(path: str, before: Any, after: Any) -> bool:
 def main() -> None:
     """Compare, or record."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["STYLETUNE_CACHE"] = f"{folder}/cache"
-        done = finished_job(Path(folder) / "finished")
-        measured = measure(Path(folder), done)
-    old = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    file = DEMO_FILE if "--demo" in sys.argv else FILE
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["STYLETUNE_CACHE"] = f"{name}/cache"
+        if file == DEMO_FILE:
+            measured = demo(folder)
+        else:
+            measured = measure(folder, finished_job(folder / "finished"))
+    old = json.loads(file.read_text()) if file.is_file() else {}
     found = differences(old, measured) if old else ["nothing was recorded yet"]
     print("\n".join(found) or "as recorded")  # noqa: T201
     if "--record" in sys.argv:
-        FILE.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
+        file.write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
     elif found:
         sys.exit(1)
 

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from job_parts import Answer, Finished
+import golden_run
+from job_parts import Answer, Finished, one_thread
 from styletune.runs import Run
 from styletune.runs.documents import read_facts
 from styletune.sampling.png import read_settings
@@ -365,7 +366,8 @@ def demo_run(folder: Path) -> subprocess.CompletedProcess[str]:
         str(folder),
         "--json",
     ]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -379,6 +381,9 @@ def test_demo_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     step = int(a["chosen"]["checkpoint"].removeprefix("step-"))
     files = [Run(Path(d["run_dir"])).adapter_file(step) for d in (a, b)]
     assert files[0].read_bytes() == files[1].read_bytes()
+    golden = json.loads(golden_run.DEMO_FILE.read_text())
+    with one_thread():
+        assert golden_run.differences(golden, golden_run.demo_facts(Path(a["run_dir"]))) == []
     summary = json.loads(Run(Path(a["run_dir"])).summary_file.read_text())
     metrics = {c["checkpoint"]: c["metrics"] for c in summary["checkpoints"]}
     base, chosen = summary["anchors"]["base"], metrics[a["chosen"]["checkpoint"]]
