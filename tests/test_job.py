@@ -286,10 +286,7 @@ def test_tampered_blob_is_not_pulled(
 
 def test_untrained_adapter_is_refused(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """An adapter that learned nothing scores like the base: the gate says no, exit code 1."""
-    answer = styletune(
-        "run",
-        brand,
-        "--publish",
+    options = (
         "--runs-dir",
         tmp_path / "runs",
         "--registry",
@@ -302,26 +299,13 @@ def test_untrained_adapter_is_refused(brand: Path, styletune: Command, tmp_path:
         "preview.prompts=[]",
         "--json",
     )
+    answer = styletune("run", brand, "--publish", *options)
     assert answer.code == 1, answer.err
     assert answer.json["gate"] == "fail"
     assert answer.json["published"] is None
     assert "the gate refuses" in answer.err
     assert not (tmp_path / "registry").exists()
-    published = styletune(
-        "publish",
-        brand,
-        "--runs-dir",
-        tmp_path / "runs",
-        "--registry",
-        tmp_path / "registry",
-        "--set",
-        "train.steps=1",
-        "--set",
-        "optimizer.learning_rate=1e-9",
-        "--set",
-        "preview.prompts=[]",
-        "--json",
-    )
+    published = styletune("publish", brand, *options)
     assert published.code == 1
     assert published.json["error"]["kind"] == "check_failed"
     assert not (tmp_path / "registry").exists()

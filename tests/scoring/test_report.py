@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from browser_parts import open_page
+from browser_parts import LOW_CONTRAST, open_page
 from styletune.errors import BadInput, IntegrityError
 from styletune.runs import Run
 from styletune.runs.documents import (
@@ -258,33 +258,12 @@ def test_column_headers_stay_in_view(browser: Browser, report: Path) -> None:
     page.close()
 
 
-CONTRAST = """() => {
-  const linear = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
-  const parse = s => s.match(/[\\d.]+/g).map(Number);
-  const back = e => {
-    for (; e; e = e.parentElement) {
-      const c = parse(getComputedStyle(e).backgroundColor);
-      if (c.length < 4 || c[3] > .5) return c;
-    }
-    return [255, 255, 255];
-  };
-  const low = [], texts = 'h1,h2,h3,p,small,th,td,dt,dd,figcaption,code,a,.badge,.big,button';
-  for (const e of document.querySelectorAll(texts)) {
-    const a = light(parse(getComputedStyle(e).color)), b = light(back(e));
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) low.push(e.textContent.trim().slice(0, 30) + ' ' + ratio.toFixed(2));
-  }
-  return low;
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(browser: Browser, report: Path, scheme: str) -> None:
     """All text reaches WCAG AA, 4.5 to 1, in the light and in the dark scheme."""
     page = browser.new_page(color_scheme="dark" if scheme == "dark" else "light")
     page.goto(report.as_uri())
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(LOW_CONTRAST) == []
     page.close()
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageEnhance
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from browser_parts import open_page
+from browser_parts import LOW_CONTRAST, open_page
 from styletune.data.check import Checked
 from styletune.data.findings import Finding
 from styletune.data.inspection.duplicates import (
@@ -524,29 +524,6 @@ def test_page_fits_its_width(browser: Browser, report: Path, width: int) -> None
     page.close()
 
 
-CONTRAST = """() => {
-  const linear = x => (x /= 255) <= .03928 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4;
-  const light = ([r, g, b]) => .2126 * linear(r) + .7152 * linear(g) + .0722 * linear(b);
-  const parse = s => s.match(/[\\d.]+/g).map(Number);
-  const back = e => {
-    for (; e; e = e.parentElement) {
-      const c = parse(getComputedStyle(e).backgroundColor);
-      if (c.length < 4 || c[3] > .5) return c;
-    }
-    return [255, 255, 255];
-  };
-  const low = [];
-  for (const e of document.querySelectorAll('body *')) {
-    if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
-    if (e.closest('svg, script, noscript')) continue;
-    const a = light(parse(getComputedStyle(e).color)), b = light(back(e));
-    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-    if (ratio < 4.5) low.push(e.textContent.trim().slice(0, 30) + ' ' + ratio.toFixed(2));
-  }
-  return low;
-}"""
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_contrast(browser: Browser, report: Path, scheme: str) -> None:
     """All text reaches WCAG AA, 4.5 to 1, in both schemes, with a button pressed and a dialog."""
@@ -554,7 +531,7 @@ def test_text_has_contrast(browser: Browser, report: Path, scheme: str) -> None:
     page.goto(report.as_uri())
     page.locator("[data-filter=flag]", has_text="missing").click()
     page.locator(".card:not([hidden]) .open").first.click()
-    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate(LOW_CONTRAST) == []
     page.close()
 
 
