@@ -123,7 +123,8 @@
     if (card) makeCurrent(number(card));
   });
   // Closing focuses the image shown last, not the one that opened the view; immediately, because
-  // the browser reports a closed dialog later, possibly after the next key.
+  // the browser reports a closed dialog later: possibly after the next key, which may have opened
+  // the view again.
   const leave = () => {
     if (large === null) return;
     const last = large;
@@ -131,7 +132,7 @@
   };
   $('zclose').addEventListener('click', leave);
   dialog.addEventListener('click', event => { if (event.target === dialog) leave(); });
-  dialog.addEventListener('close', leave);
+  dialog.addEventListener('close', () => { if (!dialog.open) leave(); });
   document.querySelectorAll('[data-move]').forEach(b => b.addEventListener('click', () => move(+b.dataset.move)));
 
   // A link to an image that is filtered out shows all images again.
