@@ -19,7 +19,9 @@ from styletune.adapters.inject import (
     target_modules,
     text_encoder_modules,
 )
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
+from styletune.models.sdxl import SDXL
 from styletune.recipe.training_sections import AdapterSection
 
 
@@ -81,7 +83,7 @@ def inject(
     text: bool = False,
 ) -> dict[str, nn.Module]:
     """Inject into the UNet and, on request, both text encoders; the models it went into."""
-    modules = {"unet": target_modules(pipe.unet, target, conv=shape.conv_rank is not None)}
+    modules = {"unet": target_modules(pipe.unet, target, SDXL, conv=shape.conv_rank is not None)}
     if text:
         for name in ("text_encoder", "text_encoder_2"):
             modules[name] = text_encoder_modules(getattr(pipe, name))

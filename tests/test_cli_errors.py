@@ -237,9 +237,12 @@ def test_run_folder_of_another_recipe(brand: Path, styletune: Command, tmp_path:
     from styletune.job.facts import begin_run
     from styletune.job.prepare import prepare
     from styletune.recipe import load_recipe
+    from styletune.runs.documents import BaseFacts
 
     run_dir = tmp_path / "run"
-    begin_run(prepare(load_recipe(brand), runs_dir=tmp_path, run_dir=run_dir))
+    job = prepare(load_recipe(brand), runs_dir=tmp_path, run_dir=run_dir)
+    base = BaseFacts(model=job.base.model, hash=job.base.hash, resolution=job.resolution)
+    begin_run(job.run, job.loaded, job.identity.training_hash, base, job.data)
     other = styletune("train", brand, "--run-dir", run_dir, "--set", "train.seed=9")
     assert other.code == 5
     assert "another recipe" in other.err

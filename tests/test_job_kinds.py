@@ -17,9 +17,10 @@ from job_parts import Answer
 from styletune.adapters.tokens import add_tokens, load_token_rows
 from styletune.job.job import Job
 from styletune.job.prepare import prepare
-from styletune.job.publish import Package, build_package
+from styletune.job.publish import Package, package
 from styletune.mini import BASE_DIR
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from styletune.models.schedule import set_sampling_schedule
 from styletune.recipe import load_recipe
 from styletune.registry.package import DIFFUSERS_EMBEDDINGS, DIFFUSERS_WEIGHTS
@@ -153,7 +154,7 @@ def scored(
     assert ran.code in (0, 1), ran.err
     job = prepare(load_recipe(recipe, settings), runs_dir=folder / "runs", run_dir=None)
     assert job.recipe.publish is not None
-    return job, build_package(job, job.recipe.publish, read_summary(job.run))
+    return job, package(job, read_summary(job.run))
 
 
 def sample(job: Job, column: str) -> np.ndarray:
@@ -163,15 +164,15 @@ def sample(job: Job, column: str) -> np.ndarray:
     return np.asarray(Image.open(file), np.float32)
 
 
-def drawn_with(job: Job, package: Package, folder: Path, *, as_trained: bool) -> np.ndarray:
+def drawn_with(job: Job, packed: Package, folder: Path, *, as_trained: bool) -> np.ndarray:
     """The same from the published file, as a consumer would draw it."""
     assert job.suite is not None
     weights = folder / "published.safetensors"
-    weights.write_bytes(package.files[DIFFUSERS_WEIGHTS])
+    weights.write_bytes(packed.files[DIFFUSERS_WEIGHTS])
     pipe = load_pipeline(job.base, torch.float32, "cpu")
     if as_trained:
         zero_snr = job.recipe.train.zero_terminal_snr
-        set_sampling_schedule(pipe, package.release.adapter.prediction_type, zero_snr)
+        set_sampling_schedule(pipe, packed.release.adapter.prediction_type, zero_snr)
     pipe.load_lora_weights(str(folder), weight_name=weights.name)
     sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale)
     words = f"{job.trigger}, {job.suite.prompts[0]}"
@@ -187,7 +188,7 @@ def test_other_kinds_travel_as_plain_lora(
     styletune: Command, brand: Path, tmp_path: Path, kind: str, rate: str, rank: int
 ) -> None:
     """What not every tool reads goes out as the nearest LoRA, and that draws the same pictures."""
-    job, package = scored(
+    job, packed = scored(
         styletune,
         brand,
         tmp_path,
@@ -199,9 +200,9 @@ def test_other_kinds_travel_as_plain_lora(
             "train.checkpoint_every=40",
         ],
     )
-    assert (package.spec.kind, package.spec.rank) == ("lora", rank)
+    assert (packed.spec.kind, packed.spec.rank) == ("lora", rank)
     own, base = sample(job, "step-000040"), sample(job, "base")
-    drawn = drawn_with(job, package, tmp_path, as_trained=True)
+    drawn = drawn_with(job, packed, tmp_path, as_trained=True)
     assert np.abs(drawn - own).mean() < 0.25 * np.abs(own - base).mean()
 
 
@@ -209,7 +210,7 @@ def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(
     styletune: Command, brand: Path, tmp_path: Path
 ) -> None:
     """The version says what was trained; sampled so it draws what was scored, else it does not."""
-    job, package = scored(
+    job, packed = scored(
         styletune,
         brand,
         tmp_path,
@@ -220,10 +221,10 @@ def test_velocity_with_zero_terminal_snr_is_sampled_as_trained(
             "train.checkpoint_every=40",
         ],
     )
-    assert package.release.adapter.prediction_type == "v_prediction"
+    assert packed.release.adapter.prediction_type == "v_prediction"
     own = sample(job, "step-000040")
-    right = drawn_with(job, package, tmp_path, as_trained=True)
-    wrong = drawn_with(job, package, tmp_path, as_trained=False)
+    right = drawn_with(job, packed, tmp_path, as_trained=True)
+    wrong = drawn_with(job, packed, tmp_path, as_trained=False)
     assert np.abs(right - own).mean() < 1
     assert np.abs(wrong - own).mean() > 20
 

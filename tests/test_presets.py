@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import GIB, VISIBLE_SHARE
 from styletune.planning.memory import estimate
 from styletune.planning.preflight import USABLE_SHARE
@@ -65,6 +66,6 @@ def test_preset_fits_its_card(file: Path) -> None:
         images=shown,
         captions=IMAGES * recipe.data.caption_variants,
     )
-    peak = estimate(workload).peak_bytes / GIB
+    peak = estimate(workload, SDXL.configs).peak_bytes / GIB
     assert peak == pytest.approx(comment(file, "predicted peak"), rel=0.03)
     assert peak < USABLE_SHARE * VISIBLE_SHARE * comment(file, "card")

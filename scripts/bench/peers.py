@@ -139,7 +139,7 @@ def write_images(folder: Path, side: int, *, sidecars: bool) -> str:
 def write_start(file: Path, rank: int) -> None:
     """An untrained attention adapter in kohya's layout; sd-scripts takes its targets from it."""
     unet = meta_unet(SDXL.unet)
-    modules = {"unet": target_modules(unet, "attention")}
+    modules = {"unet": target_modules(unet, "attention", SDXL)}
     inject_adapter({"unet": unet}, AdapterSection(rank=rank), modules, seed=0)
     tensors = {
         name: (torch.zeros if FACTOR_B in name else torch.randn)(parameter.shape) / rank

@@ -40,9 +40,10 @@ from styletune.adapters.inject import (
     target_modules,
 )
 from styletune.errors import BadInput
+from styletune.models.base_files import find_base
 from styletune.models.checkpointing import Policy, set_checkpointing
 from styletune.models.family import Conditioning
-from styletune.models.load import base_configs, find_base, load_pipeline
+from styletune.models.load import base_configs, load_pipeline
 from styletune.models.meta import meta_unet
 from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import find_gpu, floor_s
@@ -50,11 +51,10 @@ from styletune.planning.memory import estimate
 from styletune.planning.workload import Step, Workload
 from styletune.recipe.training_sections import AdapterSection, OptimizerSection, TrainSection
 from styletune.runs import Run
-from styletune.training.cache import Cache, Latents
 from styletune.training.denoise import Denoiser
 from styletune.training.groups import ParameterGroup
 from styletune.training.identity import Identity
-from styletune.training.images import TrainingData, TrainingImages
+from styletune.training.images import Cache, Latents, TrainingData, TrainingImages
 from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
 from styletune.training.processes import make_accelerator
 
@@ -216,7 +216,9 @@ def main() -> None:
         if mini
         else with_random_weights(meta_unet(SDXL.unet), device)
     )
-    inject_adapter({"unet": unet}, adapter, {"unet": target_modules(unet, "attention")}, seed=0)
+    inject_adapter(
+        {"unet": unet}, adapter, {"unet": target_modules(unet, "attention", SDXL)}, seed=0
+    )
     set_checkpointing(unet, policy)
     parameters = adapter_parameters({"unet": unet})
     cache = random_cache(unet, side, device)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from styletune.data.captions.folder import FolderFixes
     from styletune.data.captions.model import Captioned
-    from styletune.data.check import Checked
+    from styletune.data.checked import Checked
     from styletune.job.generate import LoadedVersion
     from styletune.job.job import Job
     from styletune.job.run import RunResult
@@ -239,7 +239,7 @@ class Scored:
 
     def require_passed(self) -> None:
         """Raise CheckFailed that names every gate the chosen checkpoint did not pass."""
-        from styletune.job.score import refuse_unless_passed
+        from styletune.runs.summary import refuse_unless_passed
 
         refuse_unless_passed(self.summary, self.run.report_file)
 
@@ -321,7 +321,8 @@ def run(
     from styletune.job.run import run_job
 
     if registry is not None:
-        check_publishable(job, registry)
+        finished = max(job.run.checkpoint_steps(), default=0) >= job.recipe.train.steps
+        check_publishable(job.loaded, job.data.checked, registry, finished=finished)
     return run_job(job, registry=registry, who=_login_name())
 
 
@@ -504,17 +505,10 @@ def write_captions(
         DataError, Conflict: captions there cannot be read, or changed in the meantime.
     """
     from styletune.data.captions.folder import caption_folder
+    from styletune.data.captions.model import CaptionSettings
 
-    return caption_folder(
-        Path(folder),
-        model=model,
-        revision=revision,
-        template=template,
-        trigger=trigger,
-        prompt=prompt,
-        batch_size=batch_size,
-        redo=redo,
-    )
+    settings = CaptionSettings(template, trigger, prompt, batch_size, redo)
+    return caption_folder(Path(folder), model, revision, settings)
 
 
 def first_process() -> bool:

@@ -34,6 +34,7 @@ from styletune.adapters.inject import (
 )
 from styletune.adapters.updates import merged, weight_updates
 from styletune.errors import IntegrityError, RecipeError
+from styletune.models.sdxl import SDXL
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +51,8 @@ def test_sdxl_has_the_known_modules(big_unet: UNet2DConditionModel) -> None:
     """SDXL's UNet: 2,567,463,684 parameters; 560, 700, 722 and twice 80 adaptable modules."""
     assert sum(p.numel() for p in big_unet.parameters()) == 2_567_463_684
     targets = ("attention", "attention-ff", "all", "style-block", "content-block")
-    assert [len(target_modules(big_unet, t)) for t in targets] == [560, 700, 722, 80, 80]
-    style = target_modules(big_unet, "style-block")
+    assert [len(target_modules(big_unet, t, SDXL)) for t in targets] == [560, 700, 722, 80, 80]
+    style = target_modules(big_unet, "style-block", SDXL)
     assert all(n.startswith("up_blocks.0.attentions.1.") for n in style)
     # Rank 16 on the style block has 220,160 parameters a rank.
     shapes = [big_unet.get_submodule(n).weight.shape for n in style]
@@ -62,8 +63,8 @@ def test_convolutions_come_on_request(
     big_unet: UNet2DConditionModel, pipe: StableDiffusionXLPipeline
 ) -> None:
     """With conv also SDXL's 49 convolutions of resnets and samplers; never conv_in or conv_out."""
-    with_conv = set(target_modules(big_unet, "attention", conv=True))
-    added = with_conv - set(target_modules(big_unet, "attention"))
+    with_conv = set(target_modules(big_unet, "attention", SDXL, conv=True))
+    added = with_conv - set(target_modules(big_unet, "attention", SDXL))
     wanted = {
         n
         for n, m in big_unet.named_modules()
@@ -73,17 +74,17 @@ def test_convolutions_come_on_request(
     assert len(added) == 49
     assert {n.rpartition(".")[2] for n in added} == {"conv1", "conv2", "conv_shortcut", "conv"}
     with pytest.raises(RecipeError, match="no convolutions"):
-        target_modules(pipe.unet, "style-block", conv=True)
+        target_modules(pipe.unet, "style-block", SDXL, conv=True)
 
 
 def test_patterns_choose_modules(big_unet: UNet2DConditionModel) -> None:
     """A pattern picks by full name; each one that matches nothing is refused by name."""
-    style = target_modules(big_unet, ("up_blocks.0.attentions.1.*.to_[qkv]",))
+    style = target_modules(big_unet, ("up_blocks.0.attentions.1.*.to_[qkv]",), SDXL)
     assert len(style) == 60
     assert all(n.startswith("up_blocks.0.attentions.1.") for n in style)
     with pytest.raises(RecipeError, match=r'"up_blocks.9.\*" matches no'):
-        target_modules(big_unet, ("up_blocks.0.*", "up_blocks.9.*"))
-    assert target_modules(big_unet, ("mid_block.resnets.*.conv1",), conv=True) == [
+        target_modules(big_unet, ("up_blocks.0.*", "up_blocks.9.*"), SDXL)
+    assert target_modules(big_unet, ("mid_block.resnets.*.conv1",), SDXL, conv=True) == [
         "mid_block.resnets.0.conv1",
         "mid_block.resnets.1.conv1",
     ]
@@ -94,9 +95,9 @@ def test_mini_names_are_a_subset_of_sdxl(
 ) -> None:
     """Whatever works on the mini base by name works on SDXL."""
     for target in ("attention", "all"):
-        mini = set(target_modules(pipe.unet, target, conv=True))
-        assert mini <= set(target_modules(big_unet, target, conv=True))
-    assert len(target_modules(pipe.unet, "style-block")) == 8
+        mini = set(target_modules(pipe.unet, target, SDXL, conv=True))
+        assert mini <= set(target_modules(big_unet, target, SDXL, conv=True))
+    assert len(target_modules(pipe.unet, "style-block", SDXL)) == 8
 
 
 def test_injected_adapter_starts_as_nothing() -> None:
@@ -133,7 +134,7 @@ def test_start_depends_on_name_and_seed_only() -> None:
         text_encoder_modules(mini_pipe().text_encoder)
     )
     other = mini_pipe()
-    inject_adapter({"unet": other.unet}, LORA, {"unet": target_modules(other.unet, "all")}, 4)
+    inject_adapter({"unet": other.unet}, LORA, {"unet": target_modules(other.unet, "all", SDXL)}, 4)
     key = next(k for k in alone if "lora_A" in k)
     assert not torch.equal(adapter_tensors({"unet": other.unet})[key], alone[key])
 
@@ -205,7 +206,7 @@ def test_older_files_still_load(tmp_path: Path) -> None:
 def test_update_is_alpha_over_rank_times_b_a(pipe: StableDiffusionXLPipeline) -> None:
     """ΔW computed in numpy from the definition is what is merged, and unmerging is exact."""
     tensors, spec, _ = random_adapter()
-    name = target_modules(pipe.unet, "attention")[3]
+    name = target_modules(pipe.unet, "attention", SDXL)[3]
     before = pipe.unet.get_submodule(name).weight.detach().clone()
     a = tensors[f"unet.{name}.lora_A.weight"].numpy().astype(np.float64)
     b = tensors[f"unet.{name}.lora_B.weight"].numpy().astype(np.float64)
@@ -246,7 +247,7 @@ def test_adapter_off_is_the_base_bit_for_bit(pipe: StableDiffusionXLPipeline) ->
     tensors, _, adapted = random_adapter(text=True)
     models = models_of(adapted)
     frozen = adapter_parameters(models)[
-        "unet." + target_modules(pipe.unet, "attention")[0] + ".lora_A.weight"
+        "unet." + target_modules(pipe.unet, "attention", SDXL)[0] + ".lora_A.weight"
     ]
     frozen.requires_grad_(False)
     base, with_adapter = draw(pipe), draw(adapted)

@@ -33,6 +33,7 @@ from styletune.adapters.inject import (
 from styletune.adapters.updates import cayley, merged, weight_updates
 from styletune.errors import BaseModelError, RecipeError
 from styletune.models.quantize import quantize_unet
+from styletune.models.sdxl import SDXL
 from styletune.recipe.training_sections import AdapterSection, Quantization
 
 SHAPES = {
@@ -119,7 +120,7 @@ def test_lora_keeps_no_float32_copies_of_its_inputs(quantization: Quantization) 
         unet = mini_pipe(torch.bfloat16).unet
         quantize_unet(unet, quantization, "cpu")
         models: dict[str, nn.Module] = {"unet": unet}
-        inject_adapter(models, LORA, {"unet": target_modules(unet, "attention")}, seed=3)
+        inject_adapter(models, LORA, {"unet": target_modules(unet, "attention", SDXL)}, seed=3)
         load_into(models, shake(adapter_tensors(models)))
         if not ours:
             for module in unet.modules():

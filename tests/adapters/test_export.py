@@ -81,7 +81,7 @@ def test_sgm_names_are_distinct_and_known_to_diffusers(big_unet: UNet2DCondition
         _maybe_map_sgm_blocks_to_diffusers,
     )
 
-    modules = target_modules(big_unet, "all", conv=True)
+    modules = target_modules(big_unet, "all", SDXL, conv=True)
     names = {"lora_unet_" + sgm_module_name(m, 2): m for m in modules}
     assert len(names) == len(modules) == 722 + 49
     tree = {f"{name}.lora_down.weight": torch.tensor(i) for i, name in enumerate(names)}
@@ -393,7 +393,7 @@ def test_rslora_header_states_the_alpha_that_tools_need() -> None:
 def test_a_header_too_long_for_comfyui_is_refused(big_unet: UNet2DConditionModel) -> None:
     """All of SDXL's names fit in 1 MiB; a picture of a megabyte beside them does not."""
     tensors = {}
-    for module in target_modules(big_unet, "all", conv=True):
+    for module in target_modules(big_unet, "all", SDXL, conv=True):
         tensors[f"unet.{module}.lora_A.weight"] = torch.zeros(1, 2)
         tensors[f"unet.{module}.lora_B.weight"] = torch.zeros(2, 1)
     header = header_for(AdapterSpec(1, 1.0))

@@ -169,7 +169,9 @@ def test_what_diffusers_saves_is_read(tmp_path: Path) -> None:
         layer = pipe.unet.get_submodule(module.removeprefix("unet."))
         assert torch.allclose(layer.get_delta_weight("default"), update, atol=1e-6)
         count += 1
-    assert count == len([n for n in target_modules(mini_pipe().unet, "attention") if "to_q" in n])
+    assert count == len(
+        [n for n in target_modules(mini_pipe().unet, "attention", SDXL) if "to_q" in n]
+    )
 
 
 @pytest.mark.parametrize(
@@ -233,7 +235,7 @@ def test_training_goes_on_from_a_foreign_file(shape: AdapterSection, tmp_path: P
 
 def test_names_of_all_sdxl_modules_are_known(tmp_path: Path) -> None:
     """All 771 modules of SDXL's UNet come back from both kohya layouts by their own names."""
-    modules = target_modules(sdxl_unet(), "all", conv=True)
+    modules = target_modules(sdxl_unet(), "all", SDXL, conv=True)
     tensors = {}
     for module in modules:
         tensors[f"unet.{module}.lora_A.weight"] = torch.zeros(1, 2)

@@ -169,7 +169,7 @@ def test_diffusers_draws_with_the_embeddings_file(tmp_path: Path) -> None:
     (tmp_path / "diffusers").mkdir()
     content = embeddings_file({k: p.detach() for k, p in rows.items()}, SDXL)
     (tmp_path / "diffusers" / "learned_embeds.safetensors").write_bytes(content)
-    exec(new_words_code(str(tmp_path), WORDS), {"pipe": theirs})  # noqa: S102
+    exec(new_words_code(str(tmp_path), WORDS, SDXL), {"pipe": theirs})  # noqa: S102
     prompt = "the sea in <acme> and <acme2>"
     assert abs(draw(ours, prompt) - draw(theirs, prompt)).max() < 2e-3
     plain = copy.copy(prompt).replace("<acme2>", "noon").replace("<acme>", "noon")

@@ -12,8 +12,10 @@ from PIL import Image
 
 import world
 from data_parts import load_folder, warnings_of
-from styletune.data.load import as_dataset, holdout_rows, read_square, train_rows
+from styletune.data.checked import holdout_rows, train_rows
+from styletune.data.load import as_dataset
 from styletune.data.pixels.fingerprint import pixel_hash
+from styletune.data.read import read_square
 from styletune.errors import DataError
 
 

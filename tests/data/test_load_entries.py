@@ -10,8 +10,9 @@ from PIL import Image
 
 import world
 from data_parts import load_folder, warnings_of
-from styletune.data.entries import bucket_report, entries, read_entry
-from styletune.data.load import LoadedData, read_square
+from styletune.data.checked import LoadedData
+from styletune.data.entries import bucket_report, entries
+from styletune.data.read import read_entry, read_square
 from styletune.errors import DataError
 
 SIZES = [(128, 128), (300, 200), (200, 300), (140, 130), (320, 180)]
@@ -89,13 +90,13 @@ def test_without_buckets_entries_are_squares(tmp_path: Path) -> None:
 def test_the_report_counts_buckets_and_losses(tmp_path: Path) -> None:
     """Each bucket is listed with its entries and the mean share that is trimmed."""
     report = bucket_report(entries(load(fill(tmp_path))))
-    assert [(b["height"], b["width"], b["images"]) for b in report] == [
+    assert [(b.height, b.width, b.images) for b in report] == [
         (96, 160, 2),
         (128, 128, 2),
         (160, 96, 1),
     ]
     # 300×200 becomes 160×107 and loses 11 rows; 320×180 becomes 171×96 and loses 11 columns.
-    assert report[0]["lost_share"] == pytest.approx((11 / 107 + 11 / 171) / 2, abs=1e-4)
+    assert report[0].lost_share == pytest.approx((11 / 107 + 11 / 171) / 2, abs=1e-4)
 
 
 def test_buckets_lose_less_than_squares(tmp_path: Path) -> None:

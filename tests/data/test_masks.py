@@ -10,10 +10,11 @@ from PIL import Image
 
 import world
 from data_parts import load_folder
-from styletune.data.entries import entries, read_entry
-from styletune.data.load import LoadedData
+from styletune.data.checked import LoadedData
+from styletune.data.entries import entries
 from styletune.data.pixels.buckets import plan_crop
 from styletune.data.pixels.crop import crop_mask, crop_pixels
+from styletune.data.read import read_entry
 from styletune.errors import DataError, NotFound
 from styletune.models.latents import latent_mask
 

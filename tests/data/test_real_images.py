@@ -13,8 +13,8 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 from data_parts import check_folder, load_folder
 from styletune.colors import color_bytes
+from styletune.data.checked import LoadedData
 from styletune.data.inspection.duplicates import clusters
-from styletune.data.load import LoadedData
 from styletune.data.pixels.decode import decode_image
 from styletune.errors import DataError
 

@@ -13,10 +13,11 @@ import torch
 
 from styletune import mini
 from styletune.adapters.names import known_modules, kohya_name, modules_by_kohya_name
+from styletune.models.base_files import find_base
 from styletune.models.conditioning import conditioning_of, encode_prompts, stored_tensors
 from styletune.models.families import FAMILIES, family_of, find_family
 from styletune.models.family import chosen_encoders
-from styletune.models.load import base_configs, find_base, load_pipeline
+from styletune.models.load import base_configs, load_pipeline
 from styletune.models.names import BUNDLED, base_words, public_base
 from styletune.models.sdxl import SDXL
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from sgm_names import vae_weights
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from styletune.models.sdxl import SDXL
 from styletune.models.vae_files import find_vae
 from styletune.models.weight_files import cached_sha256
@@ -455,7 +456,7 @@ def test_unwritable_cache_does_not_stop(
 def test_finding_a_base_imports_no_torch() -> None:
     """A plan or a wrong path is answered before anything heavy is imported."""
     code = (
-        "import sys\nfrom pathlib import Path\nfrom styletune.models.load import find_base\n"
+        "import sys\nfrom pathlib import Path\nfrom styletune.models.base_files import find_base\n"
         "find_base('mini', None, Path())\n"
         "assert not {'torch', 'diffusers', 'transformers', 'bitsandbytes'} & set(sys.modules)"
     )

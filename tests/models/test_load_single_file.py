@@ -22,7 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from sgm_names import checkpoint
 from styletune.errors import BaseModelError, NotFound
 from styletune.mini import BASE_DIR
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from styletune.models.recognize import why_not_sdxl
 from styletune.models.sdxl import SDXL
 from styletune.models.single_file import configs_for, load_single_file

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from styletune.errors import BadInput, BaseModelError
 from styletune.mini import BASE_DIR
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from styletune.models.quantize import (
     check_quantized,
     count_quantized,

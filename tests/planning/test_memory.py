@@ -37,7 +37,7 @@ from styletune.planning.measure import (
 from styletune.planning.memory import estimate, state_bytes
 from styletune.planning.meter import Meter
 from styletune.planning.preflight import preflight
-from styletune.planning.suggestions import fits
+from styletune.planning.suggestions import Suggestion, suggest_changes
 from styletune.planning.workload import Step, Workload
 from styletune.recipe.section import Section
 from styletune.recipe.sections import PreviewSection, ScoreSection
@@ -85,6 +85,13 @@ MINI = BaseConfigs(
     mini_config("vae"),
     (mini_config("text_encoder"), mini_config("text_encoder_2")),
 )
+
+
+def suggested(workload: Workload, memory_bytes: int) -> list[Suggestion]:
+    """What would make it fit on the mini base."""
+    return suggest_changes(workload, memory_bytes, lambda w: estimate(w, MINI).phases)
+
+
 MINI_TEXTS = tuple(json.dumps(config) for config in MINI.text_encoders)
 
 
@@ -101,7 +108,7 @@ def real_mini() -> tuple[UNet2DConditionModel, dict[str, torch.nn.Parameter], di
     """The mini UNet with its weights and an adapter, and inputs as in ``MINI_STEP``."""
     unet = UNet2DConditionModel.from_pretrained(Path(BASE_DIR) / "unet").float()
     unet.requires_grad_(False)
-    modules = {"unet": target_modules(unet, "attention")}
+    modules = {"unet": target_modules(unet, "attention", SDXL)}
     inject_adapter({"unet": unet}, AdapterSection(rank=8), modules, seed=0)
     set_checkpointing(unet, "none")
     inputs = unet_inputs(SDXL, MINI.unet, (128, 128), BATCH, torch.float32)
@@ -293,14 +300,14 @@ def test_scoring_counts_as_a_phase_of_its_own() -> None:
     assert alone.phases == {"score": found.phases["score"]}
     one = replace(workload, score=ScoreSection(suite="suite.toml", batch_size=1))
     fewer = estimate(one, MINI).phases["score"]
-    changes = fits(workload, (fewer + found.phases["score"]) // 2, MINI)
+    changes = suggested(workload, (fewer + found.phases["score"]) // 2)
     assert [c.setting for c in changes] == ["[score] batch_size = 16"]
     # Tried twice, named once.
     four = replace(workload, score=ScoreSection(suite="suite.toml", batch_size=4))
-    changes = fits(workload, estimate(four, MINI).phases["score"], MINI)
+    changes = suggested(workload, estimate(four, MINI).phases["score"])
     of_score = [c.setting for c in changes if "score" in c.setting]
     assert of_score == ["[score] batch_size = 4"]
-    elsewhere = fits(workload, fewer - 10**6, MINI)
+    elsewhere = suggested(workload, fewer - 10**6)
     assert any("larger card" in change.setting for change in elsewhere)
     assert elsewhere[-1].peak_bytes <= fewer - 10**6
 
@@ -333,18 +340,18 @@ def test_suggestions_make_it_fit() -> None:
     """Each suggestion is a setting whose new peak was computed, and the last one fits."""
     workload = Workload(changed(HALF_STEP, "train", batch_size=16))
     now = estimate(workload, MINI)
-    assert fits(workload, now.peak_bytes, MINI) == []
+    assert suggested(workload, now.peak_bytes) == []
     limit = now.peak_bytes - (now.parts["activations"] * 4) // 5
-    found = fits(workload, limit, MINI)
+    found = suggested(workload, limit)
     assert found[0].setting == '[train] gradient_checkpointing = "full"'
     assert found[-1].peak_bytes <= limit
     assert all(estimate(s.workload, MINI).peak_bytes == s.peak_bytes for s in found)
     assert not any("rank" in s.setting for s in found)
     # What is drawn by the batch is the denoising; an image at a time is decoded.
     preview = PreviewSection(prompts=("the sea",))
-    drawn = fits(replace(workload, preview=preview, drawn_at_once=256), limit, MINI)
+    drawn = suggested(replace(workload, preview=preview, drawn_at_once=256), limit)
     assert [s.setting for s in drawn] == ["[preview] prompts = []", *(s.setting for s in found)]
-    hopeless = fits(workload, 10**8, MINI)
+    hopeless = suggested(workload, 10**8)
     assert hopeless[-1].peak_bytes > 10**8
 
 
@@ -356,7 +363,7 @@ def test_suggestions_are_about_what_the_run_has() -> None:
         drawn_at_once=64,
         side_key="extra",
     )
-    hopeless = [c.setting for c in fits(workload, 10**8, MINI)]
+    hopeless = [c.setting for c in suggested(workload, 10**8)]
     assert hopeless[0] == '[train] mixed_precision = "bf16"'
     assert '[dreambooth] prior = "prediction"' in hopeless
     assert '[optimizer] name = "adamw8bit", learning_rate = 1e-4' in hopeless
@@ -377,12 +384,13 @@ def test_a_card_without_figures_is_planned_for() -> None:
     """A card that no table has is judged by its memory alone, without a floor."""
     workload = Workload(MINI_STEP)
     card = Gpu("RTX 9999", None, 8 * 2**30)
-    document, problems = preflight(workload, MINI, card)
-    assert problems == []
-    assert document["compute"]["gpu"] == "RTX 9999"
-    assert document["compute"]["floor_s"] is None
-    _, problems = preflight(workload, MINI, Gpu("RTX 9999", None, 2**20))
-    assert "RTX 9999" in problems[0]["where"]
+    needs = preflight(workload, MINI, card)
+    assert needs.problem is None
+    assert needs.compute.gpu == "RTX 9999"
+    assert needs.compute.floor_s is None
+    problem = preflight(workload, MINI, Gpu("RTX 9999", None, 2**20)).problem
+    assert problem is not None
+    assert "RTX 9999" in problem.where
 
 
 def test_floor_is_flops_over_the_cards_best() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from registry_parts import small_release
 from styletune.errors import BadInput
 from styletune.models.names import public_base
+from styletune.models.sdxl import SDXL
 from styletune.registry.card import plain
 from styletune.registry.package import Evidence, package_files
 from styletune.registry.pull import pull
@@ -190,6 +191,7 @@ def build(
         adapter=release.adapter.model_copy(update={"trigger": "hrzn" if text is None else text}),
     )
     evidence = Evidence(
+        family=SDXL,
         facts=facts_of(rights, base),
         summary=SUMMARY,
         recipe_text='[data]\npath = "x"\n',

@@ -11,8 +11,9 @@ from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from styletune.errors import DataError
+from styletune.models.base_files import find_base
 from styletune.models.conditioning import empty_prompt, encode_prompts
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.load import load_pipeline
 from styletune.sampling.images import generate_images
 from styletune.sampling.png import infotext, read_settings
 from styletune.sampling.shots import Sampler, TextShot, square_shot

@@ -12,8 +12,9 @@ from adapter_parts import LORA, draw, random_adapter
 from styletune.adapters.export import diffusers_file, embeddings_file
 from styletune.adapters.tokens import add_tokens, token_parameters
 from styletune.errors import IntegrityError
-from styletune.models.base_files import BaseFiles
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base import BaseFiles
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from styletune.models.sdxl import SDXL
 from styletune.sampling.session import (
     TrainedAs,

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from styletune.errors import BadInput
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from styletune.sampling.images import generate_images
 from styletune.sampling.png import infotext, read_settings, save_png
 from styletune.sampling.shots import Sampler, TextShot, shot_settings, square_shot

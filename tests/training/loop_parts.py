@@ -18,20 +18,22 @@ from torch.optim import optimizer as optimizers
 
 import world
 from data_parts import load_folder
-from styletune.data.entries import entries, read_entry
+from styletune.data.entries import entries
+from styletune.data.read import read_entry
 from styletune.job.adapt import AdaptedPipeline, adapt
+from styletune.models.base_files import find_base
 from styletune.models.conditioning import token_ids
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.load import load_pipeline
 from styletune.models.sdxl import SDXL
 from styletune.recipe import Recipe
 from styletune.recipe.data_sections import DataSection
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.runs import Run
-from styletune.training.cache import Cache, CachePlace, build_cache
+from styletune.training.cache import CachePlace, build_cache
 from styletune.training.denoise import Denoiser
 from styletune.training.groups import ParameterGroup, parameter_groups
 from styletune.training.identity import Identity
-from styletune.training.images import Prior, TrainingData, TrainingImages
+from styletune.training.images import Cache, Prior, TrainingData, TrainingImages
 from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
 from styletune.training.processes import make_accelerator
 from styletune.training.texts import Texts, live_texts
@@ -135,7 +137,7 @@ class Trainee:
 
     def groups(self) -> list[ParameterGroup]:
         block_rates = self.recipe.adapter.block_learning_rates
-        return parameter_groups(self.recipe.optimizer, block_rates, self.parameters)
+        return parameter_groups(self.recipe.optimizer, block_rates, self.parameters, SDXL)
 
 
 def trainee(

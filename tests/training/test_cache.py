@@ -19,17 +19,20 @@ from torch import Tensor, nn
 
 import world
 from data_parts import load_folder
-from styletune.data.entries import entries, read_entry
+from styletune.data.entries import entries
 from styletune.data.pixels.crop import Crop
+from styletune.data.read import read_entry
 from styletune.data.rows import Entry
 from styletune.errors import DataError
+from styletune.models.base_files import find_base
 from styletune.models.conditioning import encode_prompts, size_conditions
 from styletune.models.latents import latent_mask
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.load import load_pipeline
 from styletune.models.sdxl import SDXL
 from styletune.recipe.data_sections import DataSection
-from styletune.training.cache import Cache, CachePlace, build_cache
+from styletune.training.cache import CachePlace, build_cache
 from styletune.training.cache_files import latent_key, tokenizer_hash, weights_hash
+from styletune.training.images import Cache
 
 SIZES = [(128, 128), (200, 130), (140, 140), (130, 200), (210, 130)]
 

@@ -28,7 +28,6 @@ from styletune.models.conditioning import empty_prompt, encode_prompts
 from styletune.models.family import Conditioning
 from styletune.recipe.training_sections import TrainSection
 from styletune.training.batches import MicroBatch
-from styletune.training.cache import Cache
 from styletune.training.denoise import (
     CLASS_POSITION,
     Denoiser,
@@ -37,7 +36,7 @@ from styletune.training.denoise import (
     noisy_batch,
     with_noise,
 )
-from styletune.training.images import Prior, TrainingImages
+from styletune.training.images import Cache, Prior, TrainingImages
 from styletune.training.noise import NoiseSample, sample_noise
 
 # Sides that bfloat16 rounds; the last image is of another bucket.

@@ -16,8 +16,9 @@ from job_parts import Answer
 from styletune.adapters.file import load_adapter
 from styletune.adapters.updates import merged
 from styletune.mini import BASE_DIR
+from styletune.models.base_files import find_base
 from styletune.models.conditioning import encode_prompts, size_conditions
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.load import load_pipeline
 from styletune.models.sdxl import SDXL
 from styletune.runs import Run
 

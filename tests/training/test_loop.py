@@ -32,8 +32,7 @@ from styletune.adapters.file import load_adapter
 from styletune.errors import BadInput, CheckFailed
 from styletune.runs import Run
 from styletune.training.batches import step_batch
-from styletune.training.cache import Cache
-from styletune.training.images import Prior, TrainingImages
+from styletune.training.images import Cache, Prior, TrainingImages
 from styletune.training.processes import make_accelerator
 
 Command = Callable[..., Answer]

@@ -28,9 +28,8 @@ from torch import Tensor
 
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.training.batches import MicroBatch
-from styletune.training.cache import Cache
 from styletune.training.denoise import noisy_batch, predict
-from styletune.training.images import TrainingImages
+from styletune.training.images import Cache, TrainingImages
 from styletune.training.validation import validation_losses
 
 SHORT = 10

@@ -23,8 +23,7 @@ from styletune.errors import BadInput
 from styletune.job.prepare import prepare
 from styletune.recipe import load_recipe
 from styletune.runs import Run
-from styletune.training.cache import Cache
-from styletune.training.images import Prior, TrainingImages
+from styletune.training.images import Cache, Prior, TrainingImages
 
 Command = Callable[..., Answer]
 UNCLIPPED = {"optimizer": {"max_grad_norm": 1e9}}

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from styletune.adapters.tokens import add_tokens
 from styletune.errors import BadInput
-from styletune.training.cache import Cache
-from styletune.training.images import TrainingImages
+from styletune.training.images import Cache, TrainingImages
 
 TEXT = {"adapter": {"text_encoders": "both"}}
 

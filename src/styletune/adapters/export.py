@@ -20,11 +20,10 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from styletune.adapters.file import AdapterSpec, module_parts, pack_tensors
+from styletune.adapters.file import AdapterSpec, is_embedding, module_parts, pack_tensors
 from styletune.adapters.names import kohya_name
 from styletune.adapters.updates import module_scales, weight_updates
 from styletune.errors import BadInput, IntegrityError
-from styletune.models.families import EMBEDDING_KEYS
 from styletune.models.family import Family
 
 HEADER_LIMIT_BYTES = 1 << 20  # ComfyUI shows no metadata of files with a longer header
@@ -259,7 +258,7 @@ def to_plain_lora(
     Returns:
         Its tensors and spec, and ‖lost‖ / ‖ΔW‖ over all modules (Frobenius), 0 to 1.
     """
-    made = {k: tensors[k] for k in EMBEDDING_KEYS if k in tensors}
+    made: dict[str, Tensor] = {k: v for k, v in tensors.items() if is_embedding(k)}
     lost = whole = 0.0
     for module, update in weight_updates(tensors, spec, weight_of):
         u, s, v = torch.linalg.svd(update.flatten(1), full_matrices=False)

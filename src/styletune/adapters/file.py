@@ -34,7 +34,6 @@ from torch import Tensor
 
 from styletune.errors import IntegrityError, NotFound
 from styletune.files import write_bytes
-from styletune.models.families import EMBEDDING_KEYS
 
 AdapterKind = Literal["lora", "dora", "loha", "lokr", "oft"]
 
@@ -70,6 +69,11 @@ class AdapterSpec:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+def is_embedding(key: str) -> bool:
+    """Whether a tensor holds new tokens' rows: the names of modules' parts have dots."""
+    return "." not in key
+
+
 def module_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """An adapter's tensors by ``component.module`` and part, without new tokens' embeddings.
 
@@ -81,7 +85,7 @@ def module_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         part = PART.search(key)
         if part:
             modules.setdefault(key[: part.start()], {})[part[1]] = value
-        elif key not in EMBEDDING_KEYS:
+        elif not is_embedding(key):
             raise IntegrityError(f"{key} is not a part of an adapter")
     return modules
 

@@ -27,7 +27,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from styletune.adapters.file import PART, AdapterSpec
+from styletune.adapters.file import PART, AdapterSpec, is_embedding
 from styletune.adapters.names import (
     ATTENTION,
     FEED_FORWARD,
@@ -36,7 +36,6 @@ from styletune.adapters.names import (
     TEXT_FEED_FORWARD,
 )
 from styletune.errors import IntegrityError, RecipeError
-from styletune.models.families import DEFAULT_FAMILY, EMBEDDING_KEYS
 from styletune.models.family import Family, chosen_encoders
 from styletune.recipe.training_sections import AdapterSection
 
@@ -62,7 +61,7 @@ def adapter_spec(adapter: AdapterSection) -> AdapterSpec:
 
 
 def adapted_modules(
-    models: Mapping[str, nn.Module], adapter: AdapterSection, family: Family = DEFAULT_FAMILY
+    models: Mapping[str, nn.Module], adapter: AdapterSection, family: Family
 ) -> dict[str, list[str]]:
     """Names of the modules that the section adapts, by component.
 
@@ -75,7 +74,7 @@ def adapted_modules(
         RecipeError: as ``target_modules``.
     """
     unet, conv = models["unet"], adapter.conv_rank is not None
-    modules = {"unet": target_modules(unet, adapter.target, conv, family)}
+    modules = {"unet": target_modules(unet, adapter.target, family, conv=conv)}
     for encoder in chosen_encoders(family, adapter.text_encoders):
         model = models[encoder.name]
         modules[encoder.name] = text_encoder_modules(model, adapter.text_encoder_target)
@@ -85,8 +84,9 @@ def adapted_modules(
 def target_modules(
     unet: nn.Module,
     target: str | tuple[str, ...],
+    family: Family,
+    *,
     conv: bool = False,
-    family: Family = DEFAULT_FAMILY,
 ) -> list[str]:
     """Names of the UNet's modules that a target means, in the UNet's order.
 
@@ -339,7 +339,7 @@ def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
     Raises:
         IntegrityError: other names or shapes than were injected.
     """
-    names = tensors.keys() - set(EMBEDDING_KEYS)
+    names = {name for name in tensors if not is_embedding(name)}
     components = {name.partition(".")[0] for name in names}
     parameters = adapter_parameters({c: m for c, m in models.items() if c in components})
     if parameters.keys() != names:

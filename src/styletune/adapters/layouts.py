@@ -23,7 +23,6 @@ from styletune.adapters.file import AdapterKind, AdapterSpec, load_adapter
 from styletune.adapters.names import known_modules, modules_by_flat_name, modules_by_kohya_name
 from styletune.adapters.updates import module_scales
 from styletune.errors import BadInput, IntegrityError, NotFound
-from styletune.models.families import EMBEDDING_KEYS
 from styletune.models.family import Family
 
 _OURS = {
@@ -84,7 +83,7 @@ def read_adapter_file(file: Path, family: Family) -> tuple[dict[str, Tensor], Ad
     # ``module_scales`` takes each module's own rank for LoRA, and the file's for the others.
     counted = ranks if kind in ("lora", "dora") else dict.fromkeys(ranks, rank)
     tensors = {f"{m}.{part}": v for m, parts in modules.items() for part, v in parts.items()}
-    tensors |= {k: content[k].float() for k in EMBEDDING_KEYS if k in content}
+    tensors |= {k: content[k].float() for k in _embedding_keys(family) if k in content}
     spec = AdapterSpec(
         rank,
         scale * rank,
@@ -130,6 +129,10 @@ def _json(text: str | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _embedding_keys(family: Family) -> tuple[str, ...]:
+    return tuple(encoder.embedding_key for encoder in family.text_encoders)
+
+
 class _UnknownFile(Exception):
     """What is wrong with the content of a file."""
 
@@ -142,7 +145,7 @@ def _modules(
     alphas: dict[str, float] = {}
     first: tuple[str, str] | None = None
     for key, value in content.items():
-        if key in EMBEDDING_KEYS:
+        if key in _embedding_keys(family):
             continue
         parsed = _parse_key(key, family)
         if parsed is None:

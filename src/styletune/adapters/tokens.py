@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from styletune.adapters.file import is_embedding
 from styletune.errors import BaseModelError, IntegrityError, RecipeError
 from styletune.models.families import family_of
 
@@ -155,7 +156,10 @@ def load_token_rows(pipe: DiffusionPipeline, tensors: Mapping[str, Tensor]) -> N
     Raises:
         IntegrityError: the adapter has other tokens than were added.
     """
-    for key, parameter in token_parameters(pipe).items():
+    added = token_parameters(pipe)
+    if unknown := sorted(key for key in tensors if is_embedding(key) and key not in added):
+        raise IntegrityError(f"the adapter has rows of new words ({unknown[0]}), none were added")
+    for key, parameter in added.items():
         if key not in tensors or tensors[key].shape != parameter.shape:
             raise IntegrityError(f"the adapter's {key} does not fit the words that were added")
         parameter.data.copy_(tensors[key])

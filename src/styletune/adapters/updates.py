@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from styletune.adapters.file import PART, AdapterSpec, module_parts
+from styletune.adapters.file import PART, AdapterSpec, is_embedding, module_parts
 from styletune.adapters.inject import find_module
 from styletune.errors import BaseModelError, IntegrityError
-from styletune.models.families import EMBEDDING_KEYS
 
 
 def module_scales(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, float]:
@@ -130,9 +129,7 @@ def merged(
         return weight
 
     devices = {m: weight_of(m).device for m in module_parts(tensors)}
-    placed = {
-        k: v.to(devices[PART.sub("", k)]) for k, v in tensors.items() if k not in EMBEDDING_KEYS
-    }
+    placed = {k: v.to(devices[PART.sub("", k)]) for k, v in tensors.items() if not is_embedding(k)}
     kept: list[tuple[nn.Parameter, Tensor]] = []
     try:
         for name, update in weight_updates(placed, spec, weight_of):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @recipe_options
 def plan_command(target: Target, gpu: str | None, as_json: bool) -> None:
     """Check a recipe and print what would happen; writes nothing. Exit 1 or 3 if it cannot run."""
-    loaded = target.load()
+    loaded = _load(target)
     planned = api.plan(loaded, runs_dir=target.runs_dir, run_dir=target.run_dir, gpu=gpu)
     if as_json:
         print_json(planned.as_json())
@@ -88,7 +88,7 @@ def _print_needs(memory: PlanMemory, compute: PlanCompute) -> None:
 @recipe_options
 def train_command(target: Target, as_json: bool) -> None:
     """Train the adapter, or resume where it was interrupted."""
-    trained = api.train(target.load(), runs_dir=target.runs_dir, run_dir=target.run_dir)
+    trained = api.train(_load(target), runs_dir=target.runs_dir, run_dir=target.run_dir)
     if not api.first_process():
         return
     run, steps = trained.run, trained.run.checkpoint_steps()
@@ -103,7 +103,7 @@ def train_command(target: Target, as_json: bool) -> None:
 @recipe_options
 def score_command(target: Target, as_json: bool) -> None:
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
-    scored = api.score(target.load(), runs_dir=target.runs_dir, run_dir=target.run_dir)
+    scored = api.score(_load(target), runs_dir=target.runs_dir, run_dir=target.run_dir)
     if as_json:
         print_json(scored.summary.as_json())
     else:
@@ -120,7 +120,7 @@ def score_command(target: Target, as_json: bool) -> None:
 def publish_command(target: Target, registry: str, as_json: bool) -> None:
     """Publish the chosen checkpoint as an immutable version."""
     published = api.publish(
-        target.load(), registry=registry, runs_dir=target.runs_dir, run_dir=target.run_dir
+        _load(target), registry=registry, runs_dir=target.runs_dir, run_dir=target.run_dir
     )
     if as_json:
         print_json(asdict(published))
@@ -135,7 +135,7 @@ def publish_command(target: Target, registry: str, as_json: bool) -> None:
 def run_command(target: Target, registry: str, publishes: bool, as_json: bool) -> None:
     """The whole job: check, train, score, choose, gate, and publish if asked."""
     result = api.run(
-        target.load(),
+        _load(target),
         registry=registry if publishes else None,
         runs_dir=target.runs_dir,
         run_dir=target.run_dir,
@@ -211,3 +211,8 @@ def _cells(metrics: Metrics) -> list[str]:
         "–" if value is None else f"{value:.{metric.digits}f}"
         for value, metric in zip(values, COLUMN_METRICS, strict=True)
     ]
+
+
+def _load(target: Target) -> LoadedRecipe:
+    """The recipe with its overrides. Raises as ``styletune.load_recipe``."""
+    return api.load_recipe(target.recipe, target.overrides)

@@ -10,14 +10,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-
-from styletune import api
-
-if TYPE_CHECKING:
-    from styletune.recipe import LoadedRecipe
 
 Command = Callable[..., None]
 
@@ -45,10 +40,6 @@ class Target:
     overrides: tuple[str, ...]
     runs_dir: Path
     run_dir: Path | None
-
-    def load(self) -> LoadedRecipe:
-        """The recipe with its overrides. Raises as ``styletune.load_recipe``."""
-        return api.load_recipe(self.recipe, self.overrides)
 
 
 def recipe_options(command: Command) -> Command:

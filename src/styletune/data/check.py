@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from styletune.data.captions.lint import caption_findings, trigger_conflict
+from styletune.data.checked import Checked, Expected
 from styletune.data.findings import Finding, Severity, data_error
 from styletune.data.inspection.duplicates import (
     ImageGroup,
@@ -15,7 +16,7 @@ from styletune.data.inspection.duplicates import (
     duplicate_findings,
     duplicate_groups,
 )
-from styletune.data.inspection.facts import ImageFacts, PaletteFacts
+from styletune.data.inspection.facts import ImageFacts
 from styletune.data.inspection.features import check_encoder, set_features
 from styletune.data.inspection.inspect import decoding_findings, inspect_all, unusable_findings
 from styletune.data.inspection.motifs import look_findings, motif_groups, outliers
@@ -23,13 +24,11 @@ from styletune.data.inspection.palette import palette_facts, palette_outliers
 from styletune.data.inspection.quality import quality_findings
 from styletune.data.inspection.sizes import size_findings, too_small_findings
 from styletune.data.inspection.store import FactsStore
-from styletune.data.masks import Masks, set_masks
-from styletune.data.pixels.buckets import CropPlan, Tables, bucket_table, default_step, plan_crops
+from styletune.data.masks import set_masks
+from styletune.data.pixels.buckets import Tables, bucket_table, default_step, plan_crops
 from styletune.data.rights import rights_findings
-from styletune.data.sources.card import Card
-from styletune.data.sources.items import Item
-from styletune.data.sources.listing import Source, list_sources, resolve_sources
-from styletune.data.split import Split, split_files
+from styletune.data.sources.listing import list_sources, resolve_sources
+from styletune.data.split import split_files
 from styletune.errors import DataError
 from styletune.recipe.data_sections import DataSection
 from styletune.runs.answers import (
@@ -41,49 +40,12 @@ from styletune.runs.answers import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """Everything known about a set.
-
-    Mappings are by file name; those that need pixels lack images that cannot be decoded.
-    ``groups`` have kinds exact, near and motif; ``sides`` are the split; ``resolutions`` in
-    pixels, the main one first, and ``plans`` one crop for each; ``lowered`` the errors that the
-    recipe lowered to warnings, as they were.
-    """
-
-    items: tuple[Item, ...]
-    cards: Mapping[str, Card]
-    facts: Mapping[str, ImageFacts]
-    findings: tuple[Finding, ...]
-    groups: tuple[ImageGroup, ...]
-    sides: Mapping[str, Split]
-    plans: Mapping[str, tuple[CropPlan, ...]]
-    palette: PaletteFacts
-    resolutions: tuple[int, ...]
-    sources: tuple[Source, ...] = ()
-    lowered: tuple[Finding, ...] = ()
-    masks: Masks = field(default_factory=Masks)
-
-    @property
-    def errors(self) -> tuple[Finding, ...]:
-        """Findings for which training refuses the set."""
-        return tuple(f for f in self.findings if f.severity == "error")
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        """Findings to look at; training goes on with them."""
-        return tuple(f for f in self.findings if f.severity == "warning")
-
-
 def check_data(
     section: DataSection,
     folder: Path,
+    expected: Expected,
     *,
-    resolution: int,
     store: FactsStore,
-    count_tokens: Callable[[str], int] | None = None,
-    new_tokens: Collection[str] = (),
-    min_holdout: int = 0,
     show_progress: bool = False,
 ) -> Checked:
     """Look at every image, caption and right of a set once; nothing is changed or refused.
@@ -91,11 +53,8 @@ def check_data(
     Args:
         section: the sources, and how they are judged and split.
         folder: what the section's paths are relative to.
-        resolution: side of the training square in pixels, in place of the section's own.
+        expected: what the run expects beside the section.
         store: known facts; an unchanged image is not decoded again.
-        count_tokens: CLIP tokens of a caption; None leaves lengths unchecked.
-        new_tokens: words such as ``<horizon>`` to be learned, which are not placeholders.
-        min_holdout: how many held-out images are needed, as for scoring.
         show_progress: draw progress bars on stderr.
 
     Raises:
@@ -104,7 +63,7 @@ def check_data(
         DataError: the settings contradict each other, or a folder cannot be listed.
     """
     sources = resolve_sources(section, folder)
-    tables = bucket_tables(section, resolution)
+    tables = bucket_tables(section, expected.resolution)
     check_encoder(section.encoder, folder)
     listing = list_sources(
         sources, default_caption=section.default_caption, background=section.background
@@ -120,7 +79,7 @@ def check_data(
         holdout=section.holdout,
         folds=section.folds,
         fold=section.fold,
-        min_holdout=min_holdout,
+        min_holdout=expected.min_holdout,
     )
     masks, mask_problems = set_masks(
         listing.items,
@@ -139,8 +98,8 @@ def check_data(
         *caption_findings(
             used,
             listing.cards,
-            count_tokens=count_tokens,
-            new_tokens=new_tokens,
+            tokens=expected.tokens,
+            new_tokens=expected.new_tokens,
             default_caption=section.default_caption,
             variants=[group.files for group in (*related, *motifs)],
         ),
@@ -156,7 +115,7 @@ def check_data(
         *duplicate_findings(related),
         *look_findings(motifs, unlike, palette_outliers(facts, related)),
         *size_findings(plans, section.buckets),
-        *quality_findings(facts, resolution=resolution),
+        *quality_findings(facts, resolution=expected.resolution),
         *decoding_findings(facts),
     ]
     declared = tuple(dict.fromkeys(c for card in listing.cards.values() for c in card.palette))

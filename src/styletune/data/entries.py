@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
 
-from styletune.data.load import LoadedData, read_row
+from styletune.data.checked import LoadedData
 from styletune.data.pixels.buckets import Size
-from styletune.data.pixels.crop import Crop, crop_mask, crop_pixels
 from styletune.data.rows import Entry
 from styletune.data.split import Split
-
-
-class BucketFacts(TypedDict):
-    """Size in pixels, number of entries, and the mean share of their area that is cut off."""
-
-    width: int
-    height: int
-    images: int
-    lost_share: float
+from styletune.runs.answers import PlanBucket
 
 
 def entries(data: LoadedData, split: Split = "train") -> list[Entry]:
@@ -40,28 +30,17 @@ def entries(data: LoadedData, split: Split = "train") -> list[Entry]:
     ]
 
 
-def read_entry(entry: Entry) -> Crop:
-    """Decode an entry's pixels and mask.
-
-    Raises:
-        DataError: the image or its mask cannot be decoded, or changed since it was loaded.
-    """
-    image, mask = read_row(entry.row)
-    cut = None if mask is None else crop_mask(mask, entry.plan, flip=entry.flip)
-    return crop_pixels(image, entry.plan, flip=entry.flip, mask=cut)
-
-
-def bucket_report(entries: Sequence[Entry]) -> list[BucketFacts]:
+def bucket_report(entries: Sequence[Entry]) -> tuple[PlanBucket, ...]:
     """How many entries each bucket has, and what the crops cost; sorted by size."""
     lost_shares: dict[Size, list[float]] = {}
     for entry in entries:
         lost_shares.setdefault(entry.bucket, []).append(entry.plan.lost_share)
-    return [
-        {
-            "width": bucket[1],
-            "height": bucket[0],
-            "images": len(lost),
-            "lost_share": round(sum(lost) / len(lost), 4),
-        }
+    return tuple(
+        PlanBucket(
+            width=bucket[1],
+            height=bucket[0],
+            images=len(lost),
+            lost_share=round(sum(lost) / len(lost), 4),
+        )
         for bucket, lost in sorted(lost_shares.items())
-    ]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from styletune.errors import DataError
@@ -113,3 +114,20 @@ def data_error(where: str, errors: Sequence[Finding]) -> DataError:
     first, *others = errors
     lines = [finding_line(first), *(f"{finding_line(e)}\n  fix: {e.fix}" for e in others)]
     return DataError("\n".join(lines), where=where, fix=first.fix)
+
+
+def printable(name: str) -> str:
+    """A name as valid text: bytes that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def shorten(names: Sequence[str], most: int = 5) -> str:
+    """``"a.png, b.png and 3 more"``: the first few names."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def bad_archive(path: Path, what: str, members: list[str], fix: str) -> Finding:
+    """The finding about an archive or table that is not opened."""
+    listed = f": {shorten([printable(m) for m in members])}" if members else ""
+    return finding("bad-archive", (path.name,), f"{what}{listed}", fix)

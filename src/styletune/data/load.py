@@ -2,87 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from styletune.data.check import Checked, check_data, refuse
-from styletune.data.findings import Finding
-from styletune.data.inspection.duplicates import ImageGroup
+from styletune.data.check import check_data, refuse
+from styletune.data.checked import Checked, Expected, LoadedData
 from styletune.data.inspection.store import FactsStore
-from styletune.data.masks import mask_hash, read_mask
-from styletune.data.pixels.buckets import CropPlan
-from styletune.data.pixels.crop import Crop, square_pixels
-from styletune.data.pixels.decode import decode_with_alpha
-from styletune.data.pixels.fingerprint import data_fingerprint, pixel_hash
+from styletune.data.pixels.fingerprint import data_fingerprint
+from styletune.data.read import read_row
 from styletune.data.rows import Row
-from styletune.data.sources.item_bytes import read_item
 from styletune.data.sources.items import RIGHTS_COLUMNS, Item
 from styletune.errors import DataError
 from styletune.recipe.data_sections import DataSection
 
 if TYPE_CHECKING:
     import datasets
-    from PIL import Image
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedData:
-    """A data set that can be trained on.
-
-    ``rows`` are the images by source, within a source by file name; training goes through them in
-    this order. ``flip``: every training image is also used mirrored. ``fingerprint``: SHA-256
-    (hex) of pixels, captions and split. ``note`` says why facts are not kept between runs, "" if
-    they are.
-    """
-
-    rows: tuple[Row, ...]
-    checked: Checked
-    flip: bool
-    fingerprint: str
-    note: str
-
-    @property
-    def resolutions(self) -> tuple[int, ...]:
-        """In pixels, the main one first."""
-        return self.checked.resolutions
-
-    @property
-    def plans(self) -> Mapping[str, tuple[CropPlan, ...]]:
-        """By file name, one crop for each resolution."""
-        return self.checked.plans
-
-    @property
-    def warnings(self) -> tuple[Finding, ...]:
-        """The warnings of the check."""
-        return self.checked.warnings
-
-    @property
-    def groups(self) -> list[ImageGroup]:
-        """Copies and variants of one picture."""
-        return [group for group in self.checked.groups if group.kind != "motif"]
-
-    @property
-    def trigger(self) -> str:
-        """The word for the look; "" if there is none, or the sources have different ones."""
-        cards = self.checked.cards.values()
-        triggers = {card.trigger.strip() for card in cards if card.trigger}
-        return triggers.pop() if len(triggers) == 1 else ""
 
 
 def load_data(
     section: DataSection,
     folder: Path,
+    expected: Expected,
     *,
-    resolution: int,
     store: FactsStore,
-    count_tokens: Callable[[str], int] | None = None,
-    new_tokens: Collection[str] = (),
-    min_holdout: int = 0,
     show_progress: bool = False,
 ) -> LoadedData:
     """Check a set and refuse it if anything in it is an error. Arguments as ``check_data``.
@@ -92,16 +37,7 @@ def load_data(
         RecipeError: a card is not valid.
         DataError: everything that ``check_data`` calls an error, in the same words.
     """
-    checked = check_data(
-        section,
-        folder,
-        resolution=resolution,
-        store=store,
-        count_tokens=count_tokens,
-        new_tokens=new_tokens,
-        min_holdout=min_holdout,
-        show_progress=show_progress,
-    )
+    checked = check_data(section, folder, expected, store=store, show_progress=show_progress)
     refuse(checked)
     rows = tuple(_row(item, checked) for item in checked.items if item.file_name in checked.facts)
     # Training lasts, and needs the pictures themselves no more.
@@ -144,59 +80,6 @@ def _fingerprint(rows: Sequence[Row]) -> str:
     return data_fingerprint(
         {"pixel_hash": content(row), "text": row.text, "split": row.split} for row in rows
     )
-
-
-def order_hash(data: LoadedData) -> str:
-    """SHA-256 (hex) of the order of the rows.
-
-    The fingerprint does not depend on names; when an image is used, and with what noise, does.
-    """
-    order = [[row.pixel_hash, row.text, row.mask_hash] for row in data.rows]
-    return hashlib.sha256(json.dumps(order).encode()).hexdigest()
-
-
-def train_rows(data: LoadedData) -> list[Row]:
-    """The images to train on, in order."""
-    return [row for row in data.rows if row.split == "train"]
-
-
-def holdout_rows(data: LoadedData) -> list[Row]:
-    """The images kept for scoring, in order; none if ``holdout`` was 0."""
-    return [row for row in data.rows if row.split == "holdout"]
-
-
-def read_row(row: Row) -> tuple[Image.Image, Image.Image | None]:
-    """Decode one image again, upright, with its mask (mode ``L``) if it has one.
-
-    Raises:
-        DataError: it cannot be decoded, or is no longer what was loaded.
-    """
-    image, alpha = decode_with_alpha(
-        read_item(row.path, row.member), name=row.file_name, background=row.background or None
-    )
-    mask = alpha if row.mask_hash else None
-    if row.mask_path:
-        mask = read_mask(Path(row.mask_path), image.size, name=row.file_name)
-    for part, actual, expected in (
-        ("image", pixel_hash(image), row.pixel_hash),
-        ("mask", mask_hash(mask) if mask else "", row.mask_hash),
-    ):
-        if actual != expected:
-            raise DataError(
-                f"the {part} changed after the data set was loaded",
-                where=row.file_name,
-                fix="start the run again",
-            )
-    return image, mask
-
-
-def read_square(row: Row, resolution: int) -> Crop:
-    """Decode one image to its central square without a mask, for references and previews.
-
-    Raises:
-        DataError: as ``read_row``.
-    """
-    return square_pixels(read_row(row)[0], resolution)
 
 
 def as_dataset(data: LoadedData) -> datasets.Dataset:

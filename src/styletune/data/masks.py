@@ -1,40 +1,22 @@
-"""Where the loss counts: a gray image of the same size, or the image's own alpha.
-
-White (255) counts fully, black not at all.
-"""
+"""The masks of a set: gray images of the same names, or the images' own alpha; each read once."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from PIL import Image
-
 from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.pixels.buckets import CropPlan
-from styletune.data.pixels.crop import crop_mask
-from styletune.data.pixels.decode import decode_image, decode_with_alpha
+from styletune.data.pixels.decode import decode_with_alpha
+from styletune.data.pixels.mask import Masks, check_mask, mask_hash, read_mask
 from styletune.data.sources.files import find_files
 from styletune.data.sources.item_bytes import read_item
 from styletune.data.sources.items import Item
 from styletune.errors import DataError, NotFound
 
 MASKS_AT_ONCE = 2  # a 100-megapixel original takes a gigabyte while it is decoded
-# JPEG and color profiles move equal channels apart by this much.
-MAX_TINT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Masks:
-    """Of a set, by the image's file name: mask files, and the hashes of all masks."""
-
-    files: Mapping[str, Path] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def set_masks(
@@ -149,50 +131,3 @@ def find_masks(
 
 def _stem(name: str) -> str:
     return Path(name).with_suffix("").as_posix()
-
-
-def read_mask(file: Path, size: tuple[int, int], *, name: str) -> Image.Image:
-    """Decode a mask to upright gray (mode ``L``).
-
-    Args:
-        file: any image that can be read; gray, without transparency.
-        size: (width, height) of the upright image it belongs to.
-        name: of that image, for errors.
-
-    Raises:
-        DataError: it cannot be read, is colored, or has another size.
-    """
-    label = f"{name}, mask {file.name}"
-    image = decode_image(file, name=label, background=None)
-    if image.size != size:
-        raise DataError(
-            f"the mask is {image.width}×{image.height} and the image {size[0]}×{size[1]} pixels",
-            where=label,
-            fix="export the mask at the size of its image",
-        )
-    channels = np.asarray(image).astype(np.int16)
-    tint = int((channels.max(-1) - channels.min(-1)).max())
-    if tint > MAX_TINT:
-        raise DataError(
-            "the mask is colored, so what counts is unclear", where=label, fix="save it as gray"
-        )
-    return image.getchannel("G")
-
-
-def check_mask(mask: Image.Image, plans: Sequence[CropPlan], *, name: str) -> None:
-    """Raise DataError if one of the crops contains nothing of a mask."""
-    for plan in plans:
-        if not crop_mask(mask, plan, flip=False).any():
-            part = "mask" if mask.getextrema() == (0, 0) else "crop of the mask"
-            raise DataError(
-                f"the whole {part} is black, so nothing of the image would be learned",
-                where=name,
-                fix="paint what counts white, or remove the image from the folder",
-            )
-
-
-def mask_hash(mask: Image.Image) -> str:
-    """SHA-256 (hex) of a mask's size and values."""
-    digest = hashlib.sha256(f"{mask.width}x{mask.height} L\n".encode())
-    digest.update(mask.tobytes())
-    return digest.hexdigest()

@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
 
 from styletune.data.findings import Finding, Severity, agree, count_images, finding
 from styletune.data.inspection.opt_out import PERMITTING, prohibits_training
 from styletune.data.licenses import RESTRICTIONS, current_id, license_problem, restrictions
 from styletune.data.sources.items import RIGHTS_COLUMNS, Item
+from styletune.runs.documents import DeclaredRights, OptOutOverride, RightsSummary
 
 _DECLARE = "declare them in dataset.toml, or as metadata columns for single images"
 _ASK = "ask the holders for a suitable license, or remove these images"
@@ -154,8 +154,8 @@ def rights_summary(
     opt_outs: Mapping[str, str],
     override: str | None,
     lowered: Sequence[Finding] = (),
-) -> dict[str, Any]:
-    """The images' rights as they travel with the adapter, ready for JSON.
+) -> RightsSummary:
+    """The images' rights as they travel with the adapter.
 
     No file names and no captions: they may reveal more than the holders want.
 
@@ -164,26 +164,20 @@ def rights_summary(
         opt_outs: as in ``rights_findings``.
         override: as in ``rights_findings``.
         lowered: findings that are errors by default and were lowered by the recipe.
-
-    Returns:
-        ``images``, their number; ``declared``, one mapping of ``license``, ``holder``,
-        ``consent``, ``source`` ("" if undeclared) and ``images`` for every combination, most
-        images first; ``opt_out``, None or ``{override, terms}`` with the number of images of each
-        prohibiting term; ``lowered``, the number of files by code.
     """
     combinations = Counter(item.rights for item in items)
-    declared = [{**asdict(rights), "images": n} for rights, n in combinations.items()]
-    declared.sort(key=lambda entry: (-entry["images"], *(entry[c] for c in RIGHTS_COLUMNS)))
+    declared = [DeclaredRights(**asdict(rights), images=n) for rights, n in combinations.items()]
+    declared.sort(key=lambda entry: (-entry.images, *(getattr(entry, c) for c in RIGHTS_COLUMNS)))
     terms = Counter(term for term in opt_outs.values() if prohibits_training(term))
     files = {
         code: {n for f in lowered if f.code == code for n in f.files}
         for code in sorted({f.code for f in lowered})
     }
-    return {
-        "images": len(items),
-        "declared": declared,
-        "opt_out": {"override": override or "", "terms": dict(sorted(terms.items()))}
+    return RightsSummary(
+        images=len(items),
+        declared=tuple(declared),
+        opt_out=OptOutOverride(override=override or "", terms=dict(sorted(terms.items())))
         if terms
         else None,
-        "lowered": {code: len(names) for code, names in files.items()},
-    }
+        lowered={code: len(names) for code, names in files.items()},
+    )

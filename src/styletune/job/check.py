@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from styletune.data.captions.tokens import clip_tokens
-from styletune.data.check import Checked, check_data
-from styletune.data.inspection.store import close_store, default_store_path, open_facts
-from styletune.data.load import LoadedData
+from styletune.data.captions.tokens import CLIP_TOKENS
+from styletune.data.check import check_data
+from styletune.data.checked import Checked, Expected, LoadedData
+from styletune.data.inspection.store import kept_facts
+from styletune.data.load import load_data
+from styletune.job.base import expected_data, find_planned_base
 from styletune.recipe import LoadedRecipe
 from styletune.recipe.data_sections import DataSection
-from styletune.scoring.suite import MIN_REFERENCES
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,7 @@ def check_section(section: DataSection, *, resolution: int, show_progress: bool)
     Raises:
         NotFound, DataError, RecipeError: as ``check_data``.
     """
-    return _check(
-        section, Path.cwd(), resolution, count_tokens=clip_tokens, show_progress=show_progress
-    )
+    return _check(section, Path.cwd(), Expected(resolution, CLIP_TOKENS), show_progress)
 
 
 def check_recipe(loaded: LoadedRecipe, *, show_progress: bool) -> CheckRun:
@@ -44,54 +42,26 @@ def check_recipe(loaded: LoadedRecipe, *, show_progress: bool) -> CheckRun:
     Raises:
         NotFound, DataError, RecipeError: as ``check_data``.
     """
-    from styletune.job.prepare import find_planned_base, token_counter
-
     recipe = loaded.recipe
-    base, missing = find_planned_base(loaded)
-    return _check(
-        recipe.data,
-        loaded.file.parent,
-        recipe.data.resolution or base.resolution,
-        count_tokens=clip_tokens if missing else token_counter(base),
-        new_tokens=recipe.adapter.new_tokens,
-        min_holdout=MIN_REFERENCES if recipe.score else 0,
-        show_progress=show_progress,
-    )
+    expected = expected_data(recipe, *find_planned_base(loaded))
+    return _check(recipe.data, loaded.file.parent, expected, show_progress)
+
+
+def _check(section: DataSection, folder: Path, expected: Expected, show_progress: bool) -> CheckRun:
+    with kept_facts() as store:
+        checked = check_data(section, folder, expected, store=store, show_progress=show_progress)
+    name = ", ".join(source.name for source in checked.sources)
+    return CheckRun(name, checked, store.hits, store.note)
 
 
 def load_recipe_data(loaded: LoadedRecipe, *, show_progress: bool) -> LoadedData:
     """The data of a recipe as training would load it. Raises as ``load_data``."""
-    from styletune.job.prepare import find_planned_base, load_job_data, token_counter
-
-    base, missing = find_planned_base(loaded)
-    count_tokens = clip_tokens if missing else token_counter(base)
-    resolution = loaded.recipe.data.resolution or base.resolution
-    return load_job_data(loaded, resolution, count_tokens, show_progress)
-
-
-def _check(
-    section: DataSection,
-    folder: Path,
-    resolution: int,
-    *,
-    count_tokens: Callable[[str], int],
-    new_tokens: Collection[str] = (),
-    min_holdout: int = 0,
-    show_progress: bool,
-) -> CheckRun:
-    store = open_facts(default_store_path())
-    try:
-        checked = check_data(
-            section,
-            folder,
-            resolution=resolution,
+    expected = expected_data(loaded.recipe, *find_planned_base(loaded))
+    with kept_facts() as store:
+        return load_data(
+            loaded.recipe.data,
+            loaded.file.parent,
+            expected,
             store=store,
-            count_tokens=count_tokens,
-            new_tokens=new_tokens,
-            min_holdout=min_holdout,
             show_progress=show_progress,
         )
-    finally:
-        close_store(store)
-    name = ", ".join(source.name for source in checked.sources)
-    return CheckRun(name, checked, store.hits, store.note)

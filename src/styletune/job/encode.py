@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from styletune.data.entries import entries, read_entry
+from styletune.data.entries import entries
 from styletune.data.pixels.buckets import plan_crop
+from styletune.data.read import read_entry
 from styletune.data.rows import Entry, Row
 from styletune.job.facts import origin_facts
 from styletune.job.job import Job
 from styletune.planning.workload import DRAWN_AT_ONCE
 from styletune.recipe.data_sections import DataSection
+from styletune.recipe.training_sections import DreamboothSection
+from styletune.sampling.shots import TextShot
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -57,8 +61,12 @@ def encode(job: Job, pipe: DiffusionPipeline, device: str, draws: bool) -> Encod
     if job.recipe.dreambooth.prior == "images":
         square = (job.resolution, job.resolution)
         plan = plan_crop(*square, square)
-        rows = _class_rows(job, pipe, device, draws)
-        squares = [Entry(row, job.resolution, plan, flip=False) for row in rows]
+        section, folder = job.recipe.dreambooth, job.run.class_images_dir
+        shots = class_shots(section, folder, job.resolution)
+        if draws:
+            origin = origin_facts(job.base, job.identity.training_hash)
+            _draw(pipe, shots, origin, device)
+        squares = [Entry(_class_row(s), job.resolution, plan, flip=False) for s in shots]
         class_images = encoded(squares, one_caption, "cache class")
     images = encoded(entries(job.data), data, "cache")
     held = entries(job.data, "holdout") if job.recipe.train.validation_every else []
@@ -115,43 +123,47 @@ def _encode_images(
     )
 
 
-def _class_rows(job: Job, pipe: DiffusionPipeline, device: str, draws: bool) -> list[Row]:
-    """Images of the class by the bare base model, generated once, by the first process."""
+def class_shots(section: DreamboothSection, folder: Path, side: int) -> list[TextShot]:
+    """The images of the class, ``side`` pixels wide and high."""
+    from styletune.sampling.shots import square_shot
+
+    return [
+        square_shot(section.class_prompt or "", seed, folder / f"{seed:05d}.png", side)
+        for seed in range(section.num_class_images)
+    ]
+
+
+def _draw(
+    pipe: DiffusionPipeline, shots: Sequence[TextShot], origin: dict[str, object], device: str
+) -> None:
+    """Images of the class by the bare base model; those that are there stay."""
+    from styletune.models.placement import placed
+    from styletune.sampling.images import generate_images
+    from styletune.sampling.shots import Sampler
+
+    with placed(pipe.unet, device):
+        generate_images(
+            pipe,
+            shots,
+            Sampler(CLASS_STEPS, CLASS_GUIDANCE),
+            origin,
+            batch_size=DRAWN_AT_ONCE,
+            title="class images",
+        )
+
+
+def _class_row(shot: TextShot) -> Row:
     from PIL import Image
 
     from styletune.data.pixels.fingerprint import pixel_hash
-    from styletune.models.placement import placed
-    from styletune.sampling.images import generate_images
-    from styletune.sampling.shots import Sampler, square_shot
 
-    section, side = job.recipe.dreambooth, job.resolution
-    prompt = section.class_prompt or ""
-    shots = [
-        square_shot(prompt, seed, job.run.class_images_dir / f"{seed:05d}.png", side)
-        for seed in range(section.num_class_images)
-    ]
-    if draws:
-        with placed(pipe.unet, device):
-            generate_images(
-                pipe,
-                shots,
-                Sampler(CLASS_STEPS, CLASS_GUIDANCE),
-                origin_facts(job),
-                batch_size=DRAWN_AT_ONCE,
-                title="class images",
-            )
-    rows = []
-    for shot in shots:
-        with Image.open(shot.file) as image:
-            pixels = pixel_hash(image.convert("RGB"))
-        rows.append(
-            Row(
-                file_name=shot.file.name,
-                path=str(shot.file),
-                text=prompt,
-                width=side,
-                height=side,
-                pixel_hash=pixels,
-            )
-        )
-    return rows
+    with Image.open(shot.file) as image:
+        pixels = pixel_hash(image.convert("RGB"))
+    return Row(
+        file_name=shot.file.name,
+        path=str(shot.file),
+        text=shot.prompt,
+        width=shot.width,
+        height=shot.height,
+        pixel_hash=pixels,
+    )

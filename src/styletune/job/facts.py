@@ -10,51 +10,56 @@ from typing import TYPE_CHECKING
 import tomli_w
 
 from styletune import __version__
-from styletune.data.load import LoadedData, holdout_rows, order_hash, train_rows
+from styletune.data.checked import LoadedData, holdout_rows, order_hash, train_rows
 from styletune.data.rights import rights_summary
-from styletune.files import make_dir, write_text
+from styletune.files import file_sha256, make_dir, write_text
+from styletune.models.base import BaseFiles
 from styletune.models.names import public_base
 from styletune.places import device_name
-from styletune.recipe import Recipe, recipe_hash
+from styletune.recipe import LoadedRecipe, Recipe, recipe_hash
+from styletune.runs import Run
 from styletune.runs.documents import (
     BaseFacts,
     DataFacts,
     DataWarning,
-    RightsSummary,
     RunFacts,
     write_facts,
 )
+from styletune.runs.summary import ScoreInputs
+from styletune.scoring.suite import Suite
 
 if TYPE_CHECKING:
-    from styletune.job.job import Job
+    from pydantic import BaseModel
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "numpy")
 
 
-def begin_run(job: Job) -> None:
+def begin_run(
+    run: Run, loaded: LoadedRecipe, training_hash: str, base: BaseFacts, data: LoadedData
+) -> None:
     """Write the facts and the resolved recipe, the first files of a run folder; once.
 
     Raises:
         OutputError: they cannot be written.
     """
-    run = job.run
     if run.facts_file.is_file() and run.recipe_file.is_file():
         return
+    recipe = loaded.recipe
     make_dir(run.dir)
     facts = RunFacts(
-        recipe=job.loaded.name,
-        recipe_hash=recipe_hash(job.recipe),
-        training_hash=job.identity.training_hash,
-        seed=job.recipe.train.seed,
-        base=BaseFacts(model=job.base.model, hash=job.base.hash, resolution=job.resolution),
-        data=data_facts(job.data, job.recipe.data.opt_out_override),
+        recipe=loaded.name,
+        recipe_hash=recipe_hash(recipe),
+        training_hash=training_hash,
+        seed=recipe.train.seed,
+        base=base,
+        data=data_facts(data, recipe.data.opt_out_override),
         versions=_versions(),
         platform=platform.platform(),
         device=device_name(),
     )
     # The facts come first: a folder that has them is a run, whatever is missing from it.
     write_facts(run, facts)
-    write_text(run.recipe_file, recipe_text(job.recipe))
+    write_text(run.recipe_file, recipe_text(recipe))
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -78,7 +83,7 @@ def data_facts(data: LoadedData, opt_out_override: str | None) -> DataFacts:
         holdout=tuple(row.file_name for row in holdout_rows(data)),
         trigger=data.trigger,
         palette=tuple(checked.palette.declared),
-        rights=RightsSummary.model_validate(rights),
+        rights=rights,
         warnings=tuple(DataWarning(**asdict(warning)) for warning in checked.warnings),
     )
 
@@ -88,11 +93,54 @@ def _versions() -> dict[str, str]:
     return {"styletune": __version__, "python": platform.python_version(), **libraries}
 
 
-def origin_facts(job: Job) -> dict[str, object]:
+def origin_facts(base: BaseFiles, training_hash: str) -> dict[str, object]:
     """What every generated image says about its origin."""
     return {
-        "base_model": public_base(job.base.model),
-        "base_hash": job.base.hash,
-        "training_hash": job.identity.training_hash,
+        "base_model": public_base(base.model),
+        "base_hash": base.hash,
+        "training_hash": training_hash,
         "styletune": __version__,
     }
+
+
+def score_inputs(run: Run, suite: Suite, base_hash: str, data: LoadedData) -> ScoreInputs:
+    """Everything that a score depends on; another value of it makes a summary stale."""
+    return ScoreInputs(
+        suite=suite.model_dump(mode="json"),
+        base=base_hash,
+        data=data.fingerprint,
+        trigger=data.trigger,
+        palette=tuple(data.checked.palette.declared),
+        adapters={
+            str(step): file_sha256(run.adapter_file(step)) for step in run.checkpoint_steps()
+        },
+        styletune=__version__,
+    )
+
+
+def public_recipe(recipe: Recipe) -> str:
+    """The recipe as others may see it: folders are reduced to their names."""
+
+    def public(place: str | None) -> str | None:
+        return public_base(place.removeprefix("local-dir:")) if place else None
+
+    data, sources = recipe.data, recipe.data.sources
+    updates: dict[str, BaseModel | None] = {
+        "data": data.model_copy(
+            update={
+                "path": public(data.path),
+                "mask_path": public(data.mask_path),
+                "encoder": public(data.encoder),
+                "sources": tuple(s.model_copy(update={"path": public(s.path)}) for s in sources),
+            }
+        ),
+        "base": recipe.base.model_copy(
+            update={"model": public(recipe.base.model), "vae": public(recipe.base.vae)}
+        ),
+        "adapter": recipe.adapter.model_copy(
+            update={"start_from": public(recipe.adapter.start_from)}
+        ),
+    }
+    if recipe.score:
+        updates["score"] = recipe.score.model_copy(update={"suite": public(recipe.score.suite)})
+    return recipe_text(recipe.model_copy(update=updates))

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 from styletune import __version__
 from styletune.errors import Conflict, NotFound
-from styletune.job.prepare import short_hash
 from styletune.places import device_name
 from styletune.sampling.prompts import prompt_with_trigger
+from styletune.training.identity import short_hash
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from styletune.models.base_files import BaseFiles
+    from styletune.models.base import BaseFiles
     from styletune.registry.manifest import Manifest
     from styletune.registry.pull import Pulled
     from styletune.sampling.shots import Sampler
@@ -127,7 +127,7 @@ def _find_trained_base(manifest: Manifest, base_model: str | None, vae: str | No
         NotFound: it is not on this machine.
         Conflict: the one here has other weights.
     """
-    from styletune.models.load import find_base
+    from styletune.models.base_files import find_base
 
     trained_on = manifest.base
     try:

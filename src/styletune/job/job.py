@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from styletune.data.load import LoadedData
+from styletune.data.checked import LoadedData
 from styletune.errors import NotFound
+from styletune.models.base import BaseFiles
 from styletune.planning.workload import Workload
 from styletune.recipe import LoadedRecipe, Recipe
 from styletune.recipe.training_sections import PredictionType
 from styletune.runs import Run
 from styletune.scoring.suite import Suite
 from styletune.training.identity import Identity
-
-if TYPE_CHECKING:
-    from styletune.models.load import BaseFiles
 
 
 @dataclass(frozen=True, slots=True)

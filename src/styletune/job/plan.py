@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from styletune.data.checked import LoadedData, holdout_rows, train_rows
 from styletune.data.entries import bucket_report, entries
 from styletune.data.findings import Finding
-from styletune.data.load import LoadedData, holdout_rows, train_rows
 from styletune.data.rows import Entry
 from styletune.errors import NotFound
 from styletune.job.job import Job
+from styletune.models.base import BaseFiles
 from styletune.models.families import DEFAULT_FAMILY
 from styletune.planning.preflight import configs_of, preflight
 from styletune.recipe import Recipe, recipe_hash
@@ -20,10 +21,7 @@ from styletune.runs import Run
 from styletune.runs.answers import (
     Plan,
     PlanBase,
-    PlanBucket,
-    PlanCompute,
     PlanData,
-    PlanMemory,
     PlanProblem,
     PlanScoring,
     PlanTraining,
@@ -35,13 +33,13 @@ if TYPE_CHECKING:
     from styletune.planning.gpus import Gpu
 
 
-def _reaches_pure_noise(job: Job) -> bool:
+def _reaches_pure_noise(train: TrainSection, base: BaseFiles | None) -> bool:
     """Whether the last step has no signal, by the recipe or by the base's own schedule."""
-    if job.recipe.train.zero_terminal_snr or job.missing_base is not None:
-        return job.recipe.train.zero_terminal_snr
+    if train.zero_terminal_snr or base is None:
+        return train.zero_terminal_snr
     from styletune.models.load import scheduler_config
 
-    return bool(scheduler_config(job.base).get("rescale_betas_zero_snr"))
+    return bool(scheduler_config(base).get("rescale_betas_zero_snr"))
 
 
 def plan(job: Job, gpu: Gpu | None) -> Plan:
@@ -56,8 +54,9 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     from styletune.planning.memory import trained_names
     from styletune.training.groups import block_factors
 
-    configs = configs_of(None if job.missing_base else job.base)
-    needs, misfits = preflight(job.workload, configs, gpu)
+    base = None if job.missing_base else job.base
+    configs = configs_of(base)
+    needs = preflight(job.workload, configs, gpu)
     block_factors(recipe.adapter.block_learning_rates, trained_names(job.workload.step, configs))
     sees = entries(data)
     steps = train.checkpoint_steps
@@ -65,16 +64,16 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     problems = [
         *_data_problems(data.warnings),
         *_missing_base(job.missing_base),
-        *_objective_problems(train, _reaches_pure_noise(job)),
-        *(PlanProblem.model_validate(misfit) for misfit in misfits),
+        *_objective_problems(train, _reaches_pure_noise(train, base)),
+        *([needs.problem] if needs.problem else []),
     ]
     return Plan(
         recipe=recipe.model_dump(mode="json"),
         recipe_hash=recipe_hash(recipe),
         base=PlanBase(model=job.base.model, hash=job.base.hash),
         problems=tuple(problems),
-        memory=PlanMemory.model_validate(needs["memory"]),
-        compute=PlanCompute.model_validate(needs["compute"]),
+        memory=needs.memory,
+        compute=needs.compute,
         data=_data(data, sees, job.resolution),
         train=_training(recipe, sees, steps, max(job.run.checkpoint_steps(), default=0)),
         score=PlanScoring(images=columns * len(sample_names(suite))) if suite else None,
@@ -123,7 +122,7 @@ def _data(data: LoadedData, sees: list[Entry], resolution: int) -> PlanData:
         train=train,
         holdout=holdout,
         groups=len(data.groups),
-        buckets=tuple(PlanBucket.model_validate(bucket) for bucket in bucket_report(sees)),
+        buckets=bucket_report(sees),
         resolution=resolution,
         fingerprint=data.fingerprint,
         trigger=data.trigger,

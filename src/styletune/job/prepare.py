@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from styletune.data.checked import LoadedData, holdout_rows, order_hash
 from styletune.data.entries import entries
-from styletune.data.inspection.store import close_store, default_store_path, open_facts
-from styletune.data.load import LoadedData, holdout_rows, load_data, order_hash
+from styletune.data.inspection.store import kept_facts
+from styletune.data.load import load_data
 from styletune.errors import BadInput, NotFound
 from styletune.files import file_sha256
+from styletune.job.base import expected_data, find_planned_base, token_counter
 from styletune.job.job import Job
 from styletune.job.refusals import (
     check_new_tokens,
@@ -19,17 +19,16 @@ from styletune.job.refusals import (
     check_run_folder,
     check_text_lengths,
 )
-from styletune.models.families import DEFAULT_FAMILY
 from styletune.planning.workload import Step, Workload, side_key
 from styletune.recipe import LoadedRecipe, Recipe, training_hash
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.runs import Run
 from styletune.sampling.prompts import prompt_with_trigger
-from styletune.scoring.suite import MIN_REFERENCES, Suite, load_suite
-from styletune.training.identity import Identity
+from styletune.scoring.suite import Suite, load_suite
+from styletune.training.identity import Identity, hash_of, short_hash
 
 if TYPE_CHECKING:
-    from styletune.models.load import BaseFiles
+    from styletune.models.base import BaseFiles
 
 # Encoded images and captions, shared by all runs; a name that no recipe can have.
 CACHE_FOLDER = ".cache"
@@ -58,9 +57,11 @@ def prepare(
     base, missing = find_planned_base(loaded)
     if missing is not None and not planning:
         raise missing
-    resolution = recipe.data.resolution or base.resolution
-    tokens = None if missing else token_counter(base)
-    data = load_job_data(loaded, resolution, tokens, show_progress)
+    expected = expected_data(recipe, base, missing)
+    with kept_facts() as store:
+        data = load_data(
+            recipe.data, loaded.file.parent, expected, store=store, show_progress=show_progress
+        )
     identity = _identity(recipe, start_from, data, base)
     # The folder is named by what decides the result, so a changed recipe or image starts a new run.
     run_id = short_hash(
@@ -76,11 +77,11 @@ def prepare(
     if missing is None:
         check_run_folder(run, identity, recipe)
     prediction_type = _prediction_type(recipe.train, None if missing else base)
-    if tokens is not None:
+    if missing is None:
         check_objective(recipe.train, recipe.dreambooth, prediction_type, base)
         check_new_tokens(recipe.adapter.new_tokens, base.tokenizers)
         texts = _texts(recipe, suite, data.trigger)
-        check_text_lengths(texts, tokens, base.family.max_tokens, where=str(loaded.file))
+        check_text_lengths(texts, token_counter(base), where=str(loaded.file))
     if suite and recipe.score:
         from styletune.encoders.find import find_clip
 
@@ -91,7 +92,7 @@ def prepare(
         data,
         suite,
         run,
-        resolution,
+        expected.resolution,
         cache_dir=runs_dir / CACHE_FOLDER,
         start_from=start_from,
         identity=identity,
@@ -116,36 +117,12 @@ def _start_from(loaded: LoadedRecipe) -> Path | None:
     return file
 
 
-def load_job_data(
-    loaded: LoadedRecipe,
-    resolution: int,
-    tokens: Callable[[str], int] | None,
-    show_progress: bool,
-) -> LoadedData:
-    """The recipe's images, checked. Raises as ``load_data``."""
-    recipe, folder = loaded.recipe, loaded.file.parent
-    store = open_facts(default_store_path())
-    try:
-        return load_data(
-            recipe.data,
-            folder,
-            resolution=resolution,
-            store=store,
-            count_tokens=tokens,
-            new_tokens=recipe.adapter.new_tokens,
-            min_holdout=MIN_REFERENCES if recipe.score else 0,
-            show_progress=show_progress,
-        )
-    finally:
-        close_store(store)
-
-
 def _identity(
     recipe: Recipe, start_from: Path | None, data: LoadedData, base: BaseFiles
 ) -> Identity:
     """Hashes of all that decides the adapter, taken once: a file may change during a run."""
     own = training_hash(recipe)
-    with_start = own if start_from is None else _sha256(own, file_sha256(start_from))
+    with_start = own if start_from is None else hash_of(own, file_sha256(start_from))
     return Identity(with_start, data.fingerprint, order_hash(data), base.hash)
 
 
@@ -184,54 +161,3 @@ def _texts(recipe: Recipe, suite: Suite | None, trigger: str) -> dict[str, str]:
         texts |= {f"suite prompt {i + 1}": p for i, p in enumerate(prompts)}
         texts["suite negative_prompt"] = suite.sampler.negative_prompt
     return texts
-
-
-def token_counter(base: BaseFiles) -> Callable[[str], int]:
-    """The number of tokens that the base's CLIP makes of a text, start and end included."""
-    from transformers import CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(base.tokenizers[0])
-    return lambda text: len(tokenizer(text).input_ids)
-
-
-def find_planned_base(loaded: LoadedRecipe) -> tuple[BaseFiles, NotFound | None]:
-    """The recipe's base; for a Hub model that is not here, the default family's shapes and why.
-
-    Raises:
-        BadInput, NotFound: the base cannot be used, or a local one is not there.
-    """
-    from styletune.models.load import find_base
-
-    section = loaded.recipe.base
-    try:
-        return find_base(section.model, section.revision, loaded.file.parent, section.vae), None
-    except NotFound as error:
-        if section.model.count("/") != 1 or section.model[0] in "./~":
-            raise
-        return _unseen_base(loaded.recipe), error
-
-
-def _unseen_base(recipe: Recipe) -> BaseFiles:
-    """What a plan assumes of a model that is not on this machine."""
-    from styletune.models.load import BaseFiles
-
-    nowhere = Path()
-    return BaseFiles(
-        family=DEFAULT_FAMILY,
-        model=recipe.base.model,
-        folder=nowhere,
-        revision=recipe.base.revision,
-        hash="",
-        resolution=DEFAULT_FAMILY.resolution_px,
-        variant=None,
-        tokenizers=(nowhere,) * len(DEFAULT_FAMILY.tokenizers),
-    )
-
-
-def _sha256(*parts: str) -> str:
-    return hashlib.sha256("|".join(parts).encode()).hexdigest()
-
-
-def short_hash(*parts: str) -> str:
-    """Ten hex digits that stand for all parts."""
-    return _sha256(*parts)[:10]

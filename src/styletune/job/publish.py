@@ -12,23 +12,22 @@ from styletune.data.findings import finding_line
 from styletune.data.licenses import license_problem
 from styletune.data.rights import LICENSE_FIX, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
-from styletune.job.facts import data_facts, recipe_text
+from styletune.job.facts import data_facts, public_recipe, score_inputs
 from styletune.job.job import Job
-from styletune.job.score import refuse_unless_passed, score_inputs
+from styletune.models.base import BaseFiles
 from styletune.models.names import base_words, public_base
-from styletune.recipe import PublishSection, Recipe, recipe_hash
-from styletune.runs.documents import RightsSummary, read_facts
-from styletune.runs.summary import Summary, read_summary
+from styletune.recipe import LoadedRecipe, PublishSection, recipe_hash
+from styletune.runs.documents import read_facts
+from styletune.runs.summary import Summary, read_summary, refuse_unless_passed
 from styletune.scoring.suite import Suite, sample_names, suite_hash
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pydantic import BaseModel
     from torch import Tensor
 
     from styletune.adapters.file import AdapterSpec
-    from styletune.data.check import Checked
+    from styletune.data.checked import Checked
     from styletune.models.family import Family
     from styletune.registry.release import Preview, Release
     from styletune.registry.versions import Published
@@ -36,23 +35,31 @@ if TYPE_CHECKING:
 MAX_PREVIEWS = 8
 
 
-def check_publishable(job: Job, registry: str) -> None:
+def check_publishable(
+    loaded: LoadedRecipe, checked: Checked, registry: str, *, finished: bool
+) -> None:
     """Refuse before training what could not be published after it.
+
+    Args:
+        loaded: the recipe.
+        checked: its images.
+        registry: folder or bucket URL.
+        finished: the run has been trained already.
 
     Raises:
         BadInput: the recipe has no [publish] or no [score].
+        CheckFailed: an image lacks rights, or its license allows no adaptations.
         Conflict: that version is published already, and this run is not finished.
     """
-    section = job.recipe.publish
-    for name, value in (("publish", section), ("score", job.recipe.score)):
+    section = loaded.recipe.publish
+    for name, value in (("publish", section), ("score", loaded.recipe.score)):
         if value is None:
-            raise BadInput(f"the recipe has no [{name}]", where=str(job.loaded.file), fix="add one")
+            raise BadInput(f"the recipe has no [{name}]", where=str(loaded.file), fix="add one")
     assert section is not None
-    _require_rights(section, job.data.checked)
+    _require_rights(section, checked)
     from styletune.registry.store import open_store
     from styletune.registry.versions import list_versions
 
-    finished = max(job.run.checkpoint_steps(), default=0) >= job.recipe.train.steps
     try:
         store = open_store(registry, create=False)
     except NotFound:
@@ -90,13 +97,12 @@ def publish(job: Job, registry: str, who: str) -> Published:
         CheckFailed: it did not pass its gates.
         Conflict: that version exists.
     """
-    section, run = job.recipe.publish, job.run
-    if section is None:
-        raise BadInput("the recipe has no [publish]", where=str(job.loaded.file), fix="add one")
+    section, run = _publish_section(job.loaded), job.run
     if not run.summary_file.is_file():
         raise NotFound("not scored yet", where=str(run.dir), fix="styletune score first")
     summary = read_summary(run)
-    if job.suite is None or summary.inputs != score_inputs(job):
+    suite = job.suite
+    if suite is None or summary.inputs != score_inputs(run, suite, job.base.hash, job.data):
         raise CheckFailed(
             "the scores are of another suite, trigger or set of checkpoints",
             where=str(run.summary_file),
@@ -107,11 +113,11 @@ def publish(job: Job, registry: str, who: str) -> Published:
     from styletune.registry.store import open_store
     from styletune.registry.versions import publish_version
 
-    package = build_package(job, section, summary)
+    packed = package(job, summary)
     return publish_version(
         open_store(registry, create=True),
-        package.release,
-        package.files,
+        packed.release,
+        packed.files,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         who=who,
         why=f"chosen by {job.loaded.name}: {summary.chosen.reason}",
@@ -127,60 +133,41 @@ class Package:
     spec: AdapterSpec
 
 
-def build_package(job: Job, section: PublishSection, summary: Summary) -> Package:
-    """The files of a version, both exports compared with what was trained.
+def package(job: Job, summary: Summary) -> Package:
+    """The files of a version, both exports compared with what was trained; gates are not asked.
 
     The same run gives the same bytes: the date of publishing stands in the manifest alone.
 
     Raises:
-        BadInput, NotFound: no suite, or no checkpoint of a step is chosen.
+        BadInput, NotFound: no [publish], no suite, or no checkpoint of a step is chosen.
         CheckFailed: the nearest plain LoRA is not near.
         IntegrityError: an export holds another update than was trained.
     """
     from styletune.adapters.file import load_adapter
+    from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
     from styletune.registry.package import Evidence, package_files
+    from styletune.registry.release import Release
 
+    recipe, section, base = job.recipe, _publish_section(job.loaded), job.base
     run, suite, step = job.run, job.suite, summary.chosen.step
     if suite is None or step is None:
         raise NotFound("no checkpoint is chosen", where=str(run.dir), fix="styletune score first")
     tensors, spec = load_adapter(run.adapter_file(step))
     if section.plain_lora_rank is not None:
-        tensors, spec = _plain(job, tensors, spec, section.plain_lora_rank)
-    facts = read_facts(run).model_copy(
-        update={"data": data_facts(job.data, job.recipe.data.opt_out_override)}
-    )
-    release = _release(job, section, summary, spec, facts.data.rights)
-    previews = _previews(run.samples_dir(suite_hash(suite), summary.chosen.checkpoint), suite)
-    evidence = Evidence(
-        facts=facts,
-        summary=summary,
-        recipe_text=_public_recipe(job.recipe),
-        report_html=run.report_file.read_bytes(),
-    )
-    weights = _weights(
-        release, tensors, spec, job.base.family, len(facts.data.train), previews[0].content
-    )
-    return Package(package_files(release, evidence, weights, previews), release, spec)
-
-
-def _release(
-    job: Job, section: PublishSection, summary: Summary, spec: AdapterSpec, rights: RightsSummary
-) -> Release:
-    from styletune.registry.manifest import AdapterEntry, BaseEntry, GateEntry
-    from styletune.registry.release import Release
-
-    return Release(
+        tensors, spec = _plain(base, tensors, spec, section.plain_lora_rank)
+    data = data_facts(job.data, recipe.data.opt_out_override)
+    release = Release(
         name=section.name,
         version=section.version,
         description=section.description,
         license=section.license,
-        holder=rights.holder_names(),
+        holder=data.rights.holder_names(),
         base=BaseEntry(
-            model=public_base(job.base.model),
-            hash=job.base.hash,
-            revision=job.base.revision,
+            model=public_base(base.model),
+            hash=base.hash,
+            revision=base.revision,
             resolution=job.resolution,
-            vae=public_base(job.recipe.base.vae) if job.recipe.base.vae else None,
+            vae=public_base(recipe.base.vae) if recipe.base.vae else None,
         ),
         adapter=AdapterEntry(
             strength=summary.chosen.strength,
@@ -189,15 +176,34 @@ def _release(
             trigger=job.trigger,
             tokens=spec.tokens,
             prediction_type=job.prediction_type,
-            zero_terminal_snr=job.recipe.train.zero_terminal_snr,
+            zero_terminal_snr=recipe.train.zero_terminal_snr,
         ),
-        recipe_hash=recipe_hash(job.recipe),
+        recipe_hash=recipe_hash(recipe),
         data_fingerprint=job.data.fingerprint,
         gates=tuple(
             GateEntry.model_validate(gate.model_dump(exclude={"explanation"}))
             for gate in summary.gates
         ),
     )
+    previews = _previews(run.samples_dir(suite_hash(suite), summary.chosen.checkpoint), suite)
+    evidence = Evidence(
+        family=base.family,
+        facts=read_facts(run).model_copy(update={"data": data}),
+        summary=summary,
+        recipe_text=public_recipe(recipe),
+        report_html=run.report_file.read_bytes(),
+    )
+    picture = previews[0].content
+    weights = _weights(release, tensors, spec, base.family, len(data.train), picture)
+    return Package(package_files(release, evidence, weights, previews), release, spec)
+
+
+def _publish_section(loaded: LoadedRecipe) -> PublishSection:
+    """The recipe's [publish]. Raises BadInput."""
+    section = loaded.recipe.publish
+    if section is None:
+        raise BadInput("the recipe has no [publish]", where=str(loaded.file), fix="add one")
+    return section
 
 
 def _weights(
@@ -270,7 +276,7 @@ MAX_PLAIN_ERROR = 0.05
 
 
 def _plain(
-    job: Job, tensors: dict[str, Tensor], spec: AdapterSpec, rank: int
+    base: BaseFiles, tensors: dict[str, Tensor], spec: AdapterSpec, rank: int
 ) -> tuple[dict[str, Tensor], AdapterSpec]:
     """The nearest plain LoRA. Raises CheckFailed when it is not near."""
     import torch
@@ -278,7 +284,7 @@ def _plain(
     from styletune.adapters.export import to_plain_lora
     from styletune.sampling.session import base_weight, open_pipeline
 
-    with open_pipeline(job.base, torch.float32, "cpu") as pipe:
+    with open_pipeline(base, torch.float32, "cpu") as pipe:
         plain, plain_spec, error = to_plain_lora(
             tensors, spec, rank, lambda module: base_weight(pipe, module)
         )
@@ -290,31 +296,3 @@ def _plain(
             fix="raise it",
         )
     return plain, plain_spec
-
-
-def _public_recipe(recipe: Recipe) -> str:
-    """The recipe as others may see it: folders are reduced to their names."""
-
-    def public(place: str | None) -> str | None:
-        return public_base(place.removeprefix("local-dir:")) if place else None
-
-    data, sources = recipe.data, recipe.data.sources
-    updates: dict[str, BaseModel | None] = {
-        "data": data.model_copy(
-            update={
-                "path": public(data.path),
-                "mask_path": public(data.mask_path),
-                "encoder": public(data.encoder),
-                "sources": tuple(s.model_copy(update={"path": public(s.path)}) for s in sources),
-            }
-        ),
-        "base": recipe.base.model_copy(
-            update={"model": public(recipe.base.model), "vae": public(recipe.base.vae)}
-        ),
-        "adapter": recipe.adapter.model_copy(
-            update={"start_from": public(recipe.adapter.start_from)}
-        ),
-    }
-    if recipe.score:
-        updates["score"] = recipe.score.model_copy(update={"suite": public(recipe.score.suite)})
-    return recipe_text(recipe.model_copy(update=updates))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from styletune.data.captions.tokens import TokenCounter
 from styletune.errors import BadInput, Conflict
 from styletune.recipe import Recipe, read_toml, training_keys
 from styletune.recipe.training_sections import DreamboothSection, PredictionType, TrainSection
@@ -14,7 +15,7 @@ from styletune.runs.documents import read_facts
 from styletune.training.identity import Identity
 
 if TYPE_CHECKING:
-    from styletune.models.load import BaseFiles
+    from styletune.models.base import BaseFiles
 
 FIX_RUN_DIR = "use another --run-dir, or leave it out"
 
@@ -47,23 +48,20 @@ def check_objective(
             )
 
 
-def check_text_lengths(
-    texts: Mapping[str, str], count: Callable[[str], int], limit: int, *, where: str
-) -> None:
+def check_text_lengths(texts: Mapping[str, str], tokens: TokenCounter, *, where: str) -> None:
     """Raise BadInput for texts longer than the text encoders can read.
 
     Args:
         texts: prompts by a name for the error.
-        count: tokens of a text, start and end included.
-        limit: the most tokens that the base model reads.
+        tokens: as the base model counts them.
         where: the recipe's file.
     """
-    counts = {name: count(text) for name, text in texts.items()}
-    long = [f"{name} ({n} tokens)" for name, n in counts.items() if n > limit]
+    counts = {name: tokens.count(text) for name, text in texts.items()}
+    long = [f"{name} ({n} tokens)" for name, n in counts.items() if n > tokens.limit]
     if long:
         more = f" and {len(long) - 5} more" if len(long) > 5 else ""
         raise BadInput(
-            f"longer than CLIP's {limit} tokens: {', '.join(long[:5])}{more}",
+            f"longer than CLIP's {tokens.limit} tokens: {', '.join(long[:5])}{more}",
             where=where,
             fix="shorten them; what comes after would be cut off",
         )

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from styletune import __version__
-from styletune.data.load import LoadedData, holdout_rows, read_square
-from styletune.errors import BadInput, CheckFailed, NotFound
+from styletune.data.checked import LoadedData, holdout_rows
+from styletune.data.read import read_square
+from styletune.errors import BadInput, NotFound
 from styletune.files import file_sha256
-from styletune.job.facts import data_facts, origin_facts
+from styletune.job.facts import data_facts, origin_facts, score_inputs
 from styletune.job.job import Job
 from styletune.places import device_name
 from styletune.planning.preflight import configs_of, require_room
-from styletune.recipe.sections import ScoreSection
 from styletune.runs import Run
 from styletune.runs.documents import DataFacts, read_facts, write_facts
 from styletune.runs.scores import write_scores
 from styletune.runs.summary import (
-    ScoreInputs,
     Summary,
-    missed_gates,
     read_summary,
     write_summary,
 )
@@ -30,7 +27,22 @@ from styletune.sampling.prompts import prompt_with_trigger
 from styletune.scoring.suite import Suite, prompt_id, suite_hash
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from styletune.sampling.session import TrainedAs
+    from styletune.sampling.shots import Sampler, TextShot
     from styletune.scoring.score import Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A column of the scores before its images are drawn; the base has no ``step`` and no file."""
+
+    name: str
+    step: int | None
+    adapter: Path | None
+    shots: tuple[TextShot, ...]
+    origin: Mapping[str, object]
 
 
 def score(job: Job) -> Summary:
@@ -50,14 +62,48 @@ def score(job: Job) -> Summary:
 
     for step in steps:
         check_receipt(run, step, job.identity)
-    inputs = score_inputs(job)
+    inputs = score_inputs(run, suite, job.base.hash, job.data)
     if run.summary_file.is_file() and run.scores_file.is_file():
         summary = read_summary(run)
         if summary.inputs == inputs:
             _write_pages(run)
             return summary
     require_room(replace(job.workload, trains=False), configs_of(job.base))
-    scores = _measure(job, suite, section, steps)
+    from styletune.sampling.session import DTYPES, TrainedAs, open_pipeline
+    from styletune.sampling.shots import Sampler, square_shot
+
+    prompts = [prompt_with_trigger(prompt, job.trigger) for prompt in suite.prompts]
+    base_origin = origin_facts(job.base, job.identity.training_hash)
+
+    def column(step: int | None) -> Sampled:
+        name = "base" if step is None else f"step-{step:06d}"
+        folder = run.samples_dir(suite_hash(suite), name)
+        shots = tuple(
+            square_shot(prompt, seed, folder / f"{prompt_id(i)}-{seed}.png", job.resolution)
+            for i, prompt in enumerate(prompts)
+            for seed in suite.seeds
+        )
+        if step is None:
+            return Sampled(
+                name, None, None, shots, {**base_origin, "adapter": None, "strength": 0.0}
+            )
+        file = run.adapter_file(step)
+        trained = {"adapter": job.loaded.name, "step": step, "strength": 1.0}
+        origin = {**base_origin, **trained, "adapter_sha256": file_sha256(file)}
+        return Sampled(name, step, file, shots, origin)
+
+    train, adapter = job.recipe.train, job.recipe.adapter
+    tokens = adapter.new_tokens, adapter.new_tokens_init
+    trained_as = TrainedAs(job.prediction_type, train.zero_terminal_snr, *tokens)
+    references = _write_references(job.data, run.references_dir(suite_hash(suite)), job.resolution)
+    columns = [column(step) for step in (None, *steps)]
+    # All images first: the base model and the encoder are never in memory together.
+    sampler = Sampler(
+        suite.sampler.steps, suite.sampler.guidance_scale, suite.sampler.negative_prompt
+    )
+    with open_pipeline(job.base, DTYPES[train.mixed_precision], device_name()) as pipe:
+        _draw(pipe, columns, sampler, trained_as, section.batch_size)
+    scores = _measure(suite, job.loaded.path(section.suite).parent, columns, references)
     summary = scores.summary.model_copy(update={"inputs": inputs})
     # A page is of the summary beside it: the old ones go before it is replaced.
     run.report_file.unlink(missing_ok=True)
@@ -69,41 +115,26 @@ def score(job: Job) -> Summary:
     return summary
 
 
-def score_inputs(job: Job) -> ScoreInputs:
-    """Everything that a score depends on; another value of it makes a summary stale."""
-    assert job.suite is not None
-    run = job.run
-    return ScoreInputs(
-        suite=job.suite.model_dump(mode="json"),
-        base=job.base.hash,
-        data=job.data.fingerprint,
-        trigger=job.trigger,
-        palette=tuple(job.data.checked.palette.declared),
-        adapters={
-            str(step): file_sha256(run.adapter_file(step)) for step in run.checkpoint_steps()
-        },
-        styletune=__version__,
-    )
+def _measure(
+    suite: Suite, folder: Path, columns: Sequence[Sampled], references: Sequence[Path]
+) -> Scores:
+    """Encode every column's images and compare them with the references.
 
-
-def _measure(job: Job, suite: Suite, section: ScoreSection, steps: Sequence[int]) -> Scores:
-    """Draw every column's images, encode them and compare them with the references."""
+    ``folder`` is the suite's, which its encoder's name may be relative to.
+    """
     from styletune.encoders.clip import encode_images, encode_texts, load_clip
     from styletune.scoring.score import Column, score_columns
 
-    references = _write_references(
-        job.data, job.run.references_dir(suite_hash(suite)), job.resolution
-    )
-    # All images first: the base model and the encoder are never in memory together.
-    drawn = list(_sample_columns(job, suite, steps, section.batch_size))
-    encoder = load_clip(suite.encoder.name, job.loaded.path(section.suite).parent, device_name())
-    columns = []
-    for name, step, files in drawn:
-        features = encode_images(encoder, files, title=f"encode {name}")
-        columns.append(Column(name, step, 0.0 if step is None else 1.0, files, features))
+    encoder = load_clip(suite.encoder.name, folder, device_name())
+    encoded = []
+    for column in columns:
+        files = [shot.file for shot in column.shots]
+        features = encode_images(encoder, files, title=f"encode {column.name}")
+        strength = 0.0 if column.step is None else 1.0
+        encoded.append(Column(column.name, column.step, strength, files, features))
     return score_columns(
         suite=suite,
-        columns=columns,
+        columns=encoded,
         text_features=encode_texts(encoder, suite.prompts),
         references=references,
         reference_features=encode_images(encoder, references, title="references"),
@@ -145,67 +176,34 @@ def _write_references(data: LoadedData, folder: Path, resolution: int) -> list[P
     return files
 
 
-def _sample_columns(
-    job: Job, suite: Suite, steps: Sequence[int], batch_size: int
-) -> Iterator[tuple[str, int | None, list[Path]]]:
+def _draw(
+    pipe: DiffusionPipeline,
+    columns: Sequence[Sampled],
+    sampler: Sampler,
+    trained_as: TrainedAs,
+    batch_size: int,
+) -> None:
     """The base's images, then every checkpoint's, with the same prompts and seeds."""
     from styletune.adapters.file import load_adapter
     from styletune.sampling.images import generate_images
-    from styletune.sampling.session import (
-        DTYPES,
-        TrainedAs,
-        make_ready,
-        merged_adapter,
-        open_pipeline,
-    )
-    from styletune.sampling.shots import Sampler, TextShot, square_shot
+    from styletune.sampling.session import make_ready, merged_adapter
 
-    settings, train, section = suite.sampler, job.recipe.train, job.recipe.adapter
-    sampler = Sampler(settings.steps, settings.guidance_scale, settings.negative_prompt)
+    base, *checkpoints = columns
 
-    def shots(column: str) -> list[TextShot]:
-        folder = job.run.samples_dir(suite_hash(suite), column)
-        return [
-            square_shot(
-                prompt_with_trigger(p, job.trigger),
-                s,
-                folder / f"{prompt_id(i)}-{s}.png",
-                job.resolution,
-            )
-            for i, p in enumerate(suite.prompts)
-            for s in suite.seeds
-        ]
-
-    with open_pipeline(job.base, DTYPES[train.mixed_precision], device_name()) as pipe:
-        origin = {**origin_facts(job), "adapter": None, "strength": 0.0}
-        generate_images(pipe, shots("base"), sampler, origin, batch_size=batch_size, title="base")
-        yield "base", None, [s.file for s in shots("base")]
-        tokens = section.new_tokens, section.new_tokens_init
-        make_ready(pipe, TrainedAs(job.prediction_type, train.zero_terminal_snr, *tokens))
-        for step in steps:
-            name, file = f"step-{step:06d}", job.run.adapter_file(step)
-            origin = {
-                **origin_facts(job),
-                "adapter": job.loaded.name,
-                "step": step,
-                "strength": 1.0,
-                "adapter_sha256": file_sha256(file),
-            }
-            tensors, spec = load_adapter(file)
-            with merged_adapter(pipe, tensors, spec, 1.0):
-                generate_images(
-                    pipe, shots(name), sampler, origin, batch_size=batch_size, title=name
-                )
-            yield name, step, [s.file for s in shots(name)]
-
-
-def refuse_unless_passed(summary: Summary, report: Path) -> None:
-    """Raise CheckFailed that names every gate the chosen checkpoint did not pass."""
-    missed = missed_gates(summary.gates)
-    if missed:
-        lines = "; ".join(f"{gate.name} {gate.verdict}: {gate.explanation}" for gate in missed)
-        raise CheckFailed(
-            f"the gate refuses {summary.chosen.checkpoint}: {lines}",
-            where=str(report),
-            fix="look at the report; train longer, lower the learning rate, or add images",
+    def draw(column: Sampled) -> None:
+        generate_images(
+            pipe,
+            column.shots,
+            sampler,
+            column.origin,
+            batch_size=batch_size,
+            title=column.name,
         )
+
+    draw(base)
+    make_ready(pipe, trained_as)
+    for column in checkpoints:
+        assert column.adapter is not None
+        tensors, spec = load_adapter(column.adapter)
+        with merged_adapter(pipe, tensors, spec, 1.0):
+            draw(column)

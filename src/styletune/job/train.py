@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from styletune.errors import BadInput
@@ -14,10 +15,15 @@ from styletune.job.adapt import AdaptedPipeline, adapt
 from styletune.job.encode import EncodedData, encode
 from styletune.job.facts import begin_run, origin_facts
 from styletune.job.job import Job
+from styletune.models.base import BaseFiles
+from styletune.models.families import family_of
 from styletune.planning.preflight import configs_of, require_room
-from styletune.planning.workload import DRAWN_AT_ONCE
-from styletune.recipe import recipe_hash
-from styletune.recipe.training_sections import DreamboothSection, TrainSection
+from styletune.planning.workload import DRAWN_AT_ONCE, Workload
+from styletune.recipe import Recipe, recipe_hash
+from styletune.recipe.sections import PreviewSection
+from styletune.recipe.training_sections import DreamboothSection, PredictionType, TrainSection
+from styletune.runs import Run
+from styletune.runs.documents import BaseFacts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,6 +32,7 @@ if TYPE_CHECKING:
 
     from styletune.models.family import Conditioning
     from styletune.training.images import TrainingData, TrainingImages
+    from styletune.training.loop import AdaptedModel
     from styletune.training.texts import Texts
 
 
@@ -35,83 +42,107 @@ def train(job: Job) -> bool:
     Raises as ``make_accelerator``, ``hold_run``, ``agreed_step``, ``train_adapter``,
     ``build_cache``, ``adapt`` and ``load_pipeline``.
     """
-    recipe = job.recipe
+    recipe, section = job.recipe, job.recipe.train
     # Of several processes none leaves on its own: the others would wait for it.
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone and max(job.run.checkpoint_steps(), default=0) >= recipe.train.steps:
+    if alone and max(job.run.checkpoint_steps(), default=0) >= section.steps:
         return False
-    workload, configs = replace(job.workload, score=None), configs_of(job.base)
-    require_room(workload, configs)
-    if recipe.adapter.block_learning_rates:
-        from styletune.planning.memory import trained_names
-        from styletune.training.groups import block_factors
-
-        block_factors(recipe.adapter.block_learning_rates, trained_names(workload.step, configs))
-    from styletune.training.processes import agreed_step, hold_run, make_accelerator
-
-    accelerator = make_accelerator(recipe.train.mixed_precision, recipe.train.tracker, job.run)
-    with hold_run(job.run, accelerator):
-        done = agreed_step(job.run, job.identity, recipe_hash(recipe), accelerator)
-        unfinished = done < recipe.train.steps
-        if unfinished:
-            _train_from(job, done, accelerator)
-    accelerator.end_training()
-    return unfinished
-
-
-def _train_from(job: Job, done: int, accelerator: Accelerator) -> None:
-    """Resume from the checkpoint after ``done`` steps, or start when that is 0."""
+    _refuse_what_cannot_train(job.workload, job.base)
     import torch
 
     from styletune.sampling.session import DTYPES, open_pipeline
+    from styletune.training.loop import RunOutput, train_adapter
+    from styletune.training.processes import agreed_step, hold_run, make_accelerator
 
-    dtype = DTYPES[job.recipe.train.mixed_precision]
-    # On the host first: encoding and a step are never on the card together.
-    with open_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32) as pipe:
-        _train_pipeline(job, pipe, done, accelerator)
+    accelerator = make_accelerator(section.mixed_precision, section.tracker, job.run)
+    with hold_run(job.run, accelerator):
+        done = agreed_step(job.run, job.identity, recipe_hash(recipe), accelerator)
+        if done >= section.steps:
+            accelerator.end_training()
+            return False
+        # On the host first: encoding and a step are never on the card together.
+        dtype = DTYPES[section.mixed_precision]
+        with open_pipeline(job.base, dtype, "cpu", vae_dtype=torch.float32) as pipe:
+            device, draws = str(accelerator.device), accelerator.is_main_process
+            # The first process generates and encodes; the others then find its files.
+            with _first_process_first(accelerator):
+                if accelerator.is_main_process:
+                    shown = BaseFacts(
+                        model=job.base.model, hash=job.base.hash, resolution=job.resolution
+                    )
+                    begin_run(job.run, job.loaded, job.identity.training_hash, shown, job.data)
+                encoded = encode(job, pipe, device, draws)
+            if section.tracker != "none":
+                own = {"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}}
+                _start_tracker(section, recipe.model_dump(mode="json"), own, accelerator)
+            model, data = _model_and_data(
+                pipe, recipe, job.prediction_type, job.start_from, encoded, device
+            )
+            origin = origin_facts(job.base, job.identity.training_hash)
+            origin |= {"adapter": job.loaded.name}
+            draw = _preview_drawer(pipe, recipe.preview, job.run, job.resolution, origin)
+            train_adapter(
+                model,
+                data,
+                section,
+                recipe.optimizer,
+                output=RunOutput(job.run, job.identity, draw),
+                accelerator=accelerator,
+                done=done,
+            )
+    accelerator.end_training()
+    return True
 
 
-def _train_pipeline(job: Job, pipe: DiffusionPipeline, done: int, accelerator: Accelerator) -> None:
+def _refuse_what_cannot_train(workload: Workload, base: BaseFiles) -> None:
+    """Refuse a run that the card cannot hold, or a rate for blocks that nothing matches.
+
+    Raises:
+        BadInput: names the settings to change.
+    """
+    training, configs = replace(workload, score=None), configs_of(base)
+    require_room(training, configs)
+    rates = workload.step.adapter.block_learning_rates
+    if rates:
+        from styletune.planning.memory import trained_names
+        from styletune.training.groups import block_factors
+
+        block_factors(rates, trained_names(training.step, configs))
+
+
+def _model_and_data(
+    pipe: DiffusionPipeline,
+    recipe: Recipe,
+    prediction_type: PredictionType,
+    start_from: Path | None,
+    encoded: EncodedData,
+    device: str,
+) -> tuple[AdaptedModel, TrainingData]:
+    """The base with its adapter on the device, and what it is trained on."""
     from styletune.models.checkpointing import set_checkpointing
     from styletune.sampling.session import DTYPES, TrainedAs, make_ready, place_for_training
     from styletune.training.denoise import Denoiser
     from styletune.training.groups import parameter_groups
-    from styletune.training.loop import AdaptedModel, RunOutput, train_adapter
+    from styletune.training.loop import AdaptedModel
 
-    recipe, section = job.recipe, job.recipe.train
-    device, dtype = str(accelerator.device), DTYPES[section.mixed_precision]
+    section, adapter = recipe.train, recipe.adapter
     alphas = _alphas_cumprod(pipe.scheduler.alphas_cumprod, section.zero_terminal_snr)
-    # The first process generates and encodes; the others then find its files.
-    with _first_process_first(accelerator):
-        if accelerator.is_main_process:
-            begin_run(job)
-        encoded = encode(job, pipe, device, draws=accelerator.is_main_process)
-    if section.tracker != "none":
-        own = {"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}}
-        _start_tracker(section, recipe.model_dump(mode="json"), own, accelerator)
-    place_for_training(pipe, device, recipe.base.quantization, recipe.adapter.trains_text)
-    new_tokens = recipe.adapter.new_tokens, recipe.adapter.new_tokens_init
-    make_ready(pipe, TrainedAs(job.prediction_type, section.zero_terminal_snr, *new_tokens))
-    adapted = adapt(pipe, recipe.adapter, section.seed, job.start_from)
+    place_for_training(pipe, device, recipe.base.quantization, adapter.trains_text)
+    new_tokens = adapter.new_tokens, adapter.new_tokens_init
+    make_ready(pipe, TrainedAs(prediction_type, section.zero_terminal_snr, *new_tokens))
+    adapted = adapt(pipe, adapter, section.seed, start_from)
     set_checkpointing(pipe.unet, section.gradient_checkpointing)
-    scale = pipe.vae.config.scaling_factor
-    block_rates = recipe.adapter.block_learning_rates
+    dtype, scale = DTYPES[section.mixed_precision], pipe.vae.config.scaling_factor
+    block_rates, family = adapter.block_learning_rates, family_of(pipe)
     model = AdaptedModel(
-        Denoiser(pipe.unet, dtype, alphas.to(device), scale, job.prediction_type),
+        Denoiser(pipe.unet, dtype, alphas.to(device), scale, prediction_type),
         adapted.modules,
         adapted.parameters,
-        parameter_groups(recipe.optimizer, block_rates, adapted.parameters, job.base.family),
+        parameter_groups(recipe.optimizer, block_rates, adapted.parameters, family),
         adapted.spec,
     )
-    train_adapter(
-        model,
-        _training_data(adapted, encoded, recipe.dreambooth, live=recipe.adapter.trains_text),
-        section,
-        recipe.optimizer,
-        output=RunOutput(job.run, job.identity, _preview_drawer(job, pipe)),
-        accelerator=accelerator,
-        done=done,
-    )
+    data = _training_data(adapted, encoded, recipe.dreambooth, live=adapter.trains_text)
+    return model, data
 
 
 @contextlib.contextmanager
@@ -178,7 +209,6 @@ def _with_live_texts(images: TrainingImages, pipe: DiffusionPipeline) -> Trainin
 
 def _live_texts(pipe: DiffusionPipeline, captions: Sequence[str]) -> Texts:
     from styletune.models.conditioning import empty_is_zero, text_encoders_of, token_ids
-    from styletune.models.families import family_of
     from styletune.training.texts import live_texts
 
     encoders = text_encoders_of(pipe)
@@ -196,23 +226,28 @@ def _one_prompt(encoded: Conditioning, device: str) -> Texts:
 # -- previews -------------------------------------------------------------------------------------
 
 
-def _preview_drawer(job: Job, pipe: DiffusionPipeline) -> Callable[[int], None]:
+def _preview_drawer(
+    pipe: DiffusionPipeline,
+    preview: PreviewSection,
+    run: Run,
+    side: int,
+    origin: Mapping[str, object],
+) -> Callable[[int], None]:
+    """A function that draws the previews of a step; it does nothing without prompts."""
     from styletune.sampling.images import generate_images
     from styletune.sampling.shots import Sampler, square_shot
 
-    preview = job.recipe.preview
     sampler = Sampler(preview.steps, 5.0)
 
     def draw(step: int) -> None:
         if not preview.prompts:
             return
         shots = [
-            square_shot(prompt, preview.seed + i, job.run.preview_file(step, i), job.resolution)
+            square_shot(prompt, preview.seed + i, run.preview_file(step, i), side)
             for i, prompt in enumerate(preview.prompts)
         ]
-        origin = {**origin_facts(job), "adapter": job.loaded.name, "step": step, "strength": 1.0}
-        generate_images(
-            pipe, shots, sampler, origin, batch_size=DRAWN_AT_ONCE, title=f"preview {step}"
-        )
+        facts = {**origin, "step": step, "strength": 1.0}
+        title = f"preview {step}"
+        generate_images(pipe, shots, sampler, facts, batch_size=DRAWN_AT_ONCE, title=title)
 
     return draw

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from styletune.errors import BaseModelError, NotFound
 from styletune.hub import download_command, find_cached_files, find_snapshot, is_hub_id
+from styletune.models.base import BaseFiles, VaeFiles
 from styletune.models.families import DEFAULT_FAMILY, FAMILIES, find_family
 from styletune.models.family import Family
 from styletune.models.locate import FILE_SUFFIXES, digest_of, local_path, not_found
@@ -23,31 +23,8 @@ from styletune.models.model_folder import (
 )
 from styletune.models.names import BUNDLED
 from styletune.models.single_file import configs_for
-from styletune.models.vae_files import VaeFiles, check_vae_fits, find_vae, vae_scales
+from styletune.models.vae_files import check_vae_fits, find_vae, vae_scales
 from styletune.models.weight_files import cached_sha256, read_header
-
-
-@dataclass(frozen=True, slots=True)
-class BaseFiles:
-    """The files of a base model, checked to be whole before anything heavy is loaded.
-
-    ``hash`` is the SHA-256 over all that changes an image: weight files, configurations,
-    scheduler, tokenizers and a separate VAE. ``resolution`` is the side in pixels that its UNet
-    was made for; ``variant`` is "fp16" when a part has only such weights; ``revision`` the commit
-    of a Hub model. A checkpoint that is one file has ``file``; ``folder`` is then the one that
-    holds it. ``tokenizers`` are the tokenizers' folders, in the family's order.
-    """
-
-    family: Family
-    model: str
-    folder: Path
-    revision: str | None
-    hash: str
-    resolution: int
-    variant: str | None
-    tokenizers: tuple[Path, ...]
-    file: Path | None = None
-    vae: VaeFiles | None = None
 
 
 def find_base(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from styletune.errors import DataError
 from styletune.models.families import family_of
-from styletune.models.family import Conditioning, Family, Size
+from styletune.models.family import Conditioning, Family, SizePx
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def empty_is_zero(pipe: DiffusionPipeline) -> bool:
 
 
 def size_conditions(
-    family: Family, original: Size, corner: Size, target: Size
+    family: Family, original: SizePx, corner: SizePx, target: SizePx
 ) -> dict[str, Tensor]:
     """The UNet's added conditions on one image's sizes, each (k,) float32.
 

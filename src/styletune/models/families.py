@@ -8,8 +8,6 @@ from styletune.models.sdxl import SDXL
 FAMILIES: tuple[Family, ...] = (SDXL,)
 # What a plan takes a model for that is not on this machine.
 DEFAULT_FAMILY = SDXL
-# New tokens' rows in adapter files, of any family.
-EMBEDDING_KEYS = tuple(dict.fromkeys(e.embedding_key for f in FAMILIES for e in f.text_encoders))
 
 
 def find_family(pipeline: str) -> Family | None:

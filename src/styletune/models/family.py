@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 Config = Mapping[str, Any]
-Size = tuple[int, int]  # (height, width) or (top, left), in pixels
+SizePx = tuple[int, int]  # (height, width) or (top, left), in pixels
 TensorShape = tuple[int, ...]
 
 
@@ -51,10 +51,10 @@ class TextEncoder:
     """A text encoder of a family.
 
     ``name`` and ``tokenizer`` are parts of the pipeline, ``name`` also the component in adapter
-    files; ``choice`` is what a recipe's ``text_encoders`` calls it; ``embedding_key`` names the
-    rows of new tokens in an embeddings file; ``kohya_prefix`` begins its modules' names in kohya's
-    files, ``checkpoint_prefix`` those of its weights in a single-file checkpoint; ``pad_token`` is
-    set on a tokenizer whose files do not say it.
+    files; ``choice`` is what a recipe's ``text_encoders`` calls it; ``embedding_key``, without
+    a dot, names the rows of new tokens in adapter files; ``kohya_prefix`` begins its modules' names
+    in kohya's files, ``checkpoint_prefix`` those of its weights in a single-file checkpoint;
+    ``pad_token`` is set on a tokenizer whose files do not say it.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Family:
     text_outputs: tuple[TextOutput, ...]
     encode_ids: Callable[[Sequence[nn.Module], Sequence[Tensor]], Conditioning]
     text_shapes: Callable[[Config], Mapping[str, TensorShape]]
-    size_values: Callable[[Size, Size, Size], Mapping[str, tuple[float, ...]]]
+    size_values: Callable[[SizePx, SizePx, SizePx], Mapping[str, tuple[float, ...]]]
     size_shapes: Mapping[str, TensorShape]
     why_not: Callable[[Mapping[str, TensorShape], bool], str | None]
     target_blocks: Mapping[str, str]

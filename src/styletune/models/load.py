@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from styletune.errors import BaseModelError, StyletuneError
-from styletune.models.base_files import BaseFiles, find_base
+from styletune.models.base import BaseFiles, VaeFiles
 from styletune.models.family import BaseConfigs, Config
 from styletune.models.model_folder import ModelFolder, weight_files
 from styletune.models.single_file import Configs, configs_for, load_single_file, load_vae_file
-from styletune.models.vae_files import VaeFiles
 from styletune.models.weight_files import FETCH_AGAIN, read_header
 
 if TYPE_CHECKING:
@@ -19,15 +18,6 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DiffusionPipeline
 
     from styletune.recipe.training_sections import Quantization
-
-__all__ = [
-    "BaseFiles",
-    "VaeFiles",
-    "base_configs",
-    "find_base",
-    "load_pipeline",
-    "scheduler_config",
-]
 
 
 def base_configs(base: BaseFiles) -> BaseConfigs:

@@ -8,7 +8,6 @@ from pathlib import Path, PurePath
 
 from styletune import mini
 from styletune.hub import is_hub_id
-from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.family import BaseWords, Family
 
 
@@ -36,7 +35,7 @@ BUNDLED: Mapping[str, BundledBase] = {
 }
 
 
-def base_words(model: str, family: Family = DEFAULT_FAMILY) -> BaseWords:
+def base_words(model: str, family: Family) -> BaseWords:
     """What published files say about a base model: a bundled one's own words, else its family's.
 
     Args:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from styletune.models.family import BaseWords, Config, Family, Size, TextEncoder, TextOutput
+from styletune.models.family import BaseWords, Config, Family, SizePx, TextEncoder, TextOutput
 from styletune.models.recognize import TEXT_ENCODERS, why_not_sdxl
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from styletune.models.family import Conditioning
 
 RESOLUTION_PX = 1024
-MAX_TOKENS = 77
+_MAX_TOKENS = 77
 NUM_SIZES = 6
 
 UNET_CONFIG: Config = {
@@ -51,7 +51,7 @@ VAE_CONFIG: Config = {
 _CLIP: Config = {
     "model_type": "clip_text_model",
     "vocab_size": 49408,
-    "max_position_embeddings": MAX_TOKENS,
+    "max_position_embeddings": _MAX_TOKENS,
     "bos_token_id": 0,
     "eos_token_id": 2,
     "pad_token_id": 1,
@@ -133,7 +133,9 @@ def text_shapes(unet: Config) -> Mapping[str, tuple[int, ...]]:
     return {"text_embeds": (unet["projection_class_embeddings_input_dim"] - sizes,)}
 
 
-def size_values(original: Size, corner: Size, target: Size) -> Mapping[str, tuple[float, ...]]:
+def size_values(
+    original: SizePx, corner: SizePx, target: SizePx
+) -> Mapping[str, tuple[float, ...]]:
     """Micro-conditioning (section 2.2): three pairs in pixels, (height, width) or (top, left)."""
     return {"time_ids": (*original, *corner, *target)}
 
@@ -173,7 +175,7 @@ SDXL = Family(
     vocabulary_model="openai/clip-vit-large-patch14",
     resolution_px=RESOLUTION_PX,
     vae_factor=8,
-    max_tokens=MAX_TOKENS,
+    max_tokens=_MAX_TOKENS,
     text_outputs=(
         TextOutput("embeds", 0, "prompt_embeds", None),
         TextOutput("pooled", 2, "pooled_prompt_embeds", "text_embeds"),

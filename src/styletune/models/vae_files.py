@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 from styletune.errors import BaseModelError
 from styletune.hub import download_command, find_snapshot, is_hub_id
+from styletune.models.base import VaeFiles
 from styletune.models.family import Family
 from styletune.models.locate import FILE_SUFFIXES, digest_of, local_path, not_found
 from styletune.models.model_folder import (
@@ -19,22 +19,6 @@ from styletune.models.model_folder import (
 )
 from styletune.models.recognize import why_not_vae
 from styletune.models.weight_files import cached_sha256, read_header
-
-
-@dataclass(frozen=True, slots=True)
-class VaeFiles:
-    """A separate VAE: a diffusers folder, or one file. ``hash`` covers weights and settings.
-
-    ``factor`` is pixels per latent cell and side; ``scaling_factor`` multiplies latents.
-    """
-
-    model: str
-    folder: Path
-    file: Path | None
-    variant: str | None
-    hash: str
-    factor: int
-    scaling_factor: float
 
 
 def find_vae(model: str, relative_to: Path, family: Family) -> VaeFiles:

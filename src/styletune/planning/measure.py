@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from styletune.adapters.inject import adapted_modules, adapter_parameters, inject_adapter
 from styletune.models.checkpointing import set_checkpointing
-from styletune.models.family import Family, Size
+from styletune.models.family import Family, SizePx
 from styletune.models.meta import meta_text_encoders, meta_unet, meta_vae
 from styletune.models.quantize import eligible_linears
 from styletune.planning.meter import Meter, fuse_attention_on_meta
@@ -139,7 +139,7 @@ def _pass(models: Mapping[str, nn.Module], step: Step, family: Family) -> Tensor
 
 
 def unet_inputs(
-    family: Family, config: Mapping[str, Any], size: Size, samples: int, dtype: torch.dtype
+    family: Family, config: Mapping[str, Any], size: SizePx, samples: int, dtype: torch.dtype
 ) -> dict[str, Any]:
     """The inputs of a UNet of this configuration, on the meta device; (height, width) in pixels."""
     latent_size = [side // family.vae_factor for side in size]
@@ -160,7 +160,7 @@ def unet_inputs(
 
 @functools.lru_cache(maxsize=64)
 def measure_drawing(
-    family: Family, unet_json: str, size: Size, samples: int, base_bytes: int
+    family: Family, unet_json: str, size: SizePx, samples: int, base_bytes: int
 ) -> tuple[int, int]:
     """(peak bytes, FLOPs) of one guided denoising call, of 2 · ``samples``, without gradients."""
     fuse_attention_on_meta()
@@ -177,7 +177,7 @@ def measure_vae(
     family: Family,
     vae_json: str,
     way: Literal["encode", "decode"],
-    size: Size,
+    size: SizePx,
     samples: int,
     number_bytes: int,
 ) -> tuple[int, int, int]:

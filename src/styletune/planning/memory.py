@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.family import BaseConfigs
 from styletune.models.placement import RESIDENT_BYTES
 from styletune.planning.gpus import GIB
@@ -62,7 +61,7 @@ class MemoryEstimate:
     forward_flops: int
 
 
-def estimate(workload: Workload, base: BaseConfigs = DEFAULT_FAMILY.configs) -> MemoryEstimate:
+def estimate(workload: Workload, base: BaseConfigs) -> MemoryEstimate:
     """Predict a run's peak memory and compute from its settings.
 
     Seconds on one core for SDXL at 1024²; equal steps are measured once per process.
@@ -130,7 +129,7 @@ def _phases(workload: Workload, cost: StepCost, base: BaseConfigs) -> dict[str, 
     return phases
 
 
-def trained_names(step: Step, base: BaseConfigs = DEFAULT_FAMILY.configs) -> list[str]:
+def trained_names(step: Step, base: BaseConfigs) -> list[str]:
     """Everything that would be trained, by its name in an adapter file. Raises as ``estimate``."""
     return [name for name, _ in _cost(step, base).trained]
 
@@ -172,7 +171,7 @@ def _text_bytes(step: Step, base: BaseConfigs) -> int:
     return measure_text_encoders(base.family, texts, step.number_bytes)
 
 
-def cache_bytes(workload: Workload, base: BaseConfigs = DEFAULT_FAMILY.configs) -> int:
+def cache_bytes(workload: Workload, base: BaseConfigs) -> int:
     """Bytes of the cache on the device: all of it, or nothing where it is large.
 
     Posterior mean and log-variance of each image and its added conditions in float32, the

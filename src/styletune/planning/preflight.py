@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from styletune.errors import BadInput
+from styletune.runs.answers import PlanCompute, PlanMemory, PlanProblem
 
 if TYPE_CHECKING:
+    from styletune.models.base import BaseFiles
     from styletune.models.family import BaseConfigs
-    from styletune.models.load import BaseFiles
     from styletune.planning.gpus import Gpu
     from styletune.planning.memory import MemoryEstimate
     from styletune.planning.workload import Workload
+    from styletune.recipe.training_sections import TrainSection
 
 # Of a card's memory; the rest is the desktop's and the driver's.
 USABLE_SHARE = 0.96
@@ -25,42 +28,48 @@ def configs_of(base: BaseFiles | None) -> BaseConfigs:
     return DEFAULT_FAMILY.configs if base is None else base_configs(base)
 
 
-def preflight(
-    workload: Workload, base: BaseConfigs, gpu: Gpu | None
-) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The plan's ``memory`` and ``compute``, and a problem when the card has too little memory."""
-    from styletune.planning.gpus import floor_s
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a plan says of a run: memory, compute, and what keeps it off the card, if anything."""
+
+    memory: PlanMemory
+    compute: PlanCompute
+    problem: PlanProblem | None
+
+
+def preflight(workload: Workload, base: BaseConfigs, gpu: Gpu | None) -> Needs:
+    """What a run needs, and whether the card has it; without a card there is no problem.
+
+    Raises:
+        RecipeError: a target or rank pattern without a match, or settings a kind does not have.
+    """
     from styletune.planning.memory import estimate
 
-    expected, train = estimate(workload, base), workload.step.train
-    document: dict[str, Any] = {
-        "memory": {
-            "peak_bytes": expected.peak_bytes,
-            "phase": expected.phase,
-            "parts": dict(expected.parts),
-            "phases": dict(expected.phases),
-        },
-        "compute": {
-            "step_flops": expected.step_flops,
-            "forward_flops": expected.forward_flops,
-            "gpu": None,
-            "floor_s": None,
-            "images_per_s": None,
-        },
-    }
-    if gpu is None:
-        return document, []
-    document["compute"]["gpu"] = gpu.name
-    floor = floor_s(expected.step_flops, gpu)
-    if floor is not None:
-        images = train.batch_size * train.gradient_accumulation_steps
-        document["compute"] |= {
-            "floor_s": round(floor * train.steps, 1),
-            "images_per_s": round(images / floor, 2),
-        }
-    if expected.peak_bytes <= usable_bytes(gpu):
-        return document, []
-    return document, [_too_large(workload, base, expected, gpu)]
+    expected = estimate(workload, base)
+    memory = PlanMemory(
+        peak_bytes=expected.peak_bytes,
+        phase=expected.phase,
+        parts=dict(expected.parts),
+        phases=dict(expected.phases),
+    )
+    problem = None
+    if gpu is not None and expected.peak_bytes > usable_bytes(gpu):
+        problem = _too_large(workload, base, expected, gpu)
+    return Needs(memory, _compute(workload.step.train, expected, gpu), problem)
+
+
+def _compute(train: TrainSection, expected: MemoryEstimate, gpu: Gpu | None) -> PlanCompute:
+    from styletune.planning.gpus import floor_s
+
+    floor = None if gpu is None else floor_s(expected.step_flops, gpu)
+    images = train.batch_size * train.gradient_accumulation_steps
+    return PlanCompute(
+        step_flops=expected.step_flops,
+        forward_flops=expected.forward_flops,
+        gpu=gpu.name if gpu else None,
+        floor_s=None if floor is None else round(floor * train.steps, 1),
+        images_per_s=None if floor is None else round(images / floor, 2),
+    )
 
 
 def usable_bytes(gpu: Gpu) -> int:
@@ -70,23 +79,24 @@ def usable_bytes(gpu: Gpu) -> int:
 
 def _too_large(
     workload: Workload, base: BaseConfigs, expected: MemoryEstimate, gpu: Gpu
-) -> dict[str, str]:
+) -> PlanProblem:
     from styletune.planning.gpus import GIB
-    from styletune.planning.suggestions import fits
+    from styletune.planning.memory import estimate
+    from styletune.planning.suggestions import suggest_changes
 
     limit = usable_bytes(gpu)
-    changes = fits(workload, limit, base)
+    changes = suggest_changes(workload, limit, lambda changed: estimate(changed, base).phases)
     enough = bool(changes) and changes[-1].peak_bytes <= limit
     settings = "; ".join(change.setting for change in changes)
-    return {
-        "severity": "error",
-        "where": f"memory of {gpu.name}",
-        "message": f"the run needs {expected.peak_bytes / GIB:.1f} GiB at its peak "
+    return PlanProblem(
+        severity="error",
+        where=f"memory of {gpu.name}",
+        message=f"the run needs {expected.peak_bytes / GIB:.1f} GiB at its peak "
         f"({expected.phase}), the card has {limit / GIB:.1f} GiB available",
-        "fix": f"{settings} (then {changes[-1].peak_bytes / GIB:.1f} GiB)"
+        fix=f"{settings} (then {changes[-1].peak_bytes / GIB:.1f} GiB)"
         if enough
         else "no setting makes it fit; use a larger card",
-    }
+    )
 
 
 def require_room(workload: Workload, base: BaseConfigs) -> None:
@@ -98,8 +108,9 @@ def require_room(workload: Workload, base: BaseConfigs) -> None:
     gpu = present_gpu()
     if gpu is None:
         return
-    for problem in preflight(workload, base, gpu)[1]:
-        raise BadInput(problem["message"], where=problem["where"], fix=problem["fix"])
+    problem = preflight(workload, base, gpu).problem
+    if problem is not None:
+        raise BadInput(problem.message, where=problem.where, fix=problem.fix)
 
 
 def present_gpu() -> Gpu | None:

@@ -6,9 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from styletune.models.families import DEFAULT_FAMILY
-from styletune.models.family import BaseConfigs
-from styletune.planning.memory import MemoryEstimate, estimate
 from styletune.planning.workload import Workload
 from styletune.recipe.training_sections import Quantization
 
@@ -24,36 +21,40 @@ class Suggestion:
     peak_bytes: int
 
 
-def fits(
-    workload: Workload, memory_bytes: int, base: BaseConfigs = DEFAULT_FAMILY.configs
+def suggest_changes(
+    workload: Workload,
+    memory_bytes: int,
+    phases_of: Callable[[Workload], Mapping[str, int]],
 ) -> list[Suggestion]:
     """Settings to change, one upon the other, until the run fits; empty when it does already.
+
+    ``phases_of`` gives the peak bytes of each phase of a run, as ``estimate`` does.
 
     Each is tried by estimating again and left out when it does not help. The order goes from no
     harm to the result to most. When the last suggestion's peak is still above ``memory_bytes``,
     nothing known here makes the run fit.
     """
-    suggestions: list[Suggestion] = []
-    now = estimate(workload, base)
+    helpful: list[Suggestion] = []
+    now = phases_of(workload)
     for change, times in _CHANGES:
         suggestion = None
         for _ in range(times):
             setting, candidate = change(workload)
-            if now.peak_bytes <= memory_bytes or candidate == workload:
+            if max(now.values()) <= memory_bytes or candidate == workload:
                 break
-            then = estimate(candidate, base)
+            then = phases_of(candidate)
             # By all phases: one that is over may hide behind a worse one.
             if _excess(then, memory_bytes) >= _excess(now, memory_bytes):
                 break
             workload, now = candidate, then
-            suggestion = Suggestion(setting, workload, now.peak_bytes)
+            suggestion = Suggestion(setting, workload, max(now.values()))
         if suggestion is not None:
-            suggestions.append(suggestion)
-    return suggestions
+            helpful.append(suggestion)
+    return helpful
 
 
-def _excess(estimated: MemoryEstimate, memory_bytes: int) -> int:
-    return sum(max(0, peak - memory_bytes) for peak in estimated.phases.values())
+def _excess(phases: Mapping[str, int], memory_bytes: int) -> int:
+    return sum(max(0, peak - memory_bytes) for peak in phases.values())
 
 
 def _half_precision(workload: Workload) -> tuple[str, Workload]:

@@ -7,7 +7,7 @@ import unicodedata
 from importlib import resources
 from pathlib import Path
 
-from styletune.data.sources.card import CARD_NAME
+from styletune.data.sources.files import CARD_NAME
 from styletune.errors import BadInput, Conflict
 from styletune.files import output_errors, write_text
 from styletune.recipe import NAME_PATTERN

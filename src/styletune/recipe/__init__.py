@@ -8,8 +8,8 @@ from styletune.recipe.load import (
     training_hash,
     training_keys,
 )
-from styletune.recipe.section import Section
-from styletune.recipe.sections import NAME_PATTERN, PublishSection, Recipe
+from styletune.recipe.section import NAME_PATTERN, Section
+from styletune.recipe.sections import PublishSection, Recipe
 from styletune.recipe.toml import load_toml, read_toml, validate
 
 __all__ = [

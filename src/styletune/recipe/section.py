@@ -23,3 +23,6 @@ def as_tuple(value: object) -> object:
 
 
 Strings = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
+
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"

@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from styletune.recipe.data_sections import DataSection
-from styletune.recipe.section import Section, Strings
+from styletune.recipe.section import NAME_PATTERN, Section, Strings
 from styletune.recipe.training_sections import (
     AdapterSection,
     BaseSection,
@@ -52,9 +52,6 @@ class ScoreSection(Section):
         le=1024,
         description="Images generated at a time for scoring: more are faster and need more memory.",
     )
-
-
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]*$"
 
 
 class PublishSection(Section):

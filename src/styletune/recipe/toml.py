@@ -26,6 +26,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = _near_files(file)
         raise NotFound("no such file", where=str(file), fix=near) from None
+    except IsADirectoryError:
+        near = _near_files(file / file.name)
+        raise RecipeError("is a folder, not a TOML file", where=str(file), fix=near) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"cannot be read: {error}", where=str(file)) from None
     try:

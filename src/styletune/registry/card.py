@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.family import Family
 from styletune.models.names import base_words
 from styletune.registry.provenance import Provenance
@@ -58,7 +57,11 @@ _UNSHOWN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u206
 
 
 def model_card(
-    release: Release, provenance: Provenance, summary: Summary, previews: Sequence[Preview]
+    release: Release,
+    provenance: Provenance,
+    summary: Summary,
+    previews: Sequence[Preview],
+    family: Family,
 ) -> str:
     """A Hugging Face model card: YAML front matter and a Markdown body.
 
@@ -70,7 +73,7 @@ def model_card(
         f"{plain(release.description)}\n" if release.description.strip() else "",
         f"A LoRA adapter in the visual style of {plain(release.holder or NOT_STATED)}, trained on "
         f"{plain(release.base.model)} with styletune.\n",
-        _usage(release),
+        _usage(release, family),
         _scores(summary),
         _gates(summary.gates),
         _provenance(provenance, summary),
@@ -116,7 +119,7 @@ def _front_matter(release: Release, previews: Sequence[Preview]) -> str:
     return str(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=10**6))
 
 
-def new_words_code(folder: str, tokens: Sequence[str], family: Family = DEFAULT_FAMILY) -> str:
+def new_words_code(folder: str, tokens: Sequence[str], family: Family) -> str:
     """Python that adds the new tokens of a version's folder to a diffusers pipeline ``pipe``."""
     encoders = "".join(
         f'    ("{e.embedding_key}", pipe.{e.tokenizer}, pipe.{e.name}),\n'
@@ -136,7 +139,7 @@ for key, tokenizer, encoder in (
 """
 
 
-def _new_words(folder: str, tokens: Sequence[str]) -> str:
+def _new_words(folder: str, tokens: Sequence[str], family: Family) -> str:
     if not tokens:
         return ""
     words = ", ".join(f"**{plain(token)}**" for token in tokens)
@@ -144,14 +147,14 @@ def _new_words(folder: str, tokens: Sequence[str]) -> str:
 The adapter was trained with new words: {words}. In diffusers, before the first image:
 
 ```python
-{new_words_code(folder, tokens)}```
+{new_words_code(folder, tokens, family)}```
 
 ComfyUI, A1111, Forge: put `diffusers/learned_embeds.safetensors` into `embeddings` under a name of
 your own, and write that name for the new words.
 """
 
 
-def _usage(release: Release) -> str:
+def _usage(release: Release, family: Family) -> str:
     name, stem, trigger = release.name, release.stem, release.adapter.trigger
     base, strength = release.base.model, release.adapter.strength
     folder = f"{name}/{release.version}"
@@ -161,7 +164,7 @@ def _usage(release: Release) -> str:
         else "There is no trigger word"
     )
     prompt = f"{trigger}, a quiet background" if trigger else "a quiet background"
-    note, pipeline = base_words(base).load_note, DEFAULT_FAMILY.pipeline
+    note, pipeline = base_words(base, family).load_note, family.pipeline
     comment = f"  # {note}" if note else ""
     return f"""## Use
 
@@ -187,7 +190,7 @@ ComfyUI: put `webui/{stem}.safetensors` into `models/loras`, add a *Load LoRA* n
 
 A1111, Forge: put `webui/{stem}.safetensors` with its `.json` and `.png` into `models/Lora` and
 write `<lora:{stem}:{strength:g}>` in the prompt; the card fills in strength and trigger.
-{_new_words(folder, release.adapter.tokens)}"""
+{_new_words(folder, release.adapter.tokens, family)}"""
 
 
 def _literal(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from styletune.errors import BadInput, IntegrityError
-from styletune.recipe import NAME_PATTERN, Section
+from styletune.recipe.section import NAME_PATTERN, Section
 from styletune.registry.store import DIGEST_PATTERN
 from styletune.runs.form import parse_document
 

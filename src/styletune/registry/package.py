@@ -10,6 +10,7 @@ from typing import Any
 
 from styletune.errors import BadInput
 from styletune.hub import is_hub_id
+from styletune.models.family import Family
 from styletune.models.names import base_words
 from styletune.registry.card import NOT_STATED, model_card, plain, rights_notes
 from styletune.registry.manifest import parse_version
@@ -35,9 +36,10 @@ class Evidence:
     """What a version takes over from its run.
 
     ``recipe_text`` is the resolved recipe as TOML, as others may see it; ``report_html`` the
-    report, if there is one.
+    report, if there is one; ``family`` is the base model's.
     """
 
+    family: Family
     facts: RunFacts
     summary: Summary
     recipe_text: str
@@ -68,7 +70,9 @@ def package_files(
     stem, summary = release.stem, evidence.summary
     provenance = _provenance(release, evidence)
     files = dict(weights)
-    files[f"webui/{stem}.json"] = _json(_sidecar(release, summary.chosen.checkpoint))
+    files[f"webui/{stem}.json"] = _json(
+        _sidecar(release, summary.chosen.checkpoint, evidence.family)
+    )
     pictures = {preview.file: preview.content for preview in previews if preview.file}
     if pictures:
         files[f"webui/{stem}.png"] = next(iter(pictures.values()))
@@ -79,8 +83,9 @@ def package_files(
         files["eval/report.html"] = evidence.report_html
     files["provenance.json"] = _json(provenance.as_json())
     files["LICENSE"] = license_text(release).encode()
-    files["NOTICE.md"] = notice_text(release, provenance.data.rights).encode()
-    files["README.md"] = model_card(release, provenance, summary, previews).encode()
+    files["NOTICE.md"] = notice_text(release, provenance.data.rights, evidence.family).encode()
+    card = model_card(release, provenance, summary, previews, evidence.family)
+    files["README.md"] = card.encode()
     files["SHA256SUMS"] = sha256_sums(files)
     return files
 
@@ -113,14 +118,14 @@ def _check(release: Release, weights: Mapping[str, bytes], previews: Sequence[Pr
             )
 
 
-def _sidecar(release: Release, checkpoint: str) -> dict[str, Any]:
+def _sidecar(release: Release, checkpoint: str, family: Family) -> dict[str, Any]:
     """The ``<stem>.json`` beside the weights; A1111, Forge and InvokeAI read these keys."""
     strength = release.adapter.strength
     return {
         "description": release.description,
         "notes": f"{release.name} {release.version}, {release.license}; chosen at strength "
         f"{strength:g} ({checkpoint})",
-        "sd version": base_words(release.base.model).webui_version,
+        "sd version": base_words(release.base.model, family).webui_version,
         "activation text": release.adapter.trigger,
         "preferred weight": strength,
         "negative text": "",
@@ -164,7 +169,7 @@ def license_text(release: Release) -> str:
     )
 
 
-def notice_text(release: Release, rights: RightsSummary) -> str:
+def notice_text(release: Release, rights: RightsSummary, family: Family) -> str:
     """``NOTICE.md``: rights in the training images, and what the base model's license asks.
 
     Every combination of ``rights`` is shown with its number of images.
@@ -189,7 +194,7 @@ def notice_text(release: Release, rights: RightsSummary) -> str:
             *table,
             *notes,
             "\n## Base model\n",
-            _base_notice(release.base.model),
+            _base_notice(release.base.model, family),
         ]
     )
 
@@ -198,8 +203,8 @@ def _stated(value: object) -> str:
     return plain(value) if value else NOT_STATED
 
 
-def _base_notice(base_model: str) -> str:
-    words = base_words(base_model)
+def _base_notice(base_model: str, family: Family) -> str:
+    words = base_words(base_model, family)
     source = f" (https://huggingface.co/{base_model})" if is_hub_id(base_model) else ""
     return f"Trained on {_stated(base_model)}{source}, {words.kind}.\n\n{words.notice}"
 

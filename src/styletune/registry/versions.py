@@ -20,7 +20,7 @@ from obstore.store import ObjectStore
 from pydantic import ValidationError
 
 from styletune.errors import BadInput, Conflict, IntegrityError, NotFound
-from styletune.recipe import NAME_PATTERN
+from styletune.recipe.section import NAME_PATTERN
 from styletune.registry.manifest import (
     Event,
     FileEntry,

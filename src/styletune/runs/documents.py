@@ -1,11 +1,17 @@
-"""``run.json``: what a run is of, and what it was made with."""
+"""What a run is of and made with (``run.json``), and its checkpoints' receipts."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ConfigDict, Field, JsonValue
+
+from styletune.colors import HexColor
 from styletune.runs.folder import Run
-from styletune.runs.form import Document, DocumentPart, HexColor, read_document, write_document
+from styletune.runs.form import Document, DocumentPart, read_document, write_document
 
 FIX_FACTS = "restore it from a backup, or train anew with another --run-dir"
+FIX_RECEIPT = "restore it from a backup, or delete its folder: the run resumes from an earlier one"
 
 
 class BaseFacts(DocumentPart):
@@ -76,7 +82,7 @@ class DataFacts(DocumentPart):
 
 
 class RunFacts(Document):
-    """``run.json``: what a run is of, and what it was made with."""
+    """What a run is of and made with (``run.json``), and its checkpoints' receipts."""
 
     recipe: str
     recipe_hash: str
@@ -97,3 +103,39 @@ def read_facts(run: Run) -> RunFacts:
 def write_facts(run: Run, facts: RunFacts) -> None:
     """Write ``run.json``. Raises OutputError."""
     write_document(run.facts_file, facts)
+
+
+class Receipt(Document):
+    """What a checkpoint holds and belongs to; in ``state.json``, written last.
+
+    The hashes are those of ``training.identity.Identity``. ``optimizer`` and ``scaler`` are what
+    of their states is no tensor; ``scaler`` is None unless training scales its loss.
+    """
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    step: int
+    # Version 0.1.0 called it so.
+    training_hash: str = Field(alias="recipe_hash")
+    data_fingerprint: str
+    data_order: str
+    base_hash: str
+    processes: int
+    optimizer: dict[str, JsonValue]
+    scaler: dict[str, JsonValue] | None
+    adapter_sha256: str
+    state_sha256: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The document as the file has it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def read_receipt(run: Run, step: int) -> Receipt:
+    """Read a checkpoint's ``state.json``. Raises as ``read_facts``."""
+    return read_document(Receipt, run.state_facts_file(step), FIX_RECEIPT)
+
+
+def write_receipt(run: Run, receipt: Receipt) -> None:
+    """Write a checkpoint's ``state.json``. Raises OutputError."""
+    write_document(run.state_facts_file(receipt.step), receipt)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from styletune.errors import BadInput, IntegrityError, NotFound
 from styletune.files import write_json
 
 SCHEMA_VERSION = 1
 # Reports write colors into style attributes, so nothing else may pass for one.
-HexColor = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class DocumentPart(BaseModel):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from styletune.errors import IntegrityError
+from styletune.colors import HexColor
+from styletune.errors import CheckFailed, IntegrityError
 from styletune.runs.folder import Run, column_label
-from styletune.runs.form import Document, DocumentPart, HexColor, read_document, write_document
+from styletune.runs.form import Document, DocumentPart, read_document, write_document
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 FIX_SUMMARY = "delete it and run styletune score again"
@@ -157,3 +159,15 @@ def read_summary(run: Run) -> Summary:
 def write_summary(run: Run, summary: Summary) -> None:
     """Write ``scores/summary.json``. Raises OutputError."""
     write_document(run.summary_file, summary)
+
+
+def refuse_unless_passed(summary: Summary, report: Path) -> None:
+    """Raise CheckFailed that names every gate the chosen checkpoint did not pass."""
+    missed = missed_gates(summary.gates)
+    if missed:
+        lines = "; ".join(f"{gate.name} {gate.verdict}: {gate.explanation}" for gate in missed)
+        raise CheckFailed(
+            f"the gate refuses {summary.chosen.checkpoint}: {lines}",
+            where=str(report),
+            fix="look at the report; train longer, lower the learning rate, or add images",
+        )

@@ -22,7 +22,7 @@ from styletune.adapters.file import AdapterSpec
 from styletune.adapters.inject import find_module
 from styletune.adapters.tokens import add_tokens, load_token_rows
 from styletune.adapters.updates import merged
-from styletune.models.base_files import BaseFiles
+from styletune.models.base import BaseFiles
 from styletune.models.families import family_of
 from styletune.models.load import load_pipeline
 from styletune.models.quantize import check_quantized, quantize_unet

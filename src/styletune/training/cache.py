@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from styletune.training.cache_files import (
     weights_hash,
     write_stored,
 )
+from styletune.training.images import Cache, Latents
 
 # Images decoded in advance; a 100-megapixel original takes a gigabyte while it is decoded.
 READ_AHEAD = 2
@@ -53,63 +54,6 @@ class CachePlace:
 
     device: str
     folder: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Latents:
-    """The n entries of one bucket: ``mean``, ``logvar`` (n, 4, h, w) float32, unscaled.
-
-    ``mask`` (n, 1, h, w) float32 is the weight of the loss; None when no entry has a mask.
-    """
-
-    mean: Tensor
-    logvar: Tensor
-    mask: Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """Encoded training set of n entries, each with K variants of its caption, c distinct ones.
-
-    ``bucket_of`` (n) numbers ``buckets``, ``places`` (n) the rows in them; ``sizes`` are the UNet's
-    added conditions on the images' sizes, each (n, k) float32; ``texts`` the conditioning of c + 1
-    texts, the last the empty caption, None where they are encoded anew at every step;
-    ``captions`` (c) are their texts; ``caption_rows`` (n, K) int64, on the CPU. Latents and texts
-    are on ``device``, or in the host's memory where they would crowd it.
-    """
-
-    buckets: tuple[Latents, ...]
-    bucket_of: tuple[int, ...]
-    places: tuple[int, ...]
-    sizes: Mapping[str, Tensor]
-    texts: Conditioning | None
-    captions: tuple[str, ...]
-    caption_rows: Tensor
-    device: str
-
-    @property
-    def num_entries(self) -> int:
-        """n, the entries of all buckets."""
-        return len(self.bucket_of)
-
-    def latent_shape(self, bucket: int) -> tuple[int, int, int]:
-        """(4, h, w) of a bucket."""
-        _, channels, height, width = self.buckets[bucket].mean.shape
-        return channels, height, width
-
-    def latents(self, entries: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``mean``, ``logvar`` and ``mask`` of b entries of one bucket, on ``device``."""
-        (bucket,) = {self.bucket_of[i] for i in entries}
-        rows = torch.tensor([self.places[i] for i in entries])
-        latents, device = self.buckets[bucket], self.device
-        mask = None if latents.mask is None else latents.mask[rows].to(device)
-        return latents.mean[rows].to(device), latents.logvar[rows].to(device), mask
-
-    def text_rows(self, rows: Tensor) -> Conditioning:
-        """The conditioning of caption rows (b,), on ``device``; only with ``texts``."""
-        assert self.texts is not None
-        chosen = self.texts.rows(rows.to(self.texts.embeds.device))
-        return chosen.map(lambda tensor: tensor.to(self.device))
 
 
 def build_cache(

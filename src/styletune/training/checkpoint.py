@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from styletune.adapters.file import AdapterSpec, load_adapter, pack_tensors, save_adapter
 from styletune.errors import CheckFailed, Conflict, IntegrityError, OutputError
-from styletune.files import file_sha256, read_json, write_bytes, write_json
+from styletune.files import file_sha256, write_bytes
 from styletune.runs import Run
+from styletune.runs.documents import Receipt, read_receipt, write_receipt
 from styletune.training.ema import ema_swap
 from styletune.training.identity import Identity
 from styletune.training.optimizer import to_eval, to_train
@@ -106,19 +107,16 @@ def save_checkpoint(
     )
     save_adapter(run.adapter_file(step), used, spec)
     write_bytes(run.state_file(step), pack_tensors(tensors, {}))
-    receipt = {
-        "step": step,
-        "recipe_hash": identity.training_hash,  # the key of version 0.1.0
-        "data_fingerprint": identity.data_fingerprint,
-        "data_order": identity.data_order,
-        "base_hash": identity.base_hash,
-        "processes": state.processes,
-        "optimizer": facts,
-        "scaler": pack_scaler(state.scaler) if state.scaler is not None else None,
-        "adapter_sha256": file_sha256(run.adapter_file(step)),
-        "state_sha256": file_sha256(run.state_file(step)),
-    }
-    write_json(run.state_facts_file(step), receipt)
+    receipt = Receipt(
+        step=step,
+        **asdict(identity),
+        processes=state.processes,
+        optimizer=facts,
+        scaler=pack_scaler(state.scaler) if state.scaler is not None else None,
+        adapter_sha256=file_sha256(run.adapter_file(step)),
+        state_sha256=file_sha256(run.state_file(step)),
+    )
+    write_receipt(run, receipt)
     _drop_states(run, keep_last)
 
 
@@ -148,22 +146,22 @@ def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = Fa
         Conflict: it is of another recipe, data set or base model.
         IntegrityError: a file is missing or damaged.
     """
-    receipt: Mapping[str, object] = read_json(run.state_facts_file(step))
+    receipt = read_receipt(run, step)
     where = str(run.checkpoint_dir(step))
-    for key, expected, label in (
-        ("recipe_hash", identity.training_hash, "recipe"),
-        ("data_fingerprint", identity.data_fingerprint, "data set"),
-        ("data_order", identity.data_order, "order of the images"),
-        ("base_hash", identity.base_hash, "base model"),
+    for recorded, expected, label in (
+        (receipt.training_hash, identity.training_hash, "recipe"),
+        (receipt.data_fingerprint, identity.data_fingerprint, "data set"),
+        (receipt.data_order, identity.data_order, "order of the images"),
+        (receipt.base_hash, identity.base_hash, "base model"),
     ):
-        if receipt.get(key) != expected:
+        if recorded != expected:
             raise Conflict(f"belongs to another {label}", where=where, fix="use another --run-dir")
-    files = [("adapter_sha256", run.adapter_file(step))]
+    files = [(run.adapter_file(step), receipt.adapter_sha256)]
     # keep_last removes old states on purpose; one that exists must be the one recorded.
     if with_state or run.state_file(step).is_file():
-        files.append(("state_sha256", run.state_file(step)))
-    for key, file in files:
-        if not file.is_file() or file_sha256(file) != receipt.get(key):
+        files.append((run.state_file(step), receipt.state_sha256))
+    for file, recorded in files:
+        if not file.is_file() or file_sha256(file) != recorded:
             raise IntegrityError(
                 f"{file.name} is missing or is not what its checkpoint recorded",
                 where=where,
@@ -188,11 +186,11 @@ def restore_checkpoint(run: Run, step: int, state: TrainingState, identity: Iden
         IntegrityError: damaged, or a state that is not of these parameters.
     """
     check_receipt(run, step, identity, with_state=True)
-    receipt = read_json(run.state_facts_file(step))
+    receipt = read_receipt(run, step)
     where = str(run.checkpoint_dir(step))
-    if receipt["processes"] != state.processes:
+    if receipt.processes != state.processes:
         raise Conflict(
-            f"was trained with {receipt['processes']} processes, now there are "
+            f"was trained with {receipt.processes} processes, now there are "
             f"{state.processes}: the global batch would change",
             where=where,
             fix="start as many processes as before, or use another --run-dir",
@@ -210,9 +208,9 @@ def restore_checkpoint(run: Run, step: int, state: TrainingState, identity: Iden
             if EMA + name not in tensors:
                 raise IntegrityError(f"no moving average of {name}", where=where)
             average.copy_(tensors.pop(EMA + name))
-    unpack_state(state.optimizer, list(state.parameters), tensors, receipt["optimizer"])
+    unpack_state(state.optimizer, list(state.parameters), tensors, receipt.optimizer)
     if state.scaler is not None:
-        unpack_scaler(state.scaler, receipt["scaler"])
+        unpack_scaler(state.scaler, receipt.scaler)
 
 
 def assert_finite(value: float, what: str, step: int, file_names: list[str]) -> None:

@@ -20,8 +20,7 @@ from styletune.models.family import Conditioning
 from styletune.models.latents import sample_latents
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.training.batches import MicroBatch
-from styletune.training.cache import Cache
-from styletune.training.images import Prior, TrainingImages
+from styletune.training.images import Cache, Prior, TrainingImages
 from styletune.training.noise import NoiseSample, add_noise, sample_noise, velocity
 from styletune.training.objectives import sample_losses, timestep_weights
 

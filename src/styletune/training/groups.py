@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from styletune.errors import BadInput
-from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.family import Family
 from styletune.recipe.training_sections import OptimizerSection
 
@@ -30,7 +29,7 @@ def parameter_groups(
     section: OptimizerSection,
     block_rates: Mapping[str, float],
     parameters: Mapping[str, nn.Parameter],
-    family: Family = DEFAULT_FAMILY,
+    family: Family,
 ) -> list[ParameterGroup]:
     """Parameters by their rate: that of their component, times their block's factor.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 
@@ -17,3 +18,13 @@ class Identity:
     data_fingerprint: str
     data_order: str
     base_hash: str
+
+
+def hash_of(*parts: str) -> str:
+    """SHA-256 (hex) of all parts."""
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+
+def short_hash(*parts: str) -> str:
+    """Ten hex digits that stand for all parts, for names of files and folders."""
+    return hash_of(*parts)[:10]

@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 import world
 from styletune.data.captions.fix import CaptionFix, apply_fixes, caption_fixes, fixes_diff
 from styletune.data.captions.lint import caption_findings, find_trigger, placeholders
+from styletune.data.captions.tokens import TokenCounter
 from styletune.data.findings import Finding
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
@@ -159,7 +160,7 @@ def test_long_captions_are_counted_by_clips_tokenizer() -> None:
         return len(tokenizer(text).input_ids)
 
     assert count("sea") == 3
-    found = caption_findings(items("sea " * 75, "sea " * 76), {}, count_tokens=count)
+    found = caption_findings(items("sea " * 75, "sea " * 76), {}, tokens=TokenCounter(count, 77))
     assert [(each.code, each.files) for each in found] == [("too-long-caption", ("01.png",))]
     assert "78 tokens" in found[0].message
 

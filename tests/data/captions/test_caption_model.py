@@ -22,7 +22,12 @@ from transformers import (
 import world
 from job_parts import Answer
 from styletune.data.captions import model as caption_model
-from styletune.data.captions.model import CaptionModel, caption_images, load_caption_model
+from styletune.data.captions.model import (
+    CaptionModel,
+    CaptionSettings,
+    caption_images,
+    load_caption_model,
+)
 from styletune.data.sources.items import Item
 from styletune.errors import BaseModelError, Conflict, DataError, NotFound
 from styletune.files import write_text
@@ -84,8 +89,8 @@ def rows(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def caption(items: list[Item], captioner: CaptionModel, out: Path, **more: Any) -> Any:
-    settings = {"template": "{caption}", "batch_size": 2, "show_progress": False, **more}
-    return caption_images(items, captioner, out=out, **settings)
+    settings = CaptionSettings(**{"template": "{caption}", "batch_size": 2, **more})
+    return caption_images(items, captioner, settings, out=out, show_progress=False)
 
 
 def test_captions_are_written_and_marked(

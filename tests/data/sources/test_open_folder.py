@@ -14,7 +14,8 @@ from PIL import Image
 import styletune
 from styletune.data.findings import CODES
 from styletune.data.sources.items import Item
-from styletune.data.sources.listing import Listing, Source, list_sources, resolve_sources
+from styletune.data.sources.listing import Listing, list_sources, resolve_sources
+from styletune.data.sources.source import Source
 from styletune.errors import DataError, NotFound
 from styletune.recipe.data_sections import DataSection, SourceSection
 

@@ -17,12 +17,8 @@ from PIL import Image
 from styletune.data.findings import CODES, Finding
 from styletune.data.sources.item_bytes import read_item
 from styletune.data.sources.items import Item, Rights
-from styletune.data.sources.listing import (
-    Listing,
-    Source,
-    list_sources,
-    resolve_sources,
-)
+from styletune.data.sources.listing import Listing, list_sources, resolve_sources
+from styletune.data.sources.source import Source
 from styletune.errors import DataError, NotFound
 from styletune.recipe.data_sections import AllowedCode, DataSection, SourceSection
 

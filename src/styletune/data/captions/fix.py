@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from styletune.data.captions.lint import find_trigger, trigger_of, trigger_position
-from styletune.data.findings import Finding
+from styletune.data.findings import Finding, shorten
 from styletune.data.sources.card import Card
-from styletune.data.sources.files import shorten
 from styletune.data.sources.items import Item
 from styletune.data.sources.records import csv_records, jsonl_records
 from styletune.errors import Conflict

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from styletune.data.captions.fix import CaptionFix, apply_fixes, caption_fixes, fixes_diff
 from styletune.data.captions.lint import caption_findings
-from styletune.data.captions.model import Captioned, caption_images, load_caption_model
+from styletune.data.captions.model import (
+    Captioned,
+    CaptionSettings,
+    caption_images,
+    check_captionable,
+    load_caption_model,
+)
 from styletune.data.findings import data_error
 from styletune.data.sources.listing import Listing, list_sources, resolve_sources
 from styletune.errors import DataError
@@ -45,15 +51,7 @@ def fix_captions(folder: Path, trigger: str | None, *, write: bool) -> FolderFix
 
 
 def caption_folder(
-    folder: Path,
-    *,
-    model: str,
-    revision: str | None,
-    template: str,
-    trigger: str | None,
-    prompt: str,
-    batch_size: int,
-    redo: bool,
+    folder: Path, model: str, revision: str | None, settings: CaptionSettings
 ) -> Captioned:
     """Caption the images of a folder that have no caption, into its ``metadata.jsonl``.
 
@@ -61,20 +59,15 @@ def caption_folder(
 
     Raises:
         NotFound, BaseModelError: the model is not here, or cannot be used.
-        DataError, Conflict: as ``caption_images``; or captions there cannot be read.
+        BadInput, DataError, Conflict: as ``caption_images``; or captions there cannot be read.
     """
     listing = _readable_captions(folder)
     card = next(iter(listing.cards.values()), None)
-    return caption_images(
-        listing.items,
-        load_caption_model(model, revision=revision),
-        out=folder / "metadata.jsonl",
-        template=template,
-        trigger=trigger or (card.trigger if card else None),
-        prompt=prompt,
-        batch_size=batch_size,
-        redo=redo,
-    )
+    trigger = settings.trigger or (card.trigger if card else None)
+    settings, out = replace(settings, trigger=trigger), folder / "metadata.jsonl"
+    check_captionable(listing.items, out, settings)
+    captioner = load_caption_model(model, revision=revision)
+    return caption_images(listing.items, captioner, settings, out=out)
 
 
 def _readable_captions(folder: Path) -> Listing:

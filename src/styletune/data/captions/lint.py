@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from styletune.data.captions.tokens import MAX_TOKENS
+from styletune.data.captions.tokens import TokenCounter
 from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
@@ -57,7 +57,7 @@ def caption_findings(
     cards: Mapping[str, Card],
     *,
     trigger: str | None = None,
-    count_tokens: Callable[[str], int] | None = None,
+    tokens: TokenCounter | None = None,
     new_tokens: Collection[str] = (),
     default_caption: str | None = None,
     variants: Sequence[Sequence[str]] = (),
@@ -68,8 +68,7 @@ def caption_findings(
         items: the images.
         cards: the card of each source, by ``Item.origin``.
         trigger: overrides those of the cards.
-        count_tokens: CLIP tokens of a caption, including start and end:
-            ``lambda text: len(tokenizer(text).input_ids)``; None does not check.
+        tokens: counts a caption's; None leaves lengths unchecked.
         new_tokens: words such as ``<horizon>``, which are not placeholders.
         default_caption: many images may share it.
         variants: file names of copies and variants of one picture; these may share a caption.
@@ -83,7 +82,7 @@ def caption_findings(
     machine = [item.file_name for item in items if item.machine_caption and item.text]
     return [
         *_placeholder_findings(texts, {*new_tokens, *triggers.values()}),
-        *_length_findings(texts, count_tokens),
+        *_length_findings(texts, tokens),
         *_copy_findings(texts, default_caption, variants),
         *_trigger_findings(texts, triggers),
         *_machine_findings(machine, len(items)),
@@ -111,18 +110,16 @@ def _placeholder_findings(texts: Mapping[str, str], known: Collection[str]) -> l
     return [finding("placeholder", tuple(details), message, fix)]
 
 
-def _length_findings(
-    texts: Mapping[str, str], count_tokens: Callable[[str], int] | None
-) -> list[Finding]:
-    if count_tokens is None:
+def _length_findings(texts: Mapping[str, str], tokens: TokenCounter | None) -> list[Finding]:
+    if tokens is None:
         return []
-    counts = {name: count_tokens(text) for name, text in texts.items()}
-    long = {name: n for name, n in counts.items() if n > MAX_TOKENS}
+    counts = {name: tokens.count(text) for name, text in texts.items()}
+    long = {name: n for name, n in counts.items() if n > tokens.limit}
     if not long:
         return []
     long = dict(sorted(long.items(), key=lambda pair: -pair[1]))
     details = {name: f"{count} tokens" for name, count in long.items()}
-    state = agree(len(long), f"are longer than the {MAX_TOKENS} tokens that CLIP reads")
+    state = agree(len(long), f"are longer than the {tokens.limit} tokens that CLIP reads")
     message = (
         f"{len(long)} of {len(texts)} captions {state}, including start and end: "
         f"{first_few(details)}"

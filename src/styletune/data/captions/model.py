@@ -16,7 +16,7 @@ from styletune.data.sources.files import find_files
 from styletune.data.sources.items import Item
 from styletune.data.sources.metadata import read_metadata
 from styletune.data.sources.records import jsonl_records
-from styletune.errors import BaseModelError, Conflict, DataError, NotFound
+from styletune.errors import BadInput, BaseModelError, Conflict, DataError, NotFound
 from styletune.files import file_sha256, write_text
 from styletune.hub import find_snapshot, is_hub_id
 from styletune.progress import progress
@@ -40,6 +40,23 @@ class Captioned:
     written: tuple[str, ...]
     kept: tuple[str, ...]
     empty: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionSettings:
+    """How captions are written.
+
+    ``template`` is the caption, with ``{caption}`` for the model's words and ``{trigger}``, which
+    ``trigger`` replaces; ``prompt`` the question to the model, or the start of its caption; some
+    need none. ``batch_size`` images are captioned at a time; ``redo`` also replaces captions that
+    a model wrote with other settings.
+    """
+
+    template: str = "{trigger}, {caption}"
+    trigger: str | None = None
+    prompt: str = ""
+    batch_size: int = 4
+    redo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +155,9 @@ def _unusable(model: str, folder: Path, error: Exception) -> BaseModelError:
 def caption_images(
     items: Sequence[Item],
     captioner: CaptionModel,
+    settings: CaptionSettings,
     *,
     out: Path,
-    template: str = "{trigger}, {caption}",
-    trigger: str | None = None,
-    prompt: str = "",
-    batch_size: int = 4,
-    redo: bool = False,
     show_progress: bool = True,
 ) -> Captioned:
     """Caption the images that have no caption, saving them along the way.
@@ -160,12 +173,8 @@ def caption_images(
     Args:
         items: of one folder of plain image files.
         captioner: of ``load_caption_model``.
+        settings: how captions are written.
         out: ``metadata.jsonl`` in a folder that contains all the images, at any depth.
-        template: the caption, with ``{caption}`` for the model's words and ``{trigger}``.
-        trigger: replaces ``{trigger}``.
-        prompt: the question to the model, or the start of its caption; some need none.
-        batch_size: images per batch.
-        redo: also replace captions that a model wrote with other settings.
         show_progress: draw a progress bar on stderr.
 
     Raises:
@@ -174,16 +183,19 @@ def caption_images(
             these images; or ``redo`` of a caption that is not in ``out``.
         BaseModelError: the model computes NaN or infinity.
     """
-    _check(items, out, template, trigger)
-    settings = json.dumps([captioner.name, prompt, template, trigger]).encode()
+    template, trigger, prompt = settings.template, settings.trigger, settings.prompt
+    check_captionable(items, out, settings)
+    identity = json.dumps([captioner.name, prompt, template, trigger]).encode()
     marks = {
         "machine_caption": True,
         "caption_model": captioner.name,
-        "caption_settings": hashlib.sha256(settings).hexdigest()[:12],
+        "caption_settings": hashlib.sha256(identity).hexdigest()[:12],
     }
     rows = _read_rows(out)
     names = {item.file_name: _name_in(item, out) for item in items}
-    waiting = [i for i in items if _is_due(i, rows.get(names[i.file_name], {}), marks, redo)]
+    waiting = [
+        i for i in items if _is_due(i, rows.get(names[i.file_name], {}), marks, settings.redo)
+    ]
     _refuse_second_rows(waiting, names, rows, out)
     written: list[str] = []
     empty: list[str] = []
@@ -193,7 +205,7 @@ def caption_images(
     saved, saved_at = 0, time.monotonic()
     try:
         with progress("Captioning", len(items), len(kept), show_progress) as advance:
-            for batch in _batches(waiting, batch_size):
+            for batch in _batches(waiting, settings.batch_size):
                 images = [_decode(item) for item in batch]
                 for item, words in zip(batch, _describe(captioner, images, prompt), strict=True):
                     if not words:
@@ -212,7 +224,11 @@ def caption_images(
     return Captioned(tuple(written), tuple(kept), tuple(empty))
 
 
-def _check(items: Sequence[Item], out: Path, template: str, trigger: str | None) -> None:
+def check_captionable(items: Sequence[Item], out: Path, settings: CaptionSettings) -> None:
+    """Refuse before a model is loaded what it could not caption. Raises as ``caption_images``."""
+    template, trigger = settings.template, settings.trigger
+    if settings.batch_size < 1:
+        raise BadInput(f"is {settings.batch_size}", where="batch_size", fix="give 1 or more")
     left = template.replace("{trigger}", "").replace("{caption}", "")
     if "{caption}" not in template or "{" in left or "}" in left:
         raise DataError(

@@ -1,14 +1,24 @@
-"""How many CLIP tokens a caption has, for checks without a base model."""
+"""How many tokens a caption has: as a base model counts them, or without one."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-# What CLIP reads, including the tokens of start and end (arXiv 2103.00020, §2.4).
-MAX_TOKENS = 77
+from styletune.models.families import DEFAULT_FAMILY
+
 # A token is at least one byte (one Japanese letter may be three tokens).
-_MOST_BYTES = MAX_TOKENS - 2
+_MOST_BYTES = DEFAULT_FAMILY.max_tokens - 2
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounter:
+    """``count`` of a text's tokens, start and end included; ``limit`` is the most that are read."""
+
+    count: Callable[[str], int]
+    limit: int
 
 
 def clip_tokens(text: str) -> int:
@@ -27,3 +37,7 @@ def _clip_tokenizer() -> Any:
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
+
+
+# For checks without a base model.
+CLIP_TOKENS = TokenCounter(clip_tokens, DEFAULT_FAMILY.max_tokens)

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,16 @@ def close_store(store: FactsStore) -> None:
     with store.lock:
         store.is_closed = True
         store.connection.close()
+
+
+@contextlib.contextmanager
+def kept_facts() -> Iterator[FactsStore]:
+    """The store in the user's cache folder, closed at the end. Raises as ``open_facts``."""
+    store = open_facts(default_store_path())
+    try:
+        yield store
+    finally:
+        close_store(store)
 
 
 def facts_key(file_hash: str, background: str | None) -> str:

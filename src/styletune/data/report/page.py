@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from styletune.data.check import Checked
+from styletune.data.checked import Checked
 from styletune.data.findings import CODES, Finding, Severity
 from styletune.data.inspection.facts import THUMBNAIL_PX, PaletteFacts
 from styletune.data.pixels.buckets import Size

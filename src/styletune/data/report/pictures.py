@@ -13,7 +13,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from styletune.data.check import Checked
+from styletune.data.checked import Checked
 from styletune.data.findings import Finding, Severity
 from styletune.data.inspection.facts import THUMBNAIL_PX, ImageFacts, PaletteFacts
 from styletune.data.pixels.buckets import CropPlan, Size

@@ -18,9 +18,8 @@ from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
-from styletune.data.findings import Finding, finding
+from styletune.data.findings import Finding, bad_archive
 from styletune.data.pixels.image_file import READ_EXTENSIONS
-from styletune.data.sources.files import printable, shorten
 from styletune.errors import DataError
 
 MAX_MEMBER_BYTES = 1 << 30
@@ -28,13 +27,14 @@ MAX_ARCHIVE_BYTES = 256 << 30
 # Images hardly compress; deflate reaches 1032, and only for data made for it.
 MAX_RATIO = 200
 MIN_BOMB_BYTES = 16 << 20
+ARCHIVES = (".tar", ".zip")
 _END_BLOCK = 512
 
 
-def bad_archive(path: Path, what: str, members: list[str], fix: str) -> Finding:
-    """The finding about an archive or table that is not opened."""
-    listed = f": {shorten([printable(m) for m in members])}" if members else ""
-    return finding("bad-archive", (path.name,), f"{what}{listed}", fix)
+def read_member(path: Path, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> bytes:
+    """Bytes of a member of an archive (one of ``ARCHIVES``). Raises as ``read_zip``."""
+    read = read_zip if path.suffix.lower() == ".zip" else read_tar
+    return read(path, member, max_bytes)
 
 
 def list_zip(path: Path) -> tuple[dict[str, str], list[Finding]]:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from styletune.colors import HexColor
+from styletune.data.sources.files import CARD_NAME
 from styletune.errors import RecipeError
 from styletune.recipe.section import Section
 from styletune.recipe.toml import load_toml, validate
-
-CARD_NAME = "dataset.toml"
-
-HexColor = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
 
 
 class Card(Section):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import posixpath
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from styletune.data.findings import printable, shorten
 from styletune.data.pixels.image_file import READ_EXTENSIONS
-from styletune.data.sources.card import CARD_NAME
 from styletune.errors import DataError
 
 # Unsupported image formats: they must not vanish from the set unnoticed.
@@ -143,11 +143,6 @@ def sort_names(names: Iterable[str]) -> FilesByKind:
     return FilesByKind(**{kind: tuple(members) for kind, members in kinds.items()})
 
 
-def printable(name: str) -> str:
-    """A name as valid text: bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _kind(name: str) -> str:
     stem, suffix = posixpath.splitext(posixpath.basename(name))
     suffix = suffix.lower()
@@ -164,7 +159,4 @@ def _kind(name: str) -> str:
     return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), "others")
 
 
-def shorten(names: Sequence[str], most: int = 5) -> str:
-    """``"a.png, b.png and 3 more"``: the first few names."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+CARD_NAME = "dataset.toml"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from styletune.data.findings import Finding, finding
-from styletune.data.sources.files import SHARD_EXTENSIONS, shorten
+from styletune.data.findings import Finding, finding, shorten
+from styletune.data.sources.files import SHARD_EXTENSIONS
 from styletune.errors import DataError, NotFound
 from styletune.hub import cached_commits, find_snapshot
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from styletune.data.sources.archives import MAX_MEMBER_BYTES, read_tar, read_zip
+from styletune.data.sources.archives import ARCHIVES, MAX_MEMBER_BYTES, read_member
 from styletune.data.sources.tables import read_table_row
 
 
@@ -20,10 +20,6 @@ def read_item(path: str, member: str, max_bytes: int = MAX_MEMBER_BYTES) -> Path
     file = Path(path)
     if not member:
         return file
-    match file.suffix.lower():
-        case ".zip":
-            return read_zip(file, member, max_bytes)
-        case ".tar":
-            return read_tar(file, member, max_bytes)
-        case _:
-            return read_table_row(file, member)
+    if file.suffix.lower() in ARCHIVES:
+        return read_member(file, member, max_bytes)
+    return read_table_row(file, member)

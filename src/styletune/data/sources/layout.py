@@ -15,11 +15,9 @@ from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
 
-from styletune.data.findings import Finding, finding
-from styletune.data.sources.archives import sample_key
-from styletune.data.sources.card import CARD_NAME
-from styletune.data.sources.files import FilesByKind, shorten
-from styletune.data.sources.item_bytes import read_item
+from styletune.data.findings import Finding, finding, shorten
+from styletune.data.sources.archives import read_member, sample_key
+from styletune.data.sources.files import CARD_NAME, FilesByKind
 from styletune.data.sources.items import RIGHTS_COLUMNS, Item, Rights
 from styletune.data.sources.metadata import (
     METADATA_NAMES,
@@ -106,13 +104,13 @@ def read_file(tree: Tree, name: str, max_bytes: int = MAX_METADATA_BYTES) -> byt
     Raises:
         DataError: it cannot be read, or is larger than ``max_bytes``.
     """
-    content = read_item(*locate(tree, name), max_bytes)
-    if isinstance(content, bytes):
-        return content
+    path, member = locate(tree, name)
+    if member:
+        return read_member(Path(path), member, max_bytes)
     try:
-        if content.stat().st_size > max_bytes:
+        if Path(path).stat().st_size > max_bytes:
             raise DataError(f"is larger than {max_bytes >> 20} MiB", where=name)
-        return content.read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{error.strerror}", where=name) from None
 

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from styletune.data.findings import Finding, agree, finding
+from styletune.data.findings import Finding, agree, bad_archive, finding, shorten
 from styletune.data.pixels.image_file import READ_EXTENSIONS
-from styletune.data.sources.archives import bad_archive, crowded_samples, list_tar, list_zip
-from styletune.data.sources.card import CARD_NAME, Card, load_card, parse_card
+from styletune.data.sources.archives import crowded_samples, list_tar, list_zip
+from styletune.data.sources.card import Card, load_card, parse_card
 from styletune.data.sources.files import (
+    CARD_NAME,
     SHARD_EXTENSIONS,
     FilesByKind,
     find_files,
     nearest,
-    shorten,
     sort_names,
 )
 from styletune.data.sources.hub import find_dataset, mixed_splits, pick_split, split_folder
@@ -37,26 +37,13 @@ from styletune.data.sources.layout import (
     read_file,
     tree_part,
 )
+from styletune.data.sources.source import Source
 from styletune.data.sources.tables import list_table
 from styletune.errors import DataError, NotFound
 from styletune.hub import is_hub_id
 from styletune.recipe.data_sections import DataSection, SourceSection
 
 _DEFAULTS = {key: info.default for key, info in SourceSection.model_fields.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One source with its settings and its place on disk.
-
-    ``name`` is what its images' names start with; ``path`` is absolute, with links unresolved
-    because their names say what they are; for a Hub data set it is the snapshot's folder.
-    """
-
-    section: SourceSection
-    name: str
-    path: Path
-    is_hub: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from styletune.data.sources.files import shorten
+from styletune.data.findings import shorten
 from styletune.data.sources.items import RIGHTS_COLUMNS, Rights
 from styletune.data.sources.records import csv_records, jsonl_records, parquet_records
 

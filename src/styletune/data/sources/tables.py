@@ -14,9 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from styletune.data.findings import Finding, finding
-from styletune.data.sources.archives import bad_archive
-from styletune.data.sources.files import printable, shorten
+from styletune.data.findings import Finding, bad_archive, finding, printable, shorten
 from styletune.data.sources.metadata import (
     KNOWN_COLUMNS,
     BadRowError,
