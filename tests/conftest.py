@@ -17,11 +17,16 @@ from job_parts import Answer, Finished, call, finished_job, read_finished, write
 SECONDS: defaultdict[str, float] = defaultdict(float)
 # The longest files, started first so that no worker is left alone with one at the end.
 FIRST = (
-    "tests/planning/test_memory.py",
-    "tests/test_golden.py",
-    "tests/training/test_resume.py",
     "tests/training/test_processes.py",
     "tests/test_job.py",
+    "tests/training/test_loop_effects.py",
+    "tests/test_api.py",
+    "tests/adapters/test_adapter_kinds.py",
+    "tests/test_cli_errors.py",
+    "tests/training/test_resume.py",
+    "tests/planning/test_memory.py",
+    "tests/test_data_commands.py",
+    "tests/test_golden.py",
 )
 
 

@@ -311,6 +311,7 @@ def test_untrained_adapter_is_refused(brand: Path, styletune: Command, tmp_path:
     assert not (tmp_path / "registry").exists()
 
 
+@pytest.mark.slow
 def test_wandb_offline_logs_losses(brand: Path, tmp_path: Path) -> None:
     """With tracker = "wandb" the real library writes an offline run, without an account."""
     environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
