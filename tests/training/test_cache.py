@@ -454,18 +454,22 @@ def test_two_processes_build_one_cache(
 
 
 @pytest.mark.gpu
-def test_the_cache_is_resident_where_it_fits(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_resident_where_it_fits(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A small cache lies on the GPU; one that would crowd it is pinned, and reads the same."""
     from styletune.training import cache as module
 
+    # A shared folder: a GPU's convolutions may round differently from one encoding to the next.
+    place = CachePlace("cuda", tmp_path / "cache")
     pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cuda")
     found = found_in(images)
     texts = [["x"]] * len(found)
-    resident = build_cache(pipe, found, texts, read, section(), CachePlace("cuda"))
+    resident = build_cache(pipe, found, texts, read, section(), place)
     assert all(b.mean.is_cuda for b in resident.buckets)
     monkeypatch.setattr(module, "RESIDENT_BYTES", 0)
-    pinned = build_cache(pipe, found, texts, read, section(), CachePlace("cuda"))
+    pinned = build_cache(pipe, found, texts, read, section(), place)
     assert all(b.mean.is_pinned() for b in pinned.buckets)
     assert pinned.latents([1, 4])[0].is_cuda
-    assert torch.allclose(pinned.latents([1, 4])[0], resident.latents([1, 4])[0])
+    assert torch.equal(pinned.latents([1, 4])[0], resident.latents([1, 4])[0])
     assert pinned.text_rows(torch.tensor([0])).embeds.is_cuda
