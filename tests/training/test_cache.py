@@ -404,7 +404,8 @@ import torch
 folder, images, cache_dir, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 sys.path[:0] = [folder, str(Path(folder).parent)]
-from styletune.models.load import find_base, load_pipeline
+from styletune.models.base_files import find_base
+from styletune.models.load import load_pipeline
 from test_cache import build, digest, found_in
 pipe = load_pipeline(find_base("mini", None, Path()), torch.float32, "cpu")
 found = found_in(Path(images), flip=True)
