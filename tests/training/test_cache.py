@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -401,9 +402,9 @@ BUILDER = """
 import json, sys
 from pathlib import Path
 import torch
-folder, images, cache_dir, threads = sys.argv[1:]
+places, images, cache_dir, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-sys.path[:0] = [folder, str(Path(folder).parent)]
+sys.path[:0] = json.loads(places)
 from styletune.models.base_files import find_base
 from styletune.models.load import load_pipeline
 from test_cache import build, digest, found_in
@@ -426,28 +427,22 @@ def test_two_processes_build_one_cache(
 ) -> None:
     """Started together on one folder, both end with the same cache and every file is whole."""
     cache_dir = tmp_path / "cache"
-    other = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            BUILDER,
-            str(Path(__file__).parent),
-            str(images),
-            str(cache_dir),
-            str(torch.get_num_threads()),
-        ],
+    # The other process imports this module and what pytest has put on the path for it.
+    words = (json.dumps(sys.path), str(images), str(cache_dir), str(torch.get_num_threads()))
+    found = found_in(images, flip=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", BUILDER, *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    found = found_in(images, flip=True)
-    assert other.stdin is not None
-    assert other.stdout is not None
-    assert other.stdout.readline() == "ready\n"
-    other.stdin.write("go\n")
-    other.stdin.flush()
-    mine = build(pipe, found, cache_dir)
-    theirs = other.communicate(timeout=120)[0].strip()
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        other.stdin.write("go\n")
+        other.stdin.flush()
+        mine = build(pipe, found, cache_dir)
+        theirs = other.communicate(timeout=120)[0].strip()
     assert other.returncode == 0
     assert theirs == digest(mine) == digest(build(pipe, found, cache_dir))
     assert len(files_in(cache_dir / "latents")) == 10
