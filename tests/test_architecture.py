@@ -26,7 +26,7 @@ FLOORS = {
     room: floor
     for floor, names in enumerate(
         (
-            ("errors",),
+            ("errors", "text"),
             ("colors", "places", "progress"),
             ("files",),
             ("recipe", "runs", "mini", "hub"),
@@ -46,38 +46,38 @@ FLOORS = {
 # ``__init__`` is its face, for other rooms. ``python scripts/house.py --order`` prints the table
 # that today's imports make.
 ORDER = {
-    "adapters": "file names tokens header inject updates export layouts",
+    "adapters": "file names header inject tokens updates export layouts",
     "cli": "shared data published recipe",
-    "data": "findings licenses pixels sources split captions inspection masks rows checked read "
+    "data": "findings licenses pixels sources split captions inspection rows checked masks read "
     "rights check entries report load",
     "data.captions": "model tokens variants lint fix folder",
     "data.inspection": "edges facts opt_out outliers sizes copies quality duplicates store "
     "features inspect motifs palette",
-    "data.pixels": "buckets fingerprint image_file crop decode mask",
+    "data.pixels": "buckets color_signals fingerprint crop image_file decode mask",
     "data.report": "pictures page",
-    "data.sources": "archives files items records source card hub metadata layout tables "
-    "item_bytes listing",
+    "data.sources": "files items records source tar_headers archives card hub metadata unread "
+    "layout tables item_bytes listing",
     "encoders": "find clip",
-    "job": "adapt base facts generate job refusals check encode plan prepare publish score "
-    "train run",
+    "job": "adapt base facts generate job refusals trainable check encode prepare publish score "
+    "start_from plan train run",
     "mini": "",
-    "models": "checkpointing family int8_linear latents placement recognize schedule "
-    "weight_files base meta model_folder names quantize sdxl single_file families load "
-    "conditioning locate vae_files base_files",
+    "models": "checkpointing family int8_linear latents placement recognize schedule weight_files "
+    "meta model_folder names quantize sdxl single_file base families conditioning load locate "
+    "vae_files base_files",
     "planning": "gpus meter workload measure suggestions memory preflight",
     "project": "init",
-    "recipe": "section toml data_sections training_sections sections load",
+    "recipe": "section toml data_sections output_sections training_sections sections load",
     "registry": "provenance store manifest release card versions package resolve pull",
     "runs": "folder form metrics answers documents log summary find scores",
     "sampling": "png prompts session shots images",
     "scoring": "clip_score figures statistics suite choose frechet gates kernel palette scored "
     "report score",
     "training": "batches cache_files ema groups identity noise objectives optimizer_state texts "
-    "images optimizer processes cache checkpoint denoise validation loop",
+    "tracker images optimizer processes cache checkpoint denoise validation loop",
 }
 TORCH_FREE = (
     *("registry", "dashboard", "cli", "api", "recipe", "runs", "hub", "errors", "files"),
-    *("places", "colors"),
+    *("places", "colors", "text"),
 )
 HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "open_clip")
 

@@ -32,7 +32,7 @@ from styletune.data.inspection.quality import measure
 from styletune.data.inspection.store import open_facts
 from styletune.data.pixels.decode import decode_image
 from styletune.data.pixels.fingerprint import pixel_hash
-from styletune.data.pixels.image_file import READ_EXTENSIONS
+from styletune.data.sources.files import READ_EXTENSIONS
 from styletune.data.sources.items import Item
 from styletune.files import write_text
 from world import random_view, render

@@ -123,7 +123,7 @@ def run_loop(unet: Any, parameters: dict[str, Any], cache: Cache, steps: int, ba
             TrainSection(steps=steps, batch_size=batch, checkpoint_every=steps),
             OptimizerSection(),
             output=RunOutput(run, Identity("t", "d", "o", "b"), on_checkpoint=lambda _: None),
-            accelerator=make_accelerator("no", "none", run),
+            accelerator=make_accelerator(TrainSection(), run),
             done=0,
         )
 

@@ -84,6 +84,7 @@ def plan(
     runs_dir: str | os.PathLike[str] = "runs",
     run_dir: str | os.PathLike[str] | None = None,
     gpu: str | None = None,
+    registry: str | None = None,
 ) -> Plan:
     """Check a recipe against base, data, suite and run folder, and say what a run would do.
 
@@ -95,6 +96,7 @@ def plan(
         runs_dir: folder of all runs.
         run_dir: this run's own folder, instead of one below ``runs_dir`` named by its content.
         gpu: plan for this card, such as "RTX 3060"; this machine's card if left out.
+        registry: also check what publishing there needs.
 
     Returns:
         Problems, peak memory in bytes, compute in FLOPs and seconds, data, steps, outputs.
@@ -102,14 +104,19 @@ def plan(
     Raises:
         BadInput, NotFound, DataError, RecipeError: something cannot be used.
         Conflict: the run folder belongs to another recipe, data set or base.
+        CheckFailed: with ``registry``, an image lacks rights.
+        OutputError: the run folder cannot be written, or the disk is too full.
     """
     from styletune.planning.gpus import find_gpu
 
     card = find_gpu(gpu) if gpu else None
     job = _prepare(recipe, runs_dir, run_dir, planning=True)
     from styletune.job.plan import plan as plan_job
+    from styletune.job.publish import check_publishable
     from styletune.planning.preflight import present_gpu
 
+    if registry is not None:
+        check_publishable(job.loaded, job.data.checked, registry, finished=job.is_trained)
     return plan_job(job, card or present_gpu())
 
 
@@ -321,8 +328,7 @@ def run(
     from styletune.job.run import run_job
 
     if registry is not None:
-        finished = max(job.run.checkpoint_steps(), default=0) >= job.recipe.train.steps
-        check_publishable(job.loaded, job.data.checked, registry, finished=finished)
+        check_publishable(job.loaded, job.data.checked, registry, finished=job.is_trained)
     return run_job(job, registry=registry, who=_login_name())
 
 

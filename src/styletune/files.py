@@ -42,6 +42,21 @@ def make_dir(path: Path) -> Path:
     return path
 
 
+def require_writable(path: Path, fix: str) -> Path:
+    """The folder at ``path``, or the nearest above it that is there, if it can be written to.
+
+    Raises:
+        OutputError: no permission, or a part of the path is a file.
+    """
+    path = path.absolute()
+    place = next(p for p in (path, *path.parents) if p.exists())
+    if not place.is_dir():
+        raise OutputError("cannot write: a part of the path is a file", where=str(place), fix=fix)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError("cannot write: no permission to write", where=str(place), fix=fix)
+    return place
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary neighbor of ``path`` for writing; rename it when all went well."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import time
 from pathlib import Path
 
+_CPU_TIMES = Path("/proc/stat")  # of all cores: user, nice, system, idle, iowait, …
 _REASONS = {
     errno.ENOSPC: "no space left on the device",
     errno.EDQUOT: "the disk quota is used up",
@@ -32,6 +35,17 @@ def user_cache_dir() -> Path | None:
         return None
 
 
+def resolve_place(text: str, folder: Path) -> Path:
+    """The absolute path that a settings file means: relative to ``folder``, ``~`` is the home.
+
+    Links are not followed: in the Hub's cache a link has the name and its target is a hash.
+    """
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # no such user: a folder may be called that
+        path = path.expanduser()
+    return Path(os.path.abspath(folder / path))  # noqa: PTH100
+
+
 def describe_write_error(number: int | None) -> str | None:
     """Why writing failed, in words, from an ``errno``; None for an unknown one."""
     return _REASONS.get(number or 0)
@@ -42,3 +56,47 @@ def device_name() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def share_cores() -> None:
+    """Prepare torch's threads for a machine on which other processes are busy.
+
+    OpenMP's threads spin while they wait for each other. On an idle machine that is fastest; beside
+    a busy process a step takes four to ten times as long, because the thread that has work does
+    not get a core. So they sleep instead where another process keeps a core busy now, which gives
+    the same numbers. Always sleeping would halve the speed of small models on virtual machines.
+    Processes that were started together share the cores.
+
+    Takes effect only before torch is imported; what the user has set stays.
+    """
+    variables = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    if not any(name in os.environ for name in variables) and _busy_cores() > 0.5:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if processes > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _busy_cores(seconds: float = 0.1) -> float:
+    """How many cores other processes keep busy; 0 where the system does not tell."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(word) for word in _CPU_TIMES.read_text().split("\n", 1)[0].split()[1:]]
+        return sum(fields[:8]), fields[3] + fields[4]
+
+    try:
+        total, idle = ticks()
+        time.sleep(seconds)
+        total_after, idle_after = ticks()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    passed = total_after - total
+    share = 1 - (idle_after - idle) / passed if passed > 0 else 0.0
+    return share * (os.cpu_count() or 1)

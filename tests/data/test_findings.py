@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import random
+from functools import partial
+
 import pytest
 
 from styletune.data.findings import CODES, agree, finding, first_few
-from styletune.data.inspection.sizes import size_findings, too_small_findings
-from styletune.data.pixels.buckets import CropPlan, plan_crop
+from styletune.data.inspection.sizes import (
+    fitting_resolution,
+    size_findings,
+    too_small_findings,
+)
+from styletune.data.pixels.buckets import (
+    CropPlan,
+    Tables,
+    bucket_table,
+    default_step,
+    plan_crop,
+    plan_crops,
+)
 
 
 def plan(width: int, height: int, side: int = 512) -> CropPlan:
@@ -41,20 +55,46 @@ def test_too_small_images_are_one_error_smallest_first() -> None:
         "small.png": [plan(300, 300)],
         "tiny.png": [plan(512, 512), plan(100, 200)],
     }
-    (error,) = too_small_findings(plans)
+    (error,) = too_small_findings(plans, lambda: None)
     assert (error.code, error.severity) == ("too-small", "error")
     assert error.files == ("tiny.png", "small.png")
     assert "100×200" in error.message
     assert [each.files for each in size_findings(plans, True) if each.code == "upscaled"] == [
         ("soft.png",)
     ]
-    assert too_small_findings({"soft.png": plans["soft.png"]}) == []
+    assert too_small_findings({"soft.png": plans["soft.png"]}, lambda: None) == []
 
 
 @pytest.mark.parametrize("width", [100, 211, 409])
 def test_the_resolution_that_is_advised_is_accepted(width: int) -> None:
     """At the resolution that the fix names the image passes; 8 pixels more and it does not."""
-    (error,) = too_small_findings({"a.png": [plan(width, width)]})
+    plans = {"a.png": [plan(width, width)]}
+    fitting = partial(fitting_resolution, plans, lambda side: ((side, ((side, side),)),), 64)
+    (error,) = too_small_findings(plans, fitting)
     advised = int(error.fix.split("data.resolution ")[1].split()[0])
-    assert too_small_findings({"a.png": [plan(width, width, advised)]}) == []
-    assert too_small_findings({"a.png": [plan(width, width, advised + 8)]}) != []
+    assert too_small_findings({"a.png": [plan(width, width, advised)]}, fitting) == []
+    assert too_small_findings({"a.png": [plan(width, width, advised + 8)]}, fitting) != []
+
+
+def test_no_resolution_is_advised_that_would_be_refused() -> None:
+    """All images are tried together; an image of one pixel fits nowhere."""
+
+    def tables(side: int) -> Tables:
+        return ((side, bucket_table(side, default_step(side), 2.0)),)
+
+    rng = random.Random(5)
+    none = 0
+    for _ in range(60):
+        sizes = [(rng.randint(20, 1400), rng.randint(20, 1400)) for _ in range(3)]
+        plans = {f"{i}.png": plan_crops(*size, tables(1024)) for i, size in enumerate(sizes)}
+        if not too_small_findings(plans, lambda: None):
+            continue
+        advised = fitting_resolution(plans, tables, 64)
+        none += advised is None
+        if advised is not None:
+            again = {f"{i}.png": plan_crops(*s, tables(advised)) for i, s in enumerate(sizes)}
+            assert too_small_findings(again, lambda: None) == []
+    assert 0 < none < 50
+    dot = {"dot.png": plan_crops(1, 1, tables(1024))}
+    (error,) = too_small_findings(dot, lambda: fitting_resolution(dot, tables, 64))
+    assert error.fix == "find larger originals"

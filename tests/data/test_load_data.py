@@ -96,7 +96,7 @@ def test_every_faulty_image_is_in_one_error(tmp_path: Path) -> None:
         assert f"{name}.png (" in error.message
     text = str(error)
     assert 'background = "#ffffff"' in text
-    assert "choose data.resolution 80 or lower" in text
+    assert "choose data.resolution 80" in text
 
 
 def test_duplicates_stay_together_and_are_reported(tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from PIL import Image
 
 import world
 from data_parts import load_folder
-from styletune.data.checked import LoadedData
+from styletune.data.check import check_data
+from styletune.data.checked import Expected, LoadedData
 from styletune.data.entries import entries
+from styletune.data.inspection.store import close_store, open_facts
 from styletune.data.pixels.buckets import plan_crop
 from styletune.data.pixels.crop import crop_mask, crop_pixels
 from styletune.data.read import read_entry
 from styletune.errors import DataError, NotFound
 from styletune.models.latents import latent_mask
+from styletune.recipe.data_sections import DataSection
 
 
 def scene(seed: int, size: tuple[int, int] = (128, 128)) -> Image.Image:
@@ -181,3 +184,26 @@ def test_a_wrong_mask_folder_is_named(tmp_path: Path) -> None:
     masks.rename(images / "masks")
     with pytest.raises(DataError, match="in the folder of the images"):
         load(images, images / "masks")
+
+
+def test_a_known_mask_is_not_decoded_again(tmp_path: Path) -> None:
+    """What the store says of the same files is believed; a changed mask is read anew."""
+    images, masks = project(tmp_path)
+    for i in range(3):
+        half_white((128, 128)).save(masks / f"{i}.png")
+    section = DataSection(
+        path=str(images), mask="folder", mask_path=str(masks), default_caption="x", buckets=False
+    )
+    store = open_facts(tmp_path / "facts.sqlite")
+    try:
+        first = check_data(section, Path(), Expected(128), store=store)
+        assert len(set(first.masks.hashes.values())) == 1
+        store.connection.execute("UPDATE masks SET hash = 'known'")
+        again = check_data(section, Path(), Expected(128), store=store)
+        assert set(again.masks.hashes.values()) == {"known"}
+        Image.new("L", (128, 128), 128).save(masks / "2.png")
+        changed = check_data(section, Path(), Expected(128), store=store).masks.hashes
+        assert changed["0.png"] == changed["1.png"] == "known"
+        assert len(changed["2.png"]) == 64
+    finally:
+        close_store(store)

@@ -40,8 +40,8 @@ from styletune.planning.meter import Meter
 from styletune.planning.preflight import USABLE_SHARE, preflight
 from styletune.planning.suggestions import Suggestion, suggest_changes
 from styletune.planning.workload import Step, Workload
+from styletune.recipe.output_sections import PreviewSection, ScoreSection
 from styletune.recipe.section import Section
-from styletune.recipe.sections import PreviewSection, ScoreSection
 from styletune.recipe.training_sections import (
     AdapterSection,
     DreamboothSection,

@@ -214,3 +214,17 @@ def test_roles_follow_the_place(store: ObjectStore, publish: Publish) -> None:
         "diffusers/w.safetensors": "weights-diffusers",
         "webui/horizon_v1.0.0.safetensors": "weights-webui",
     }
+
+
+def test_what_file_managers_leave_behind_is_no_damage(
+    store: ObjectStore, publish: Publish, tmp_path: Path
+) -> None:
+    """Finder, Windows and other tools write beside the files; those are still as published."""
+    publish(store, files=FILES)
+    folder = pull(store, SPEC, tmp_path / "out").dir
+    for name in (".DS_Store", "diffusers/._w.safetensors", "Thumbs.db", "w.civitai.info"):
+        (folder / name).write_bytes(b"x")
+    assert pull(store, SPEC, tmp_path / "out").dir == folder
+    (folder / "diffusers" / "other.safetensors").write_bytes(b"x")
+    with pytest.raises(IntegrityError, match=r"other\.safetensors is extra"):
+        pull(store, SPEC, tmp_path / "out")

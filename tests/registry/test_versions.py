@@ -406,3 +406,37 @@ def test_manifest_is_canonical_json(publish: Publish) -> None:
     assert list(tree) == sorted(tree)
     assert b": " not in content.replace(tree["description"].encode(), b"")
     assert canonical(Manifest.model_validate_json(content)) == content
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "lost+found", ".snapshot", "Horizon", "x" * 200])
+def test_foreign_folders_are_not_adapters(
+    folder: Path, folder_store: ObjectStore, publish: Publish, name: str
+) -> None:
+    """File servers and finders make such folders; the registry is listed as if they were not."""
+    publish(folder_store)
+    (folder / "adapters" / name / "versions").mkdir(parents=True)
+    assert list_names(folder_store) == ["horizon"]
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut"])
+def test_publishing_the_same_again_restores_what_is_gone(
+    folder: Path, folder_store: ObjectStore, publish: Publish, damage: str
+) -> None:
+    """The publisher holds the very bytes; other content restores nothing."""
+    publish(folder_store)
+    blobs = sorted(p for p in (folder / "blobs").rglob("*") if p.is_file())
+    before = [blob.read_bytes() for blob in blobs]
+    for blob in blobs:
+        blob.unlink() if damage == "gone" else blob.write_bytes(b"")
+    with pytest.raises(Conflict, match="different content"):
+        publish(folder_store, description="Other horizons.")
+    assert not any(blob.is_file() and blob.read_bytes() for blob in blobs)
+    with pytest.raises(Conflict, match="identical content") as caught:
+        publish(folder_store)
+    assert "restored what was gone or damaged: README.md, diffusers/w.safetensors" in str(
+        caught.value
+    )
+    assert [blob.read_bytes() for blob in blobs] == before
+    with pytest.raises(Conflict) as again:
+        publish(folder_store)
+    assert "restored" not in str(again.value)

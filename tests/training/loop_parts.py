@@ -197,7 +197,7 @@ def train(
             Identity(**{field.name: field.name for field in fields(Identity)}),
             on_checkpoint=lambda _: None,
         ),
-        accelerator=make_accelerator("no", "none", run),
+        accelerator=make_accelerator(TrainSection(), run),
         done=0,
     )
     return run

@@ -30,6 +30,7 @@ from torch import Tensor
 from job_parts import Answer
 from styletune.adapters.file import load_adapter
 from styletune.errors import BadInput, CheckFailed
+from styletune.recipe.training_sections import TrainSection
 from styletune.runs import Run
 from styletune.training.batches import step_batch
 from styletune.training.images import Cache, Prior, TrainingImages
@@ -321,7 +322,7 @@ def test_an_infinite_gradient_is_blamed_on_its_step(
 def test_fp16_without_a_gpu_is_refused(tmp_path: Path, brand: Path, styletune: Command) -> None:
     """With what to choose instead, and nothing is written."""
     with pytest.raises(BadInput) as caught:
-        make_accelerator("fp16", "none", Run(tmp_path / "run"))
+        make_accelerator(TrainSection(mixed_precision="fp16"), Run(tmp_path / "run"))
     assert "fp16 needs a GPU" in str(caught.value)
     assert caught.value.where == "[train] mixed_precision"
     assert '"bf16"' in caught.value.fix

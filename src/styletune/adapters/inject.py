@@ -339,20 +339,36 @@ def load_into(models: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) ->
     Raises:
         IntegrityError: other names or shapes than were injected.
     """
+    parameters = adapter_parameters(models)
+    check_fits(tensors, {name: tuple(p.shape) for name, p in parameters.items()})
+    for name, parameter in parameters.items():
+        if name in tensors:
+            parameter.data.copy_(tensors[name])
+
+
+def check_fits(tensors: Mapping[str, Tensor], injected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise IntegrityError unless an adapter's tensors are those that were injected.
+
+    Args:
+        tensors: of the adapter; new tokens' rows are left out of account, and so is a whole
+            component that it does not have.
+        injected: shapes by name.
+    """
     names = {name for name in tensors if not is_embedding(name)}
     components = {name.partition(".")[0] for name in names}
-    parameters = adapter_parameters({c: m for c, m in models.items() if c in components})
-    if parameters.keys() != names:
-        odd = sorted(parameters.keys() ^ names)
+    expected = {
+        name: shape
+        for name, shape in injected.items()
+        if name.partition(".")[0] in components and not is_embedding(name)
+    }
+    if expected.keys() != names:
+        odd = sorted(expected.keys() ^ names)
         raise IntegrityError(f"the adapter's modules differ, first: {odd[0]}")
-    for name, parameter in parameters.items():
-        if parameter.shape != tensors[name].shape:
+    for name, shape in expected.items():
+        if shape != tuple(tensors[name].shape):
             raise IntegrityError(
-                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, expected "
-                f"{tuple(parameter.shape)}"
+                f"the adapter's {name} has shape {tuple(tensors[name].shape)}, expected {shape}"
             )
-    for name, parameter in parameters.items():
-        parameter.data.copy_(tensors[name])
 
 
 @contextlib.contextmanager

@@ -22,8 +22,9 @@ from torch import Tensor
 from styletune.adapters.file import AdapterKind, AdapterSpec, load_adapter
 from styletune.adapters.names import known_modules, modules_by_flat_name, modules_by_kohya_name
 from styletune.adapters.updates import module_scales
-from styletune.errors import BadInput, IntegrityError, NotFound
+from styletune.errors import BadInput, BaseModelError, IntegrityError, NotFound
 from styletune.models.family import Family
+from styletune.models.weight_files import read_header
 
 _OURS = {
     "lora_down.weight": "lora_A.weight",
@@ -53,14 +54,31 @@ def read_adapter_file(file: Path, family: Family) -> tuple[dict[str, Tensor], Ad
     Raises:
         NotFound: no such file.
         IntegrityError: not a whole safetensors file.
-        BadInput: another family's adapter, mixed layouts or unknown keys; the first is named.
+        BadInput: another family's adapter, mixed layouts, unknown keys or values that are not
+            finite; the first is named.
     """
+    tensors, spec = _read(file, family)
+    wild = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if wild:
+        raise BadInput(
+            f"{len(wild)} of {len(tensors)} tensors are not finite, the first: {wild[0]}",
+            where=str(file),
+            fix="start from an earlier checkpoint: this one has diverged",
+        )
+    return tensors, spec
+
+
+def _read(file: Path, family: Family) -> tuple[dict[str, Tensor], AdapterSpec]:
+    if not file.is_file():
+        raise NotFound("no such adapter", where=str(file))
+    try:
+        read_header(file, str(file))
+    except BaseModelError as error:
+        raise IntegrityError(error.message, where=str(file), fix=error.fix) from None
     try:
         with safe_open(str(file), framework="pt") as reader:
             header: dict[str, str] = reader.metadata() or {}
             content = {k: reader.get_tensor(k) for k in reader.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise NotFound("no such adapter", where=str(file)) from None
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"not a whole safetensors file: {error}", where=str(file)) from None
     own = _json(header.get("styletune.adapter"))
@@ -124,7 +142,7 @@ def rescaled(
 def _json(text: str | None) -> dict[str, Any]:
     try:
         content = json.loads(text or "{}")
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -72,13 +72,7 @@ def add_tokens(
         table = getattr(pipe, encoder.name).get_input_embeddings()
         if isinstance(table, GrownEmbedding):
             raise RecipeError("new words were added before", where=WHERE)
-        if len(tokenizer) != table.num_embeddings:
-            raise BaseModelError(
-                f"{encoder.name} has {table.num_embeddings} embeddings, its tokenizer "
-                f"{len(tokenizer)} tokens",
-                where=WHERE,
-                fix="choose another base model",
-            )
+        check_table(encoder.name, table.num_embeddings, len(tokenizer))
         taught[encoder.name] = teach_tokenizer(tokenizer, tokens)
         mean = _mean_row(tokenizer, table.weight, init_words)
         rows[encoder.name] = mean.repeat(len(tokens), 1)
@@ -91,6 +85,16 @@ def add_tokens(
         if inner.eos_token_id == LEGACY_EOS:
             inner.eos_token_id = tokenizer.eos_token_id
     return token_parameters(pipe)
+
+
+def check_table(encoder: str, embeddings: int, tokens: int) -> None:
+    """Raise BaseModelError unless an encoder's table ends where its tokenizer does."""
+    if tokens != embeddings:
+        raise BaseModelError(
+            f"{encoder} has {embeddings} embeddings, its tokenizer {tokens} tokens",
+            where=WHERE,
+            fix="choose another base model",
+        )
 
 
 def teach_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> Any:
@@ -130,14 +134,20 @@ def teach_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> Any:
 
 
 def _mean_row(tokenizer: Any, table: Tensor, words: str) -> Tensor:
-    ids = tokenizer(words, add_special_tokens=False).input_ids
+    ids = known_ids(tokenizer, words)
+    return table.detach()[torch.tensor(ids, device=table.device)].float().mean(dim=0)
+
+
+def known_ids(tokenizer: Any, words: str) -> list[int]:
+    """The tokens of words that new ones start from. Raises RecipeError for unknown words."""
+    ids: list[int] = tokenizer(words, add_special_tokens=False).input_ids
     if not ids or tokenizer.unk_token_id in ids:
         raise RecipeError(
             f'"{words}" is not known to the base model',
             where="[adapter] new_tokens_init",
             fix="name a common word for the look, such as a style or a place",
         )
-    return table.detach()[torch.tensor(ids, device=table.device)].float().mean(dim=0)
+    return ids
 
 
 def token_parameters(pipe: DiffusionPipeline) -> dict[str, nn.Parameter]:

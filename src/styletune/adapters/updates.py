@@ -13,6 +13,9 @@ from styletune.adapters.file import PART, AdapterSpec, is_embedding, module_part
 from styletune.adapters.inject import find_module
 from styletune.errors import BaseModelError, IntegrityError
 
+# Kinds whose update depends on the base's weights.
+NEEDS_BASE = ("dora", "oft")
+
 
 def module_scales(tensors: Mapping[str, Tensor], spec: AdapterSpec) -> dict[str, float]:
     """What multiplies each module's update, by ``component.module``."""

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
@@ -22,6 +23,7 @@ from styletune.cli.recipe import (
 )
 from styletune.cli.shared import json_option, print_json, say
 from styletune.errors import BadInput, StyletuneError
+from styletune.text import visible
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 check or gate failed, 2 bad input, 3 not found, 4 integrity, 5 conflict."
@@ -74,11 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         cli.main(args=given, standalone_mode=False)
     except StyletuneError as error:
-        if wants_json:
-            print_json(error.as_json())
-        else:
-            say(f"error: {error}")
-        sys.exit(error.exit_code)
+        _fail(error, wants_json)
     except click.UsageError as error:
         if wants_json:
             print_json(BadInput(error.format_message(), fix="styletune --help").as_json())
@@ -88,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.exceptions.Abort, KeyboardInterrupt):
         say("\nstopped; nothing is half-written. Run the same command again to resume.")
         sys.exit(130)
+    except OSError as error:
+        # A name that no file can have, a folder without permission, a broken disk.
+        place = str(error.filename or "")
+        _fail(BadInput(error.strerror or str(error), where=place), wants_json)
     except RuntimeError as error:
         # By name, because torch is not to be imported for it.
         if type(error).__name__ != "OutOfMemoryError":
@@ -97,8 +99,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             fix="lower train.batch_size, score.batch_size or data.resolution, or set "
             'train.mixed_precision = "bf16"',
         )
-        if wants_json:
-            print_json(short.as_json())
-        else:
-            say(f"error: {short}")
-        sys.exit(short.exit_code)
+        _fail(short, wants_json)
+
+
+def _fail(error: StyletuneError, wants_json: bool) -> NoReturn:
+    """Print what is wrong and exit with its code."""
+    if wants_json:
+        print_json(error.as_json())
+    else:
+        say(f"error: {visible(str(error))}")
+    sys.exit(error.exit_code)

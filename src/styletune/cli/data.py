@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from styletune import api
-from styletune.cli.shared import clip, gathered, json_option, print_json, say
+from styletune.cli.shared import clip, computes, gathered, json_option, print_json, say
 from styletune.errors import BadInput
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ def init_command(name: str, as_json: bool) -> None:
     for file in written:
         click.echo(f"  {file}")
     click.echo(
-        f"next: put images with captions into {folder / 'images'} and fill in its dataset.toml, "
-        f"then\n  styletune data check {folder / 'recipe.toml'}"
+        f"put images with captions into {folder / 'images'} and fill in its dataset.toml, then\n"
+        f"next: {shlex.join(['styletune', 'data', 'check', str(folder / 'recipe.toml')])}"
     )
 
 
@@ -71,6 +72,7 @@ class CheckSettings:
 )
 @json_option
 @gathered("settings", CheckSettings)
+@computes
 def data_check_command(
     path: Path, report: Path | None, settings: CheckSettings, as_json: bool
 ) -> None:
@@ -99,7 +101,7 @@ def data_check_command(
     if as_json:
         print_json(data.result.as_json())
     else:
-        _print_check(data, path, report)
+        _print_check(data, report)
     if data.checked.errors:
         raise SystemExit(1)
 
@@ -125,7 +127,7 @@ def _refuse_recipe_keys(recipe: Path) -> None:
             )
 
 
-def _print_check(result: api.DataReport, path: Path, report: Path | None) -> None:
+def _print_check(result: api.DataReport, report: Path | None) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -164,7 +166,28 @@ def _print_check(result: api.DataReport, path: Path, report: Path | None) -> Non
     if report is not None:
         click.echo(f"report   {report}")
     else:
-        click.echo(f"next: styletune data check {path} --report data.html")
+        click.echo(f"next: {_same_command('--report', 'data.html')}")
+
+
+def _same_command(*more: str) -> str:
+    """The running command with the options that were given, as it can be typed, and more."""
+    context = click.get_current_context()
+    names: list[str] = []
+    part = context
+    while part.parent is not None:
+        names.insert(0, part.info_name or "")
+        part = part.parent
+    words = ["styletune", *names]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        value = context.params.get(name)
+        if context.get_parameter_source(name) is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        if isinstance(parameter, click.Argument):
+            words.append(str(value))
+        else:
+            words += [parameter.opts[0]] if value is True else [parameter.opts[0], str(value)]
+    return shlex.join([*words, *more])
 
 
 def _counted(number: int, word: str) -> str:
@@ -188,19 +211,19 @@ def data_captions_command(folder: Path, trigger: str | None, write: bool, as_jso
             }
         )
     else:
-        _print_fixes(result, folder, write)
+        _print_fixes(result, write)
     if result.left or (result.fixes and not write):
         raise SystemExit(1)
 
 
-def _print_fixes(result: FolderFixes, folder: Path, write: bool) -> None:
+def _print_fixes(result: FolderFixes, write: bool) -> None:
     click.echo(result.diff or "nothing to fix")
     if result.written:
         click.echo(f"written: {', '.join(result.written)}")
     if result.left:
         click.echo(f"not written, change them by hand: {', '.join(result.left)}")
     elif result.fixes and not write:
-        click.echo(f"next: styletune data captions {folder} --apply")
+        click.echo(f"next: {_same_command('--apply')}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -236,6 +259,7 @@ class Captioning:
 )
 @json_option
 @gathered("captioning", Captioning)
+@computes
 def data_caption_command(folder: Path, captioning: Captioning, as_json: bool) -> None:
     """Caption images of FOLDER without a caption using a model; people's are never touched."""
     captioned = api.write_captions(

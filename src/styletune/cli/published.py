@@ -9,8 +9,11 @@ from pathlib import Path
 import click
 
 from styletune import api
-from styletune.cli.shared import gathered, json_option, print_json, registry_option
+from styletune.cli.shared import clip, computes, gathered, json_option, print_json, registry_option
 from styletune.errors import BadInput, NotFound
+from styletune.text import read_text
+
+MAX_SEEDS = 10_000
 
 
 @click.command("pull")
@@ -71,7 +74,7 @@ class Sampling:
     "--prompts",
     "prompts_file",
     type=click.Path(path_type=Path),
-    help="Text file, one prompt per line.",
+    help="Text file, one prompt per line; # starts a comment.",
 )
 @click.option("--seeds", default="1", show_default=True, help="Such as 7, 101-110 or 1,5,9.")
 @click.option("--strength", type=click.FloatRange(-2, 2), help="The published one if left out.")
@@ -98,6 +101,7 @@ class Sampling:
 @json_option
 @gathered("loading", Loading)
 @gathered("sampling", Sampling)
+@computes
 def generate_command(
     spec: str,
     prompts: tuple[str, ...],
@@ -135,29 +139,37 @@ def generate_command(
 
 
 def _read_prompts(file: Path | None) -> list[str]:
+    """The lines of a file, without empty ones and comments (``# …``)."""
     if file is None:
         return []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = read_text(file).splitlines()
     except FileNotFoundError:
         raise NotFound("no such file", where=str(file), fix="one prompt per line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot be read: {error}", where=str(file)) from None
-    return [line.strip() for line in lines if line.strip()]
+    except ValueError as error:
+        raise BadInput(str(error), where=str(file), fix="one prompt per line") from None
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", where=str(file)) from None
+    stripped = [line.strip() for line in lines]
+    return [line for line in stripped if line and not line.startswith("#")]
 
 
 def parse_seeds(text: str) -> list[int]:
     """``7``, ``101-110``, ``1,5,9`` or a mixture -> seeds in order, each once."""
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
         if match is None:
-            raise BadInput(f'"{text}" are not seeds', where="--seeds", fix="7, 101-110 or 1,5,9")
+            raise BadInput(
+                f'"{clip(part, 80)}" is not a seed', where="--seeds", fix="7, 101-110 or 1,5,9"
+            )
         first = int(match[1])
         last = int(match[2] or first)
-        if last < first or last - first >= 10_000 or last >= 2**32:
+        if last < first or last - first >= MAX_SEEDS or last >= 2**32:
             raise BadInput(f'"{part}" is not a range of seeds', where="--seeds", fix="101-110")
         seeds += range(first, last + 1)
+        if len(seeds) > MAX_SEEDS:
+            raise BadInput(f"more than {MAX_SEEDS} seeds", where="--seeds", fix="101-110")
     return list(dict.fromkeys(seeds))
 
 

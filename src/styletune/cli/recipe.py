@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from styletune import api
-from styletune.cli.shared import Target, clip, print_json, recipe_options, registry_option, say
+from styletune.cli.shared import (
+    Target,
+    clip,
+    computes,
+    print_json,
+    recipe_options,
+    registry_option,
+    registry_words,
+    say,
+)
 from styletune.errors import CheckFailed, NotFound
 from styletune.runs.metrics import COLUMN_METRICS
 
@@ -18,28 +27,45 @@ if TYPE_CHECKING:
     from styletune.job.run import RunResult
     from styletune.recipe import LoadedRecipe
     from styletune.registry.versions import Published
-    from styletune.runs.answers import Plan, PlanCompute, PlanMemory
+    from styletune.runs import Run
+    from styletune.runs.answers import Plan, PlanCompute, PlanMemory, PlanTraining
     from styletune.runs.summary import Metrics, Summary
 
 
 @click.command("plan")
 @click.option("--gpu", help='Plan for this card, such as "RTX 3060"; else this one.')
+@click.option("--publish", "publishes", is_flag=True, help="Also check what publishing needs.")
+@registry_option
 @recipe_options
-def plan_command(target: Target, gpu: str | None, as_json: bool) -> None:
-    """Check a recipe and print what would happen; writes nothing. Exit 1 or 3 if it cannot run."""
+def plan_command(
+    target: Target, gpu: str | None, publishes: bool, registry: str, as_json: bool
+) -> None:
+    """Check a recipe and print what would happen; writes nothing. Exit 1 or 3 if it cannot run.
+
+    After exit 0, run with the same options does not refuse what has not changed since.
+    """
     loaded = _load(target)
-    planned = api.plan(loaded, runs_dir=target.runs_dir, run_dir=target.run_dir, gpu=gpu)
+    planned = api.plan(
+        loaded,
+        runs_dir=target.runs_dir,
+        run_dir=target.run_dir,
+        gpu=gpu,
+        registry=registry if publishes else None,
+    )
     if as_json:
         print_json(planned.as_json())
     else:
-        _print_plan(planned, loaded, target.recipe)
+        _print_plan(planned, loaded)
+        publish = ["--publish", *registry_words(registry)] if publishes else []
+        step = "fix the errors above" if planned.refused else target.command("run", *publish)
+        click.echo(f"\nnext: {step}")
     if planned.base_is_missing:
         raise SystemExit(NotFound.exit_code)
     if planned.refused:
         raise SystemExit(CheckFailed.exit_code)
 
 
-def _print_plan(plan: Plan, loaded: LoadedRecipe, file: Path) -> None:
+def _print_plan(plan: Plan, loaded: LoadedRecipe) -> None:
     import tomli_w
 
     data, train = plan.data, plan.train
@@ -51,7 +77,7 @@ def _print_plan(plan: Plan, loaded: LoadedRecipe, file: Path) -> None:
         f"out; {data.groups} groups of duplicates; {data.fingerprint[:12]}"
     )
     click.echo(
-        f"train    {train.steps} steps of {train.images_per_step} images = "
+        f"train    {train.steps} steps of {_span(train)} = "
         f"{train.epochs:g} epochs of {train.images_per_epoch} at {data.resolution} px; "
         f"adapter scale {train.adapter_scale:g}; {len(train.checkpoints)} checkpoints"
     )
@@ -66,7 +92,12 @@ def _print_plan(plan: Plan, loaded: LoadedRecipe, file: Path) -> None:
     click.echo("\nwould be written:")
     for output in plan.outputs:
         click.echo(f"  {output}")
-    click.echo(f"\nnext: {'fix the errors above' if plan.refused else f'styletune run {file}'}")
+
+
+def _span(train: PlanTraining) -> str:
+    few, most = train.fewest_images, train.images_per_step
+    words = f"{most} image" + "s" * (most != 1)
+    return words if few == most else f"{few} to {words}"
 
 
 def _print_needs(memory: PlanMemory, compute: PlanCompute) -> None:
@@ -86,9 +117,11 @@ def _print_needs(memory: PlanMemory, compute: PlanCompute) -> None:
 
 @click.command("train")
 @recipe_options
+@computes
 def train_command(target: Target, as_json: bool) -> None:
     """Train the adapter, or resume where it was interrupted."""
-    trained = api.train(_load(target), runs_dir=target.runs_dir, run_dir=target.run_dir)
+    loaded = _load(target)
+    trained = api.train(loaded, runs_dir=target.runs_dir, run_dir=target.run_dir)
     if not api.first_process():
         return
     run, steps = trained.run, trained.run.checkpoint_steps()
@@ -96,27 +129,34 @@ def train_command(target: Target, as_json: bool) -> None:
         print_json({"run_dir": str(run.dir), "checkpoints": steps, "trained": trained.did_train})
         return
     click.echo(f"{'trained' if trained.did_train else 'trained already'}: {run.dir}")
-    click.echo(f"checkpoints: {', '.join(map(str, steps))}\nnext: styletune score {target.recipe}")
+    click.echo(f"checkpoints: {', '.join(map(str, steps))}")
+    if loaded.recipe.score:
+        click.echo(f"next: {target.command('score')}")
+    else:
+        click.echo(f"adapter: {run.adapter_file(steps[-1])}")
 
 
 @click.command("score")
 @recipe_options
+@computes
 def score_command(target: Target, as_json: bool) -> None:
     """Sample, measure and gate every checkpoint, and choose one. Exit 1 if none passes."""
-    scored = api.score(_load(target), runs_dir=target.runs_dir, run_dir=target.run_dir)
+    loaded = _load(target)
+    scored = api.score(loaded, runs_dir=target.runs_dir, run_dir=target.run_dir)
     if as_json:
         print_json(scored.summary.as_json())
     else:
         _print_scores(scored.summary)
         click.echo(f"\nreport   {scored.run.report_file}")
         if scored.summary.chosen.passed:
-            click.echo(f"next: open the report; then styletune publish {target.recipe}")
+            _print_publish_step(scored.run, scored.summary, loaded, target)
     _exit_by_gate(scored)
 
 
 @click.command("publish")
 @registry_option
 @recipe_options
+@computes
 def publish_command(target: Target, registry: str, as_json: bool) -> None:
     """Publish the chosen checkpoint as an immutable version."""
     published = api.publish(
@@ -132,10 +172,12 @@ def publish_command(target: Target, registry: str, as_json: bool) -> None:
 @click.option("--publish", "publishes", is_flag=True, help="Also publish what passes the gate.")
 @registry_option
 @recipe_options
+@computes
 def run_command(target: Target, registry: str, publishes: bool, as_json: bool) -> None:
     """The whole job: check, train, score, choose, gate, and publish if asked."""
+    loaded = _load(target)
     result = api.run(
-        _load(target),
+        loaded,
         registry=registry if publishes else None,
         runs_dir=target.runs_dir,
         run_dir=target.run_dir,
@@ -143,12 +185,12 @@ def run_command(target: Target, registry: str, publishes: bool, as_json: bool) -
     if as_json:
         print_json(result.as_json())
     else:
-        _print_run(result, target.recipe, registry)
+        _print_run(result, loaded, target, registry)
     if result.summary:
         _exit_by_gate(api.Scored(result.run, result.summary))
 
 
-def _print_run(result: RunResult, recipe: Path, registry: str) -> None:
+def _print_run(result: RunResult, loaded: LoadedRecipe, target: Target, registry: str) -> None:
     summary, run = result.summary, result.run
     if summary:
         _print_scores(summary)
@@ -158,8 +200,18 @@ def _print_run(result: RunResult, recipe: Path, registry: str) -> None:
         click.echo(f"report   {run.report_file}\npicture  {run.picture_file}")
     if result.published:
         _print_published(result.published, registry)
-    elif summary and summary.chosen.passed:
-        click.echo(f"next: open the report; then styletune publish {recipe}")
+    elif summary is None:
+        click.echo(f"run      {run.dir}\nadapter  {run.adapter_file(run.checkpoint_steps()[-1])}")
+    elif summary.chosen.passed:
+        _print_publish_step(run, summary, loaded, target)
+
+
+def _print_publish_step(run: Run, summary: Summary, loaded: LoadedRecipe, target: Target) -> None:
+    """What comes after a passed gate: a look, and publishing where the recipe has [publish]."""
+    if loaded.recipe.publish:
+        click.echo(f"look at the report, then\nnext: {target.command('publish')}")
+    elif summary.chosen.step is not None:
+        click.echo(f"adapter  {run.adapter_file(summary.chosen.step)}")
 
 
 def _exit_by_gate(scored: api.Scored) -> None:
@@ -174,10 +226,11 @@ def _exit_by_gate(scored: api.Scored) -> None:
 def _print_published(published: Published, registry: str) -> None:
     name, version = published.name, published.version
     click.echo(f"published {name} {version}  {published.digest[:12]}  in {registry}")
-    click.echo(
-        f"next: styletune generate {name}@^{version.split('.')[0]} "
-        f'--prompt "a city at sunset" --seeds 101-104 --registry {registry}'
-    )
+    # A prerelease only answers to its own number.
+    spec = f"{name}@{version}" if "-" in version else f"{name}@^{version.split('.')[0]}"
+    prompt = ["--prompt", "a city at sunset", "--seeds", "101-104"]
+    words = ["styletune", "generate", spec, *prompt, *registry_words(registry)]
+    click.echo(f"next: {shlex.join(words)}")
 
 
 def _print_scores(summary: Summary) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import Any
 
 import click
 
+from styletune.places import share_cores
+from styletune.text import visible
+
 Command = Callable[..., None]
+RUNS_DIR, REGISTRY = Path("runs"), "registry"
+
+
+def registry_words(registry: str) -> list[str]:
+    """The option that names a registry, for a command to type."""
+    return ["--registry", registry] if registry != REGISTRY else []
 
 
 def gathered(argument: str, kind: type[Any]) -> Callable[[Command], Command]:
@@ -41,6 +51,17 @@ class Target:
     runs_dir: Path
     run_dir: Path | None
 
+    def command(self, verb: str, *more: str) -> str:
+        """A command on the same recipe and run, as it can be typed: quoted, with the options."""
+        words = ["styletune", verb, str(self.recipe)]
+        for override in self.overrides:
+            words += ["--set", override]
+        if self.runs_dir != RUNS_DIR:
+            words += ["--runs-dir", str(self.runs_dir)]
+        if self.run_dir is not None:
+            words += ["--run-dir", str(self.run_dir)]
+        return shlex.join([*words, *more])
+
 
 def recipe_options(command: Command) -> Command:
     """What every command on a recipe takes: ``target`` and ``as_json``."""
@@ -58,7 +79,7 @@ def recipe_options(command: Command) -> Command:
         click.option(
             "--runs-dir",
             type=click.Path(path_type=Path),
-            default=Path("runs"),
+            default=RUNS_DIR,
             show_default=True,
             help="Folder of all runs.",
         ),
@@ -66,6 +87,17 @@ def recipe_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def computes(command: Command) -> Command:
+    """Mark a command that runs models: torch's threads are prepared before it is imported."""
+
+    @functools.wraps(command)
+    def run(**options: object) -> None:
+        share_cores()
+        command(**options)
+
+    return run
 
 
 def json_option(command: Command) -> Command:
@@ -79,7 +111,7 @@ def registry_option(command: Command) -> Command:
     """Add ``--registry``, a folder or bucket URL that the environment may set."""
     return click.option(
         "--registry",
-        default="registry",
+        default=REGISTRY,
         show_default=True,
         envvar="STYLETUNE_REGISTRY",
         help="Folder or bucket URL of the registry.",
@@ -88,7 +120,7 @@ def registry_option(command: Command) -> Command:
 
 def say(text: str = "") -> None:
     """Print a line for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
 
 
 def print_json(document: Any) -> None:
@@ -97,5 +129,6 @@ def print_json(document: Any) -> None:
 
 
 def clip(text: str, limit: int = 400) -> str:
-    """A text cut to ``limit`` characters, with an ellipsis where something was cut."""
+    """A text for a terminal, cut to ``limit`` characters, with an ellipsis for what was cut."""
+    text = visible(text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from styletune.data.captions.lint import caption_findings, trigger_conflict
@@ -22,15 +23,22 @@ from styletune.data.inspection.inspect import decoding_findings, inspect_all, un
 from styletune.data.inspection.motifs import look_findings, motif_groups, outliers
 from styletune.data.inspection.palette import palette_facts, palette_outliers
 from styletune.data.inspection.quality import quality_findings
-from styletune.data.inspection.sizes import size_findings, too_small_findings
+from styletune.data.inspection.sizes import fitting_resolution, size_findings, too_small_findings
 from styletune.data.inspection.store import FactsStore
 from styletune.data.masks import set_masks
-from styletune.data.pixels.buckets import Tables, bucket_table, default_step, plan_crops
+from styletune.data.pixels.buckets import (
+    CropPlan,
+    Tables,
+    bucket_table,
+    default_step,
+    plan_crops,
+)
 from styletune.data.rights import rights_findings
 from styletune.data.sources.listing import list_sources, resolve_sources
 from styletune.data.split import split_files
 from styletune.errors import DataError
-from styletune.recipe.data_sections import DataSection
+from styletune.places import resolve_place
+from styletune.recipe.data_sections import MIN_RESOLUTION, DataSection
 from styletune.runs.answers import (
     CheckBucket,
     CheckColor,
@@ -85,8 +93,9 @@ def check_data(
         listing.items,
         plans,
         kind=section.mask,
-        folder=(folder / section.mask_path).resolve() if section.mask_path else None,
+        folder=resolve_place(section.mask_path, folder) if section.mask_path else None,
         sources=[source.path for source in sources],
+        store=store,
     )
     # Images that may be left out need no caption and no rights.
     leaves_out = "unreadable-image" in section.allow
@@ -94,7 +103,7 @@ def check_data(
     findings = [
         *_of_used(listing.findings, {item.file_name for item in used}),
         *unusable_findings(inspected),
-        *too_small_findings(plans),
+        *too_small_findings(plans, partial(_fitting, section, plans)),
         *caption_findings(
             used,
             listing.cards,
@@ -155,6 +164,14 @@ def bucket_tables(section: DataSection, resolution: int) -> Tables:
         (r, bucket_table(r, section.bucket_step or default_step(r), section.max_aspect))
         for r in resolutions
     )
+
+
+def _fitting(section: DataSection, plans: Mapping[str, Sequence[CropPlan]]) -> int | None:
+    """The resolution to advise; None where images are cropped to several sizes."""
+    if section.extra_resolutions:
+        return None
+    lowest = max(MIN_RESOLUTION, section.bucket_step or 0)
+    return fitting_resolution(plans, partial(bucket_tables, section), lowest)
 
 
 def _of_used(findings: Sequence[Finding], used: Collection[str]) -> list[Finding]:

@@ -12,8 +12,7 @@ from styletune.data.findings import Finding
 from styletune.data.inspection.duplicates import ImageGroup
 from styletune.data.inspection.facts import ImageFacts, PaletteFacts
 from styletune.data.pixels.buckets import CropPlan
-from styletune.data.pixels.mask import Masks
-from styletune.data.rows import Row
+from styletune.data.rows import Masks, Row
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
 from styletune.data.sources.source import Source

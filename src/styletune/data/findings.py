@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from styletune.errors import DataError
+from styletune.text import visible
 
 Severity = Literal["error", "warning", "fact"]
 
@@ -117,8 +118,8 @@ def data_error(where: str, errors: Sequence[Finding]) -> DataError:
 
 
 def printable(name: str) -> str:
-    """A name as valid text: bytes that are not UTF-8 are escaped."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A name as plain text: bytes that are not UTF-8, and control characters, are escaped."""
+    return visible(name.encode("utf-8", "backslashreplace").decode())
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:

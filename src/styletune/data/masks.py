@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
+from unicodedata import normalize
 
 from styletune.data.findings import Finding, agree, finding, first_few
+from styletune.data.inspection.store import FactsStore, get_mask, mask_key, put_mask
 from styletune.data.pixels.buckets import CropPlan
 from styletune.data.pixels.decode import decode_with_alpha
-from styletune.data.pixels.mask import Masks, check_mask, mask_hash, read_mask
+from styletune.data.pixels.mask import check_mask, mask_hash, read_mask
+from styletune.data.rows import Masks
 from styletune.data.sources.files import find_files
 from styletune.data.sources.item_bytes import read_item
 from styletune.data.sources.items import Item
 from styletune.errors import DataError, NotFound
+from styletune.files import file_sha256
 
 MASKS_AT_ONCE = 2  # a 100-megapixel original takes a gigabyte while it is decoded
 
@@ -26,8 +31,11 @@ def set_masks(
     kind: Literal["none", "alpha", "folder"],
     folder: Path | None,
     sources: Sequence[Path],
+    store: FactsStore,
 ) -> tuple[Masks, list[Finding]]:
     """The masks of all images, read once, and what is wrong with them (``bad-mask``).
+
+    A mask that fits is remembered by the content of its files, and not decoded again.
 
     Args:
         items: the set.
@@ -35,6 +43,7 @@ def set_masks(
         kind: where the loss counts: everywhere, by alpha, or by the files in ``folder``.
         folder: masks with the same relative names as their images, whatever their extensions.
         sources: where the images are; the masks must not be in there too.
+        store: known masks; new ones are added.
 
     Raises:
         NotFound: there is no such folder of masks.
@@ -53,7 +62,7 @@ def set_masks(
     def hash_or_error(item: Item) -> str | DataError:
         name = item.file_name
         try:
-            return _read_hash(item, files.get(name), plans[name])
+            return _known_hash(item, files.get(name), plans[name], store)
         except DataError as error:
             return error
 
@@ -68,6 +77,19 @@ def set_masks(
         findings.append(finding("bad-mask", tuple(errors), message, fixes))
     hashes = {item.file_name: h for item, h in results if isinstance(h, str) and h}
     return Masks(files, hashes), findings
+
+
+def _known_hash(item: Item, file: Path | None, plans: Sequence[CropPlan], store: FactsStore) -> str:
+    """``_read_hash``, from the store where it is known."""
+    source = read_item(item.path, item.member)
+    of_image = file_sha256(source) if isinstance(source, Path) else sha256(source).hexdigest()
+    of_mask = "" if file is None else file_sha256(file)
+    key = mask_key(of_image, of_mask, item.background, plans)
+    known = get_mask(store, key)
+    if known is None:
+        known = _read_hash(item, file, plans)
+        put_mask(store, key, known)
+    return known
 
 
 def _read_hash(item: Item, file: Path | None, plans: Sequence[CropPlan]) -> str:
@@ -101,11 +123,28 @@ def find_masks(
             where=str(folder),
             fix="move them next to it",
         )
+    owners: dict[str, list[str]] = {}
+    for name in names:
+        owners.setdefault(_stem(name), []).append(name)
+    # Composed, where no spelling matches exactly: some systems store "é" as two characters.
+    composed = {normalize("NFC", stem): stem for stem in owners}
     masks: dict[str, list[str]] = {}
     for name in find_files(folder).images:
-        masks.setdefault(_stem(name), []).append(name)
-    stems = {_stem(name) for name in names}
+        stem = _stem(name)
+        stem = stem if stem in owners else composed.get(normalize("NFC", stem), stem)
+        masks.setdefault(stem, []).append(name)
+    stems = owners.keys()
     problems = (
+        (
+            "images that share one mask",
+            [
+                name
+                for stem, same in owners.items()
+                if len(same) > 1 and stem in masks
+                for name in same
+            ],
+            "rename the images, so that each has a mask of its own",
+        ),
         (
             "images without a mask",
             [name for name in names if _stem(name) not in masks],

@@ -1,8 +1,10 @@
-"""A loaded set: its images (rows), and each as training uses it (entries)."""
+"""A loaded set: its images (rows), their masks, and each as training uses it (entries)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from styletune.data.pixels.buckets import CropPlan, Size
 from styletune.data.pixels.crop import crop_corner
@@ -51,3 +53,11 @@ class Entry:
     def crops_coords_top_left(self) -> Size:
         """SDXL's conditioning of that name: (top, left) in the resized (and mirrored) image."""
         return crop_corner(self.plan, self.flip)
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """Of a set, by the image's file name: mask files, and the hashes of all masks."""
+
+    files: Mapping[str, Path] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)

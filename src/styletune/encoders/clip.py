@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from numpy.typing import NDArray
 from PIL import Image
 
-from styletune.encoders.find import find_clip
-from styletune.errors import BaseModelError, NotFound
+from styletune.encoders.find import check_clip, find_clip
+from styletune.errors import BaseModelError
 from styletune.progress import progress
 
 
@@ -40,6 +39,7 @@ def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
         BaseModelError: open_clip cannot load them.
     """
     where = f"[encoder] name = {name!r}"
+    check_clip(name, relative_to)
     architecture, pretrained = find_clip(name, relative_to)
     logging.getLogger().setLevel(max(logging.WARNING, logging.getLogger().level))
     try:
@@ -47,21 +47,16 @@ def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
             architecture, pretrained=pretrained or None, device=device
         )
         tokenize = open_clip.get_tokenizer(architecture)
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise NotFound(
-            "its weights are not on this machine",
-            where=where,
-            fix="load it once in Python with a network: open_clip.create_model_and_transforms"
-            f"({architecture!r}, pretrained={pretrained!r})",
-        ) from None
     except Exception as error:
         raise BaseModelError(f"open_clip cannot load it: {error}", where=where) from error
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
         digest.update(value.detach().float().cpu().numpy().tobytes())
+    # The id is published: a folder is this machine's business, the hash names its weights.
+    shown = "local-dir" if name.startswith("local-dir:") else name
     return ClipEncoder(
-        f"open_clip:{name}:{digest.hexdigest()[:12]}", model.eval(), preprocess, tokenize, device
+        f"open_clip:{shown}:{digest.hexdigest()[:12]}", model.eval(), preprocess, tokenize, device
     )
 
 

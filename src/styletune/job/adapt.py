@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from styletune.errors import BadInput, StyletuneError
 from styletune.models.families import family_of
 from styletune.models.family import chosen_encoders
 from styletune.recipe.training_sections import AdapterSection
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from torch import nn
+    from torch import Tensor, nn
 
     from styletune.adapters.file import AdapterSpec
 
@@ -35,7 +32,7 @@ class AdaptedPipeline:
 
 
 def adapt(
-    pipe: DiffusionPipeline, adapter: AdapterSection, seed: int, start_from: Path | None
+    pipe: DiffusionPipeline, adapter: AdapterSection, seed: int, start: Mapping[str, Tensor] | None
 ) -> AdaptedPipeline:
     """Put an untrained adapter, or the one to start from, into the pipeline's models.
 
@@ -43,7 +40,7 @@ def adapt(
         pipe: with the section's new tokens added.
         adapter: what is adapted, and how.
         seed: of the starting values.
-        start_from: an adapter's file, or None.
+        start: values to start from, as ``starting_values``; None for an untrained adapter.
 
     Raises:
         RecipeError, BadInput: a target, kind or starting adapter that does not fit.
@@ -53,8 +50,9 @@ def adapt(
         adapter_parameters,
         adapter_spec,
         inject_adapter,
+        load_into,
     )
-    from styletune.adapters.tokens import token_parameters
+    from styletune.adapters.tokens import load_token_rows, token_parameters
 
     family = family_of(pipe)
     encoders = chosen_encoders(family, adapter.text_encoders)
@@ -65,48 +63,8 @@ def adapt(
     if adapter.new_tokens:
         parameters |= token_parameters(pipe)
     spec = adapter_spec(adapter)
-    if start_from is not None:
-        _start_from(start_from, pipe, modules, spec)
+    if start is not None:
+        load_into(modules, start)
+        if family.text_encoders[0].embedding_key in start:
+            load_token_rows(pipe, start)
     return AdaptedPipeline(pipe, modules, parameters, spec)
-
-
-def _start_from(
-    file: Path, pipe: DiffusionPipeline, modules: Mapping[str, nn.Module], spec: AdapterSpec
-) -> None:
-    """Copy an existing adapter's updates in, rescaled to the recipe's alpha."""
-    from styletune.adapters.inject import load_into
-    from styletune.adapters.layouts import read_adapter_file, rescaled
-    from styletune.adapters.tokens import load_token_rows
-
-    where = f"[adapter] start_from = {str(file)!r}"
-    family = family_of(pipe)
-    tensors, stored = read_adapter_file(file, family)
-    has_words = family.text_encoders[0].embedding_key in tensors
-    # A file of another tool may have rows without naming their words; ours names them.
-    if (stored.tokens and stored.tokens != spec.tokens) or (has_words and not spec.tokens):
-        named = ", ".join(stored.tokens) or "without their names"
-        raise BadInput(
-            f"was trained with new words ({named}), the recipe has "
-            f"{', '.join(spec.tokens) or 'none'}",
-            where=where,
-            fix=f"new_tokens = {json.dumps(list(stored.tokens))}"
-            if stored.tokens
-            else "name them in new_tokens, in the order of the rows",
-        )
-    if stored.tokens and not has_words:
-        raise BadInput(
-            f"holds no rows of its new words ({', '.join(stored.tokens)})",
-            where=where,
-            fix="start from the checkpoint's adapter.safetensors, which has them",
-        )
-    values = rescaled(tensors, stored, spec)
-    try:
-        load_into(modules, values)
-        if has_words:
-            load_token_rows(pipe, tensors)
-    except StyletuneError as error:
-        raise BadInput(
-            f"does not fit the recipe's adapter: {error.message}",
-            where=where,
-            fix="choose the target, rank, text encoders and new tokens that it was trained with",
-        ) from error

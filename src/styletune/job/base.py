@@ -22,7 +22,13 @@ def find_planned_base(loaded: LoadedRecipe) -> tuple[BaseFiles, NotFound | None]
     """
     section = loaded.recipe.base
     try:
-        return find_base(section.model, section.revision, loaded.file.parent, section.vae), None
+        return find_base(
+            section.model,
+            section.revision,
+            loaded.file.parent,
+            section.vae,
+            section.vae_revision,
+        ), None
     except NotFound as error:
         if section.model.count("/") != 1 or section.model[0] in "./~":
             raise

@@ -12,11 +12,13 @@ import tomli_w
 from styletune import __version__
 from styletune.data.checked import LoadedData, holdout_rows, order_hash, train_rows
 from styletune.data.rights import rights_summary
+from styletune.data.sources.source import Source
 from styletune.files import file_sha256, make_dir, write_text
 from styletune.models.base import BaseFiles
-from styletune.models.names import public_base
+from styletune.models.names import local_name
 from styletune.places import device_name
 from styletune.recipe import LoadedRecipe, Recipe, recipe_hash
+from styletune.recipe.data_sections import DataSection
 from styletune.runs import Run
 from styletune.runs.documents import (
     BaseFacts,
@@ -96,7 +98,7 @@ def _versions() -> dict[str, str]:
 def origin_facts(base: BaseFiles, training_hash: str) -> dict[str, object]:
     """What every generated image says about its origin."""
     return {
-        "base_model": public_base(base.model),
+        "base_model": base.public_name,
         "base_hash": base.hash,
         "training_hash": training_hash,
         "styletune": __version__,
@@ -118,29 +120,55 @@ def score_inputs(run: Run, suite: Suite, base_hash: str, data: LoadedData) -> Sc
     )
 
 
-def public_recipe(recipe: Recipe) -> str:
-    """The recipe as others may see it: folders are reduced to their names."""
+# What stands in a published recipe for a folder of this machine.
+LOCAL = "local"
 
-    def public(place: str | None) -> str | None:
-        return public_base(place.removeprefix("local-dir:")) if place else None
 
-    data, sources = recipe.data, recipe.data.sources
-    updates: dict[str, BaseModel | None] = {
-        "data": data.model_copy(
-            update={
-                "path": public(data.path),
-                "mask_path": public(data.mask_path),
-                "encoder": public(data.encoder),
-                "sources": tuple(s.model_copy(update={"path": public(s.path)}) for s in sources),
-            }
-        ),
+def public_recipe(recipe: Recipe, base: BaseFiles, data: LoadedData) -> str:
+    """The recipe as others may see it: no folder of this machine is named.
+
+    Base and VAE keep their public names, Hub data sets theirs, other sources the name on their
+    card; local encoders, masks and folders without a card are "local", files keep their last name.
+    """
+    sections: dict[str, BaseModel | None] = {
+        "data": _public_data(recipe.data, data),
         "base": recipe.base.model_copy(
-            update={"model": public(recipe.base.model), "vae": public(recipe.base.vae)}
+            update={"model": base.public_name, "vae": base.vae.public_name if base.vae else None}
         ),
         "adapter": recipe.adapter.model_copy(
-            update={"start_from": public(recipe.adapter.start_from)}
+            update={"start_from": _file_name(recipe.adapter.start_from)}
         ),
     }
     if recipe.score:
-        updates["score"] = recipe.score.model_copy(update={"suite": public(recipe.score.suite)})
-    return recipe_text(recipe.model_copy(update=updates))
+        suite = _file_name(recipe.score.suite)
+        sections["score"] = recipe.score.model_copy(update={"suite": suite})
+    return recipe_text(recipe.model_copy(update=sections))
+
+
+def _public_data(section: DataSection, data: LoadedData) -> DataSection:
+    checked = data.checked
+
+    def public(source: Source) -> str:
+        card = checked.cards.get(source.name)
+        if source.is_hub:
+            return source.section.path
+        return (card.name if card else None) or LOCAL
+
+    places = [public(source) for source in checked.sources]
+    tables = [
+        table.model_copy(update={"path": place})
+        for table, place in zip(section.sources, places, strict=False)
+    ]
+    encoder = LOCAL if section.encoder.startswith("local-dir:") else section.encoder
+    return section.model_copy(
+        update={
+            "path": None if section.path is None else places[0],
+            "sources": tuple(tables),
+            "mask_path": None if section.mask_path is None else LOCAL,
+            "encoder": encoder,
+        }
+    )
+
+
+def _file_name(place: str | None) -> str | None:
+    return None if place is None else local_name(place)

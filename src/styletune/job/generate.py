@@ -133,7 +133,8 @@ def _find_trained_base(manifest: Manifest, base_model: str | None, vae: str | No
     try:
         base = find_base(
             base_model or trained_on.model,
-            trained_on.revision,
+            # The hash decides; a copy that the user names has no commit.
+            None if base_model else trained_on.revision,
             Path.cwd(),
             vae or trained_on.vae,
         )

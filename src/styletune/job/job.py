@@ -17,6 +17,14 @@ from styletune.training.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
+class StartFile:
+    """The adapter file that training starts from, and its SHA-256 when the job was prepared."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Everything a run needs to know, checked; nothing has been written yet.
 
@@ -32,7 +40,7 @@ class Job:
     run: Run
     resolution: int
     cache_dir: Path
-    start_from: Path | None
+    start_from: StartFile | None
     identity: Identity
     prediction_type: PredictionType
     workload: Workload
@@ -47,3 +55,8 @@ class Job:
     def trigger(self) -> str:
         """The word for the look; "" without one."""
         return self.data.trigger
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the run has its last checkpoint."""
+        return max(self.run.checkpoint_steps(), default=0) >= self.recipe.train.steps

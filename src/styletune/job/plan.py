@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +14,11 @@ from styletune.data.findings import Finding
 from styletune.data.rows import Entry
 from styletune.errors import NotFound
 from styletune.job.job import Job
+from styletune.job.start_from import check_start
+from styletune.job.trainable import check_output, check_resumable, check_trainable
 from styletune.models.base import BaseFiles
 from styletune.models.families import DEFAULT_FAMILY
+from styletune.models.names import BUNDLED
 from styletune.planning.preflight import configs_of, preflight
 from styletune.recipe import Recipe, recipe_hash
 from styletune.recipe.training_sections import TrainSection
@@ -27,10 +32,13 @@ from styletune.runs.answers import (
     PlanTraining,
 )
 from styletune.scoring.suite import Suite, sample_names, suite_hash
-from styletune.training.batches import batches_per_epoch
+from styletune.training.batches import batch_sizes, batches_per_epoch
 
 if TYPE_CHECKING:
     from styletune.planning.gpus import Gpu
+
+# What suites of photographs are usually scored with.
+PHOTO_ENCODER = "ViT-L-14-quickgelu/openai"
 
 
 def _reaches_pure_noise(train: TrainSection, base: BaseFiles | None) -> bool:
@@ -48,16 +56,19 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     A problem of severity "error" means that training would be refused.
 
     Raises:
-        BadInput: a pattern of the recipe matches no part of the base.
+        as ``check_trainable``, ``check_resumable`` and ``check_output``: what training would
+        refuse.
     """
     recipe, data, train = job.recipe, job.data, job.recipe.train
-    from styletune.planning.memory import trained_names
-    from styletune.training.groups import block_factors
-
     base = None if job.missing_base else job.base
     configs = configs_of(base)
+    check_resumable(job.run, job.identity)
+    if not job.is_trained:
+        trained = check_trainable(recipe, configs)
+        if job.start_from is not None:
+            check_start(job.start_from, recipe.adapter, configs.family, trained)
+        check_output(job.run, recipe.optimizer, trained)
     needs = preflight(job.workload, configs, gpu)
-    block_factors(recipe.adapter.block_learning_rates, trained_names(job.workload.step, configs))
     sees = entries(data)
     steps = train.checkpoint_steps
     columns, suite = len(steps) + 1, job.suite
@@ -65,6 +76,8 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
         *_data_problems(data.warnings),
         *_missing_base(job.missing_base),
         *_objective_problems(train, _reaches_pure_noise(train, base)),
+        *_batch_problems(train, sees),
+        *_encoder_problems(suite, base),
         *([needs.problem] if needs.problem else []),
     ]
     return Plan(
@@ -115,6 +128,41 @@ def _objective_problems(train: TrainSection, reaches_pure_noise: bool) -> list[P
     ]
 
 
+def _batch_problems(train: TrainSection, sees: Sequence[Entry]) -> list[PlanProblem]:
+    """A warning about buckets that never fill a batch."""
+    counts = Counter(entry.bucket for entry in sees for _ in range(entry.row.repeats))
+    small = {size: n for size, n in sorted(counts.items()) if n < train.batch_size}
+    if not small:
+        return []
+    listed = ", ".join(f"{w}×{h} has {n}" for (h, w), n in list(small.items())[:5])
+    more = f" and {len(small) - 5} more" if len(small) > 5 else ""
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[train] batch_size",
+            message=f"{len(small)} of {len(counts)} buckets hold fewer images than a batch of "
+            f"{train.batch_size}: {listed}{more}. Their batches are smaller",
+            fix="choose a lower batch_size, fewer shapes (a lower data.max_aspect or a larger "
+            "data.bucket_step), or data.buckets = false",
+        )
+    ]
+
+
+def _encoder_problems(suite: Suite | None, base: BaseFiles | None) -> list[PlanProblem]:
+    """A warning where the bundled encoder, which knows drawn scenes alone, judges another base."""
+    if suite is None or suite.encoder.name not in BUNDLED or (base and base.origin == "bundled"):
+        return []
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[score] suite: [encoder] name",
+            message=f'"{suite.encoder.name}", the bundled encoder, knows its own drawn scenes '
+            "only: its similarities mean little for other images",
+            fix=f'name = "{PHOTO_ENCODER}"',
+        )
+    ]
+
+
 def _data(data: LoadedData, sees: list[Entry], resolution: int) -> PlanData:
     train, holdout = len(train_rows(data)), len(holdout_rows(data))
     return PlanData(
@@ -134,14 +182,18 @@ def _training(
 ) -> PlanTraining:
     train, adapter = recipe.train, recipe.adapter
     sizes = [entry.bucket for entry in sees for _ in range(entry.row.repeats)]
-    batches = train.steps * train.gradient_accumulation_steps
+    accumulation = train.gradient_accumulation_steps
+    batches = train.steps * accumulation
+    fewest, most = batch_sizes(sizes, train.batch_size)
+    root = math.sqrt(adapter.rank) if adapter.rslora else adapter.rank
     return PlanTraining(
         steps=train.steps,
         epochs=round(batches / batches_per_epoch(sizes, train.batch_size), 2),
         images_per_epoch=len(sizes),
-        images_per_step=train.batch_size * train.gradient_accumulation_steps,
+        images_per_step=most * accumulation,
+        fewest_images=fewest * accumulation,
         checkpoints=tuple(checkpoints),
-        adapter_scale=adapter.base_alpha / adapter.rank,
+        adapter_scale=adapter.base_alpha / root,
         done_steps=done_steps,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,17 +14,19 @@ from styletune.data.load import load_data
 from styletune.errors import BadInput, NotFound
 from styletune.files import file_sha256
 from styletune.job.base import expected_data, find_planned_base, token_counter
-from styletune.job.job import Job
+from styletune.job.job import Job, StartFile
 from styletune.job.refusals import (
     check_new_tokens,
     check_objective,
     check_run_folder,
     check_text_lengths,
 )
+from styletune.models.family import SizePx
 from styletune.planning.workload import Step, Workload, side_key
-from styletune.recipe import LoadedRecipe, Recipe, training_hash
+from styletune.recipe import LoadedRecipe, Recipe, first_training_hash, training_hash
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.runs import Run
+from styletune.runs.documents import read_facts
 from styletune.sampling.prompts import prompt_with_trigger
 from styletune.scoring.suite import Suite, load_suite
 from styletune.training.identity import Identity, hash_of, short_hash
@@ -62,12 +66,8 @@ def prepare(
         data = load_data(
             recipe.data, loaded.file.parent, expected, store=store, show_progress=show_progress
         )
-    identity = _identity(recipe, start_from, data, base)
-    # The folder is named by what decides the result, so a changed recipe or image starts a new run.
-    run_id = short_hash(
-        identity.training_hash, identity.data_fingerprint, identity.data_order, identity.base_hash
-    )
-    run = Run(run_dir or runs_dir / loaded.name / run_id)
+    place = runs_dir / loaded.name
+    run, identity = _run(run_dir, place, _identities(recipe, start_from, data, base))
     if recipe.train.validation_every and not holdout_rows(data):
         raise BadInput(
             "no image is held out to measure it on",
@@ -79,13 +79,13 @@ def prepare(
     prediction_type = _prediction_type(recipe.train, None if missing else base)
     if missing is None:
         check_objective(recipe.train, recipe.dreambooth, prediction_type, base)
-        check_new_tokens(recipe.adapter.new_tokens, base.tokenizers)
+        check_new_tokens(recipe.adapter, base)
         texts = _texts(recipe, suite, data.trigger)
         check_text_lengths(texts, token_counter(base), where=str(loaded.file))
     if suite and recipe.score:
-        from styletune.encoders.find import find_clip
+        from styletune.encoders.find import check_clip
 
-        find_clip(suite.encoder.name, loaded.path(recipe.score.suite).parent)
+        check_clip(suite.encoder.name, loaded.path(recipe.score.suite).parent)
     return Job(
         loaded,
         base,
@@ -102,7 +102,7 @@ def prepare(
     )
 
 
-def _start_from(loaded: LoadedRecipe) -> Path | None:
+def _start_from(loaded: LoadedRecipe) -> StartFile | None:
     """The adapter file that training starts from. Raises NotFound."""
     start_from = loaded.recipe.adapter.start_from
     if not start_from:
@@ -114,16 +114,41 @@ def _start_from(loaded: LoadedRecipe) -> Path | None:
             where="[adapter] start_from",
             fix="give an adapter's .safetensors file, relative to the recipe",
         )
-    return file
+    return StartFile(file, file_sha256(file))
 
 
-def _identity(
-    recipe: Recipe, start_from: Path | None, data: LoadedData, base: BaseFiles
-) -> Identity:
-    """Hashes of all that decides the adapter, taken once: a file may change during a run."""
-    own = training_hash(recipe)
-    with_start = own if start_from is None else hash_of(own, file_sha256(start_from))
-    return Identity(with_start, data.fingerprint, order_hash(data), base.hash)
+def _identities(
+    recipe: Recipe, start_from: StartFile | None, data: LoadedData, base: BaseFiles
+) -> tuple[Identity, Identity]:
+    """Hashes of all that decides the adapter, taken once: a file may change during a run.
+
+    The second is what runs of the first version were named by.
+    """
+    order = order_hash(data)
+
+    def identity(own: str) -> Identity:
+        with_start = own if start_from is None else hash_of(own, start_from.sha256)
+        return Identity(with_start, data.fingerprint, order, base.hash)
+
+    return identity(training_hash(recipe)), identity(first_training_hash(recipe))
+
+
+def _run(run_dir: Path | None, place: Path, identities: Sequence[Identity]) -> tuple[Run, Identity]:
+    """The run's folder and its identity: an earlier one's if there is a run of it.
+
+    The folder is named by what decides the result, so a changed recipe or image starts a new run.
+    """
+    runs = [
+        Run(
+            run_dir
+            or place / short_hash(i.training_hash, i.data_fingerprint, i.data_order, i.base_hash)
+        )
+        for i in identities
+    ]
+    for run, identity in zip(runs, identities, strict=True):
+        if run.facts_file.is_file() and read_facts(run).training_hash == identity.training_hash:
+            return run, identity
+    return runs[0], identities[0]
 
 
 def _prediction_type(train: TrainSection, base: BaseFiles | None) -> PredictionType:
@@ -140,10 +165,18 @@ def _prediction_type(train: TrainSection, base: BaseFiles | None) -> PredictionT
 def _workload(recipe: Recipe, data: LoadedData) -> Workload:
     """What the plan of memory is made from."""
     train_entries = entries(data)
-    largest = max((entry.bucket for entry in train_entries), key=lambda size: size[0] * size[1])
+    counts = Counter(e.bucket for e in train_entries for _ in range(e.row.repeats))
+    wanted = recipe.train.batch_size
+
+    def pixels(size: SizePx) -> int:
+        return size[0] * size[1] * min(wanted, counts[size])
+
+    # The largest batch that there is: a bucket may hold fewer images than a batch.
+    largest = max(counts, key=pixels)
+    train = recipe.train.model_copy(update={"batch_size": min(wanted, counts[largest])})
     captions = len({entry.row.text for entry in train_entries}) * recipe.data.caption_variants
     return Workload(
-        Step(*largest, recipe.base, recipe.adapter, recipe.dreambooth, recipe.train),
+        Step(*largest, recipe.base, recipe.adapter, recipe.dreambooth, train),
         recipe.optimizer,
         recipe.preview,
         recipe.score,
@@ -156,6 +189,8 @@ def _workload(recipe: Recipe, data: LoadedData) -> Workload:
 def _texts(recipe: Recipe, suite: Suite | None, trigger: str) -> dict[str, str]:
     """Everything that images are generated from, by a name for errors."""
     texts = {f"preview prompt {i + 1}": p for i, p in enumerate(recipe.preview.prompts)}
+    if recipe.dreambooth.class_prompt is not None:
+        texts["dreambooth class_prompt"] = recipe.dreambooth.class_prompt
     if suite is not None:
         prompts = [prompt_with_trigger(p, trigger) for p in suite.prompts]
         texts |= {f"suite prompt {i + 1}": p for i, p in enumerate(prompts)}

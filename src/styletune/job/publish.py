@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import io
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from styletune.data.findings import finding_line
 from styletune.data.licenses import license_problem
 from styletune.data.rights import LICENSE_FIX, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
+from styletune.files import require_writable
 from styletune.job.facts import data_facts, public_recipe, score_inputs
 from styletune.job.job import Job
 from styletune.models.base import BaseFiles
-from styletune.models.names import base_words, public_base
+from styletune.models.names import base_words
 from styletune.recipe import LoadedRecipe, PublishSection, recipe_hash
 from styletune.runs.documents import read_facts
 from styletune.runs.summary import Summary, read_summary, refuse_unless_passed
 from styletune.scoring.suite import Suite, sample_names, suite_hash
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from styletune.adapters.file import AdapterSpec
@@ -50,6 +52,7 @@ def check_publishable(
         BadInput: the recipe has no [publish] or no [score].
         CheckFailed: an image lacks rights, or its license allows no adaptations.
         Conflict: that version is published already, and this run is not finished.
+        OutputError: the registry's folder cannot be written.
     """
     section = loaded.recipe.publish
     for name, value in (("publish", section), ("score", loaded.recipe.score)):
@@ -60,6 +63,8 @@ def check_publishable(
     from styletune.registry.store import open_store
     from styletune.registry.versions import list_versions
 
+    if "://" not in registry:
+        require_writable(Path(registry).expanduser(), "choose another --registry")
     try:
         store = open_store(registry, create=False)
     except NotFound:
@@ -163,11 +168,11 @@ def package(job: Job, summary: Summary) -> Package:
         license=section.license,
         holder=data.rights.holder_names(),
         base=BaseEntry(
-            model=public_base(base.model),
+            model=base.public_name,
             hash=base.hash,
             revision=base.revision,
             resolution=job.resolution,
-            vae=public_base(recipe.base.vae) if recipe.base.vae else None,
+            vae=base.vae.public_name if base.vae else None,
         ),
         adapter=AdapterEntry(
             strength=summary.chosen.strength,
@@ -190,7 +195,7 @@ def package(job: Job, summary: Summary) -> Package:
         family=base.family,
         facts=read_facts(run).model_copy(update={"data": data}),
         summary=summary,
-        recipe_text=public_recipe(recipe),
+        recipe_text=public_recipe(recipe, base, job.data),
         report_html=run.report_file.read_bytes(),
     )
     picture = previews[0].content
@@ -282,12 +287,16 @@ def _plain(
     import torch
 
     from styletune.adapters.export import to_plain_lora
+    from styletune.adapters.updates import NEEDS_BASE
     from styletune.sampling.session import base_weight, open_pipeline
 
-    with open_pipeline(base, torch.float32, "cpu") as pipe:
-        plain, plain_spec, error = to_plain_lora(
-            tensors, spec, rank, lambda module: base_weight(pipe, module)
-        )
+    with contextlib.ExitStack() as loaded:
+        weight_of = None
+        # The other kinds' updates do not depend on the base, which takes 14 GB for SDXL.
+        if spec.kind in NEEDS_BASE:
+            pipe = loaded.enter_context(open_pipeline(base, torch.float32, "cpu"))
+            weight_of = partial(base_weight, pipe)
+        plain, plain_spec, error = to_plain_lora(tensors, spec, rank, weight_of)
     if error > MAX_PLAIN_ERROR:
         raise CheckFailed(
             f"a plain LoRA of rank {rank} misses {error:.0%} of the {spec.kind} update; "

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from styletune.data.captions.tokens import TokenCounter
 from styletune.errors import BadInput, Conflict
 from styletune.recipe import Recipe, read_toml, training_keys
-from styletune.recipe.training_sections import DreamboothSection, PredictionType, TrainSection
+from styletune.recipe.training_sections import (
+    AdapterSection,
+    DreamboothSection,
+    PredictionType,
+    TrainSection,
+)
 from styletune.runs import Run
 from styletune.runs.documents import read_facts
 from styletune.training.identity import Identity
@@ -67,16 +71,25 @@ def check_text_lengths(texts: Mapping[str, str], tokens: TokenCounter, *, where:
         )
 
 
-def check_new_tokens(new_tokens: tuple[str, ...], tokenizers: Sequence[Path]) -> None:
-    """Raise BadInput for new words that a tokenizer knows already or splits."""
-    if not new_tokens:
+def check_new_tokens(adapter: AdapterSection, base: BaseFiles) -> None:
+    """Raise RecipeError for new words that a tokenizer knows already or splits, or for unknown
+    words to start them from; BaseModelError where they cannot be added at all.
+    """
+    if not adapter.new_tokens:
         return
     from transformers import CLIPTokenizer
 
-    from styletune.adapters.tokens import teach_tokenizer
+    from styletune.adapters.tokens import check_table, known_ids, teach_tokenizer
+    from styletune.models.load import base_configs
 
-    for folder in tokenizers:
-        teach_tokenizer(CLIPTokenizer.from_pretrained(folder), new_tokens)
+    configs = base_configs(base).text_encoders
+    for folder, encoder, config in zip(
+        base.tokenizers, base.family.text_encoders, configs, strict=True
+    ):
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        check_table(encoder.name, int(config["vocab_size"]), len(tokenizer))
+        teach_tokenizer(tokenizer, adapter.new_tokens)
+        known_ids(tokenizer, adapter.new_tokens_init)
 
 
 def check_run_folder(run: Run, identity: Identity, recipe: Recipe) -> None:

@@ -7,21 +7,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from styletune.errors import BadInput
 from styletune.job.adapt import AdaptedPipeline, adapt
 from styletune.job.encode import EncodedData, encode
 from styletune.job.facts import begin_run, origin_facts
-from styletune.job.job import Job
-from styletune.models.base import BaseFiles
+from styletune.job.job import Job, StartFile
+from styletune.job.start_from import check_start, starting_values
+from styletune.job.trainable import check_output, check_trainable
 from styletune.models.families import family_of
 from styletune.planning.preflight import configs_of, require_room
-from styletune.planning.workload import DRAWN_AT_ONCE, Workload
+from styletune.planning.workload import DRAWN_AT_ONCE
 from styletune.recipe import Recipe, recipe_hash
-from styletune.recipe.sections import PreviewSection
-from styletune.recipe.training_sections import DreamboothSection, PredictionType, TrainSection
+from styletune.recipe.output_sections import PreviewSection
+from styletune.recipe.training_sections import DreamboothSection, PredictionType
 from styletune.runs import Run
 from styletune.runs.documents import BaseFacts
 
@@ -39,22 +38,29 @@ if TYPE_CHECKING:
 def train(job: Job) -> bool:
     """Train to the last step; False when that had been done already.
 
-    Raises as ``make_accelerator``, ``hold_run``, ``agreed_step``, ``train_adapter``,
-    ``build_cache``, ``adapt`` and ``load_pipeline``.
+    Raises as ``require_room``, ``check_trainable``, ``check_output``, ``make_accelerator``,
+    ``hold_run``, ``agreed_step``, ``train_adapter``, ``build_cache``, ``adapt`` and
+    ``load_pipeline``.
     """
     recipe, section = job.recipe, job.recipe.train
     # Of several processes none leaves on its own: the others would wait for it.
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
-    if alone and max(job.run.checkpoint_steps(), default=0) >= section.steps:
+    if alone and job.is_trained:
         return False
-    _refuse_what_cannot_train(job.workload, job.base)
+    configs = configs_of(job.base)
+    require_room(replace(job.workload, score=None), configs)
+    trained = check_trainable(recipe, configs)
+    if job.start_from is not None:
+        check_start(job.start_from, recipe.adapter, configs.family, trained)
+    check_output(job.run, recipe.optimizer, trained)
     import torch
 
     from styletune.sampling.session import DTYPES, open_pipeline
     from styletune.training.loop import RunOutput, train_adapter
     from styletune.training.processes import agreed_step, hold_run, make_accelerator
+    from styletune.training.tracker import start_tracker
 
-    accelerator = make_accelerator(section.mixed_precision, section.tracker, job.run)
+    accelerator = make_accelerator(section, job.run)
     with hold_run(job.run, accelerator):
         done = agreed_step(job.run, job.identity, recipe_hash(recipe), accelerator)
         if done >= section.steps:
@@ -68,13 +74,12 @@ def train(job: Job) -> bool:
             with _first_process_first(accelerator):
                 if accelerator.is_main_process:
                     shown = BaseFacts(
-                        model=job.base.model, hash=job.base.hash, resolution=job.resolution
+                        model=job.base.public_name, hash=job.base.hash, resolution=job.resolution
                     )
                     begin_run(job.run, job.loaded, job.identity.training_hash, shown, job.data)
                 encoded = encode(job, pipe, device, draws)
-            if section.tracker != "none":
-                own = {"wandb": {"name": job.loaded.name, "dir": str(job.run.dir)}}
-                _start_tracker(section, recipe.model_dump(mode="json"), own, accelerator)
+            own = {"name": job.loaded.name, "dir": str(job.run.dir)}
+            start_tracker(section, accelerator, recipe.model_dump(mode="json"), own)
             model, data = _model_and_data(
                 pipe, recipe, job.prediction_type, job.start_from, encoded, device
             )
@@ -94,27 +99,11 @@ def train(job: Job) -> bool:
     return True
 
 
-def _refuse_what_cannot_train(workload: Workload, base: BaseFiles) -> None:
-    """Refuse a run that the card cannot hold, or a rate for blocks that nothing matches.
-
-    Raises:
-        BadInput: names the settings to change.
-    """
-    training, configs = replace(workload, score=None), configs_of(base)
-    require_room(training, configs)
-    rates = workload.step.adapter.block_learning_rates
-    if rates:
-        from styletune.planning.memory import trained_names
-        from styletune.training.groups import block_factors
-
-        block_factors(rates, trained_names(training.step, configs))
-
-
 def _model_and_data(
     pipe: DiffusionPipeline,
     recipe: Recipe,
     prediction_type: PredictionType,
-    start_from: Path | None,
+    start_from: StartFile | None,
     encoded: EncodedData,
     device: str,
 ) -> tuple[AdaptedModel, TrainingData]:
@@ -130,7 +119,8 @@ def _model_and_data(
     place_for_training(pipe, device, recipe.base.quantization, adapter.trains_text)
     new_tokens = adapter.new_tokens, adapter.new_tokens_init
     make_ready(pipe, TrainedAs(prediction_type, section.zero_terminal_snr, *new_tokens))
-    adapted = adapt(pipe, adapter, section.seed, start_from)
+    start = None if start_from is None else starting_values(start_from, adapter, family_of(pipe))
+    adapted = adapt(pipe, adapter, section.seed, start)
     set_checkpointing(pipe.unet, section.gradient_checkpointing)
     dtype, scale = DTYPES[section.mixed_precision], pipe.vae.config.scaling_factor
     block_rates, family = adapter.block_learning_rates, family_of(pipe)
@@ -153,22 +143,6 @@ def _first_process_first(accelerator: Accelerator) -> Iterator[None]:
     yield
     if accelerator.is_main_process:
         accelerator.wait_for_everyone()
-
-
-def _start_tracker(
-    train: TrainSection,
-    config: dict[str, Any],
-    own_keys: dict[str, Any],
-    accelerator: Accelerator,
-) -> None:
-    try:
-        accelerator.init_trackers(train.tracker_project, config=config, init_kwargs=own_keys)
-    except Exception as error:
-        raise BadInput(
-            f"{train.tracker} does not start: {error}",
-            where="[train] tracker",
-            fix="wandb login, or WANDB_MODE=offline",
-        ) from error
 
 
 def _alphas_cumprod(base: Tensor, zero_terminal: bool) -> Tensor:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from styletune.models.family import Family
+from styletune.models.names import Origin, public_name
 
 
 @dataclass(frozen=True, slots=True)
 class VaeFiles:
     """A separate VAE: a diffusers folder, or one file. ``hash`` covers weights and settings.
 
-    ``factor`` is pixels per latent cell and side; ``scaling_factor`` multiplies latents.
+    ``factor`` is pixels per latent cell and side; ``scaling_factor`` multiplies latents;
+    ``public_name`` is what others may see instead of ``model``.
     """
 
     model: str
@@ -22,6 +24,7 @@ class VaeFiles:
     hash: str
     factor: int
     scaling_factor: float
+    public_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,8 @@ class BaseFiles:
     scheduler, tokenizers and a separate VAE. ``resolution`` is the side in pixels that its UNet
     was made for; ``variant`` is "fp16" when a part has only such weights; ``revision`` the commit
     of a Hub model. A checkpoint that is one file has ``file``; ``folder`` is then the one that
-    holds it. ``tokenizers`` are the tokenizers' folders, in the family's order.
+    holds it. ``tokenizers`` are the tokenizers' folders, in the family's order. ``origin`` is
+    where the model was found: bundled, in the Hub's cache, or local.
     """
 
     family: Family
@@ -45,3 +49,9 @@ class BaseFiles:
     tokenizers: tuple[Path, ...]
     file: Path | None = None
     vae: VaeFiles | None = None
+    origin: Origin = "local"
+
+    @property
+    def public_name(self) -> str:
+        """The model as others may see it."""
+        return public_name(self.model, self.origin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from styletune.hub import download_command, find_cached_files, find_snapshot, is
 from styletune.models.base import BaseFiles, VaeFiles
 from styletune.models.families import DEFAULT_FAMILY, FAMILIES, find_family
 from styletune.models.family import Family
-from styletune.models.locate import FILE_SUFFIXES, digest_of, local_path, not_found
+from styletune.models.locate import (
+    FILE_SUFFIXES,
+    digest_of,
+    local_path,
+    not_found,
+    refuse_revision,
+)
 from styletune.models.model_folder import (
     ModelFolder,
     choose_variant,
@@ -28,12 +35,17 @@ from styletune.models.weight_files import cached_sha256, read_header
 
 
 def find_base(
-    model: str, revision: str | None, relative_to: Path, vae: str | None = None
+    model: str,
+    revision: str | None,
+    relative_to: Path,
+    vae: str | None = None,
+    vae_revision: str | None = None,
 ) -> BaseFiles:
     """Locate and check a base model and, if given, the VAE that replaces its own.
 
     ``model`` is a bundled model's name, a diffusers folder, a .safetensors checkpoint in the
-    original layout, or the Hub id of a model on this machine, whose commit ``revision`` pins.
+    original layout, or the Hub id of a model on this machine, whose commit ``revision`` pins;
+    ``vae_revision`` does the same for a VAE of its own.
     Nothing is downloaded and no weights are loaded; hashes of large files are remembered between
     calls.
 
@@ -42,15 +54,21 @@ def find_base(
             machine (``fix`` is the command that fetches it).
         BaseModelError: it is not a whole model of a known family; the message says what it is
             instead, or what is damaged or missing.
+        BadInput: a revision of something that is not from the Hub.
     """
     where = f"[base] model = {json.dumps(model)}"
     # A VAE's file does not tell its family, and the base's is not known yet.
-    separate = find_vae(vae, relative_to, DEFAULT_FAMILY) if vae else None
+    separate = find_vae(vae, relative_to, DEFAULT_FAMILY, vae_revision) if vae else None
     if model in BUNDLED:
-        return _from_folder(model, None, ModelFolder(BUNDLED[model].folder, where), separate)
+        bundled = BUNDLED[model].folder
+        refuse_revision(revision, "revision", bundled)
+        base = _from_folder(model, None, ModelFolder(bundled, where), separate)
+        return replace(base, origin="bundled")
     local = local_path(model, relative_to)
+    if local.exists():
+        refuse_revision(revision, "revision", local)
     if local.is_dir():
-        return _from_folder(model, revision, ModelFolder(local, where), separate)
+        return _from_folder(model, None, ModelFolder(local, where), separate)
     if local.is_file():
         return _from_file(model, local, where, separate)
     if not is_hub_id(model) or local.suffix in FILE_SUFFIXES:
@@ -60,7 +78,7 @@ def find_base(
     if snapshot.unfinished:
         fetch += f"  (continues {snapshot.unfinished} unfinished files)"
     folder = ModelFolder(snapshot.folder, where, fetch)
-    return _from_folder(model, snapshot.commit, folder, separate)
+    return replace(_from_folder(model, snapshot.commit, folder, separate), origin="hub")
 
 
 def _from_folder(

@@ -7,17 +7,18 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from styletune.errors import NotFound
+from styletune.errors import BadInput, NotFound
 from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.names import BUNDLED
 from styletune.models.weight_files import PICKLE_SUFFIXES
+from styletune.places import resolve_place
 
 FILE_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 
 
 def local_path(text: str, relative_to: Path) -> Path:
     """The path that a recipe's text means if it is one."""
-    return (relative_to / Path(text).expanduser()).resolve()
+    return resolve_place(text, relative_to).resolve()
 
 
 def not_found(local: Path, where: str) -> NotFound:
@@ -33,6 +34,16 @@ def not_found(local: Path, where: str) -> NotFound:
         where=where,
         fix=f"did you mean {parent / near[0]}?" if near else f"choices: {choices}",
     )
+
+
+def refuse_revision(revision: str | None, key: str, local: Path) -> None:
+    """Raise BadInput for a revision of something that is not from the Hub."""
+    if revision is not None:
+        raise BadInput(
+            f"is a commit of a Hub repository, but {local} is local",
+            where=f"[base] {key}",
+            fix="leave it out: the hash of the files pins a local model",
+        )
 
 
 def digest_of(lines: Iterable[str]) -> str:

@@ -69,6 +69,16 @@ def quantize_unet(unet: UNet2DConditionModel, quantization: Quantization, device
     return len(linears)
 
 
+def check_quantizable(unet: nn.Module, quantization: Quantization) -> None:
+    """Refuse what ``quantize_unet`` would, on a UNet of shapes alone. Raises BadInput."""
+    if quantization == "none":
+        return
+    _bitsandbytes()
+    if quantization == "nf4":
+        for linear in eligible_linears(unet).values():
+            _nf4_block(linear)
+
+
 def count_quantized(unet: nn.Module, quantization: Quantization) -> int:
     """How many eligible layers hold weights of that kind."""
     if quantization == "none":
@@ -115,15 +125,7 @@ def _bitsandbytes() -> Any:
 
 
 def _nf4(bnb: Any, linear: nn.Linear, device: str) -> nn.Linear:
-    # The CPU kernel reads wrong scales when a block spans two rows.
-    block = next((b for b in NF4_BLOCKS if linear.in_features % b == 0), None)
-    if block is None:
-        raise BadInput(
-            f"nf4 needs widths that are multiples of 32; one of the UNet's is {linear.in_features}",
-            where="[base] quantization",
-            fix='use "int8" or "none"',
-        )
-    dtype = linear.weight.dtype
+    block, dtype = _nf4_block(linear), linear.weight.dtype
     new: nn.Linear = bnb.nn.Linear4bit(
         linear.in_features,
         linear.out_features,
@@ -145,3 +147,15 @@ def _nf4(bnb: Any, linear: nn.Linear, device: str) -> nn.Linear:
     # no backward pass, and gradients are lost from then on.
     new.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return new
+
+
+def _nf4_block(linear: nn.Linear) -> int:
+    # The CPU kernel reads wrong scales when a block spans two rows.
+    block = next((b for b in NF4_BLOCKS if linear.in_features % b == 0), None)
+    if block is None:
+        raise BadInput(
+            f"nf4 needs widths that are multiples of 32; one of the UNet's is {linear.in_features}",
+            where="[base] quantization",
+            fix='use "int8" or "none"',
+        )
+    return block

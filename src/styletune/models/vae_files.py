@@ -9,7 +9,13 @@ from styletune.errors import BaseModelError
 from styletune.hub import download_command, find_snapshot, is_hub_id
 from styletune.models.base import VaeFiles
 from styletune.models.family import Family
-from styletune.models.locate import FILE_SUFFIXES, digest_of, local_path, not_found
+from styletune.models.locate import (
+    FILE_SUFFIXES,
+    digest_of,
+    local_path,
+    not_found,
+    refuse_revision,
+)
 from styletune.models.model_folder import (
     ModelFolder,
     choose_variant,
@@ -17,11 +23,14 @@ from styletune.models.model_folder import (
     read_config,
     weight_lines,
 )
+from styletune.models.names import local_name, public_name
 from styletune.models.recognize import why_not_vae
 from styletune.models.weight_files import cached_sha256, read_header
 
 
-def find_vae(model: str, relative_to: Path, family: Family) -> VaeFiles:
+def find_vae(
+    model: str, relative_to: Path, family: Family, revision: str | None = None
+) -> VaeFiles:
     """Locate and check a VAE: a folder (its own, or a whole pipeline's), a file, or a Hub id.
 
     A single file does not say how its latents are scaled: it is taken for ``family``'s.
@@ -31,19 +40,22 @@ def find_vae(model: str, relative_to: Path, family: Family) -> VaeFiles:
     """
     where = f"[base] vae = {json.dumps(model)}"
     local = local_path(model, relative_to)
+    if local.exists():
+        refuse_revision(revision, "vae_revision", local)
     if local.is_file():
         problem = why_not_vae(read_header(local, where).shapes)
         if problem:
             raise BaseModelError(f"{local.name} {problem}", where=where)
         config = family.vae
         digest = digest_of([f"file {cached_sha256(local, where)}", json.dumps(config)])
-        return VaeFiles(model, local.parent, local, None, digest, *vae_scales(config, where))
+        scales = vae_scales(config, where)
+        return VaeFiles(model, local.parent, local, None, digest, *scales, local_name(model))
     if local.is_dir():
         folder = ModelFolder(local, where)
     elif is_hub_id(model) and local.suffix not in FILE_SUFFIXES:
         patterns = ("config.json", "*.safetensors")
-        fetch = download_command(model, None, patterns)
-        folder = ModelFolder(find_snapshot(model, None, where).folder, where, fetch)
+        fetch = download_command(model, revision, patterns)
+        folder = ModelFolder(find_snapshot(model, revision, where).folder, where, fetch)
     else:
         raise not_found(local, where)
     if (folder.path / "vae").is_dir():
@@ -53,7 +65,8 @@ def find_vae(model: str, relative_to: Path, family: Family) -> VaeFiles:
         raise BaseModelError(f"is a {config.get('_class_name')}, not an AutoencoderKL", where=where)
     variant, files = choose_variant(folder, ("",))
     digest = digest_of([*weight_lines(folder, files), config_line(folder, "config.json")])
-    return VaeFiles(model, folder.path, None, variant, digest, *vae_scales(config, where))
+    public = public_name(model, "local" if local.is_dir() else "hub")
+    return VaeFiles(model, folder.path, None, variant, digest, *vae_scales(config, where), public)
 
 
 def vae_scales(config: object, where: str) -> tuple[int, float]:

@@ -110,6 +110,16 @@ def measure_step(
     )
 
 
+@functools.lru_cache(maxsize=64)
+def trained_tensors(
+    adapter: AdapterSection, family: Family, unet_json: str, text_jsons: tuple[str, ...]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of everything that is trained; arguments and errors as ``measure_step``."""
+    models = _meta_models(adapter, family, unet_json, text_jsons)
+    trained = _with_adapter(models, adapter, family)
+    return tuple((name, tuple(p.shape)) for name, p in trained.items())
+
+
 def _meta_models(
     adapter: AdapterSection, family: Family, unet_json: str, text_jsons: tuple[str, ...]
 ) -> dict[str, nn.Module]:

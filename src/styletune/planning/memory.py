@@ -28,9 +28,10 @@ from styletune.planning.measure import (
     measure_step,
     measure_text_encoders,
     measure_vae,
+    trained_tensors,
 )
 from styletune.planning.workload import Step, Workload
-from styletune.recipe.training_sections import OptimizerName
+from styletune.recipe.training_sections import AdapterSection, OptimizerName, OptimizerSection
 
 # What no tensor accounts for: the CUDA context with its kernels (0.3 to 0.5 GiB by driver and
 # card), cuBLAS' and cuDNN's workspaces (up to 0.1 GiB), and what the allocator rounds up.
@@ -129,9 +130,14 @@ def _phases(workload: Workload, cost: StepCost, base: BaseConfigs) -> dict[str, 
     return phases
 
 
-def trained_names(step: Step, base: BaseConfigs) -> list[str]:
-    """Everything that would be trained, by its name in an adapter file. Raises as ``estimate``."""
-    return [name for name, _ in _cost(step, base).trained]
+def trained_shapes(adapter: AdapterSection, base: BaseConfigs) -> dict[str, tuple[int, ...]]:
+    """Shapes of everything that would be trained, by its name in an adapter file.
+
+    Raises:
+        RecipeError: as ``estimate``.
+    """
+    texts = tuple(_json(config) for config in base.text_encoders)
+    return dict(trained_tensors(adapter, base.family, _json(base.unet), texts))
 
 
 def _cost(step: Step, base: BaseConfigs) -> StepCost:
@@ -195,6 +201,14 @@ def cache_bytes(workload: Workload, base: BaseConfigs) -> int:
 
 def _numbers(shapes: Mapping[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
+
+
+def checkpoint_bytes(optimizer: OptimizerSection, trained: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes of one checkpoint: the adapter, the optimizer's state, live weights beside averages."""
+    adapter = 4 * sum(math.prod(shape) for shape in trained.values())
+    averaged = bool(optimizer.ema_decay) or optimizer.name == "schedule-free-adamw"
+    copies = 1 + averaged + bool(optimizer.ema_decay)
+    return copies * adapter + state_bytes(optimizer.name, tuple(trained.items()))
 
 
 def state_bytes(optimizer: OptimizerName, trained: tuple[tuple[str, tuple[int, ...]], ...]) -> int:

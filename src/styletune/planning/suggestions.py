@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -49,8 +50,17 @@ def suggest_changes(
             workload, now = candidate, then
             suggestion = Suggestion(setting, workload, max(now.values()))
         if suggestion is not None:
+            key = _key(suggestion.setting)
+            # A later value of the same key replaces the earlier one.
+            helpful = [kept for kept in helpful if not _key(kept.setting).startswith(key)]
             helpful.append(suggestion)
     return helpful
+
+
+def _key(setting: str) -> str:
+    """``[section] key`` of a setting; ``[section]`` where the section is left out."""
+    match = re.search(r"\[\w+\](?: \w+(?= =))?", setting)
+    return match[0] if match else setting
 
 
 def _excess(phases: Mapping[str, int], memory_bytes: int) -> int:

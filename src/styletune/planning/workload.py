@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from styletune.recipe.data_sections import DataSection
-from styletune.recipe.sections import PreviewSection, ScoreSection
+from styletune.recipe.output_sections import PreviewSection, ScoreSection
 from styletune.recipe.training_sections import (
     AdapterSection,
     BaseSection,

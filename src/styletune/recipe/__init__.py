@@ -2,14 +2,16 @@
 
 from styletune.recipe.load import (
     LoadedRecipe,
+    first_training_hash,
     load_recipe,
     recipe_hash,
     recipe_schema,
     training_hash,
     training_keys,
 )
+from styletune.recipe.output_sections import PublishSection
 from styletune.recipe.section import NAME_PATTERN, Section
-from styletune.recipe.sections import PublishSection, Recipe
+from styletune.recipe.sections import Recipe
 from styletune.recipe.toml import load_toml, read_toml, validate
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "PublishSection",
     "Recipe",
     "Section",
+    "first_training_hash",
     "load_recipe",
     "load_toml",
     "read_toml",

@@ -7,15 +7,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from styletune.recipe.section import Section, as_tuple
+from styletune.recipe.section import PathText, Section, as_tuple
 
-Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+MIN_RESOLUTION = 64
+Side = Annotated[int, Field(ge=MIN_RESOLUTION, le=4096, multiple_of=8)]
 
 
 class SourceSection(Section):
     """One of several places that images come from."""
 
-    path: str = Field(
+    path: PathText = Field(
         min_length=1,
         description="Folder, .zip, .tar, .parquet, .arrow, or folder of such shards, relative to "
         'the recipe; or a Hub data set, "owner/name".',
@@ -57,7 +58,7 @@ def _sources(value: object) -> object:
 
 
 def _fault(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"]) or "table"
+    key = ".".join(str(part)[:80] for part in item["loc"]) or "table"
     if item["type"] == "missing":
         return f'missing key "{key}"'
     if item["type"] == "extra_forbidden":
@@ -85,7 +86,7 @@ AllowedCode = Literal[
 class DataSection(Section):
     """The curated images: either path, or one [[data.sources]] table for each place."""
 
-    path: str | None = Field(
+    path: PathText | None = Field(
         None,
         min_length=1,
         description="Folder, .zip, .tar, .parquet, .arrow, or folder of such shards, relative to "
@@ -125,7 +126,7 @@ class DataSection(Section):
         pattern=r"\S",
         description="Who decided, and why, that images whose XMP prohibits training may be used.",
     )
-    encoder: str = Field(
+    encoder: PathText = Field(
         "none",
         min_length=1,
         description="Image encoder that finds and reports pictures of one motif: a name as in a "
@@ -165,7 +166,7 @@ class DataSection(Section):
         description="Where the loss counts: everywhere, where the image is opaque, or where a "
         "mask image in mask_path is white. Elsewhere nothing is learned.",
     )
-    mask_path: str | None = Field(
+    mask_path: PathText | None = Field(
         None, description='Folder of masks named like their images, for mask = "folder".'
     )
     mask_floor: float = Field(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from styletune.errors import RecipeError
+from styletune.places import resolve_place
 from styletune.recipe.sections import Recipe
 from styletune.recipe.toml import read_toml, validate
 
@@ -25,16 +26,17 @@ class LoadedRecipe:
     recipe: Recipe
 
     def path(self, relative: str) -> Path:
-        """A path of the recipe, which is relative to the recipe's folder."""
-        return (self.file.parent / relative).resolve()
+        """A path of the recipe, which is relative to the recipe's folder; ``~`` is the home."""
+        return resolve_place(relative, self.file.parent).resolve()
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of the resolved recipe's canonical JSON.
 
-    Comments and order do not count, but for the patterns by block, of which the first match does.
+    Comments, order and keys without a value do not count, but for the order of the patterns by
+    block, of which the first match does.
     """
-    return _canonical_hash(recipe.model_dump(mode="json"))
+    return _canonical_hash(recipe.model_dump(mode="json", exclude_none=True))
 
 
 def _canonical_hash(tree: dict[str, Any]) -> str:
@@ -45,35 +47,49 @@ def _canonical_hash(tree: dict[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+_NOT_DECISIVE: dict[str, Any] = {
+    "preview": True,
+    "score": True,
+    "publish": True,
+    "data": {
+        "path",
+        "sources",
+        "mask_path",
+        "allow",
+        "require_rights",
+        "opt_out_override",
+        "encoder",
+    },
+    "train": {"log_every", "keep_last", "validation_every", "tracker", "tracker_project"},
+}
+# Names of files whose contents are hashed on their own, and what changes no weight.
+_BY_CONTENT: dict[str, Any] = {
+    "base": {"model", "revision", "vae", "vae_revision"},
+    "adapter": {"start_from"},
+    "train": _NOT_DECISIVE["train"] | {"checkpoint_every", "gradient_checkpointing"},
+}
+
+
 def training_keys(recipe: Recipe) -> dict[str, Any]:
     """What decides the adapter; a new version number needs no new training.
 
-    Neither does another place of the same images: what the sources hold and how often and how
-    much it counts is in the data's fingerprint.
+    Neither does another place of the same images, base model or starting adapter: their contents
+    have hashes of their own.
     """
-    return recipe.model_dump(
-        mode="json",
-        exclude={
-            "preview": True,
-            "score": True,
-            "publish": True,
-            "data": {
-                "path",
-                "sources",
-                "mask_path",
-                "allow",
-                "require_rights",
-                "opt_out_override",
-                "encoder",
-            },
-            "train": {"log_every", "keep_last", "validation_every", "tracker", "tracker_project"},
-        },
-    )
+    return recipe.model_dump(mode="json", exclude=_NOT_DECISIVE | _BY_CONTENT)
 
 
 def training_hash(recipe: Recipe) -> str:
     """SHA-256 (hex) of ``training_keys``, as ``recipe_hash``."""
-    return _canonical_hash(training_keys(recipe))
+    keys = recipe.model_dump(mode="json", exclude=_NOT_DECISIVE | _BY_CONTENT, exclude_none=True)
+    return _canonical_hash(keys)
+
+
+def first_training_hash(recipe: Recipe) -> str:
+    """The hash that named runs before spellings and places ceased to count; to resume those."""
+    return _canonical_hash(
+        recipe.model_dump(mode="json", exclude=_NOT_DECISIVE | {"base": {"vae_revision"}})
+    )
 
 
 def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -113,7 +129,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         )
     try:
         value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw.strip()
     section = tree.setdefault(parts[0], {})
     if not isinstance(section, dict):

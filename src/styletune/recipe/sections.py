@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from styletune.recipe.data_sections import DataSection
-from styletune.recipe.section import NAME_PATTERN, Section, Strings
+from styletune.recipe.output_sections import PreviewSection, PublishSection, ScoreSection
+from styletune.recipe.section import Section
 from styletune.recipe.training_sections import (
     AdapterSection,
     BaseSection,
@@ -19,65 +20,6 @@ from styletune.recipe.training_sections import (
     OptimizerSection,
     TrainSection,
 )
-
-
-class PreviewSection(Section):
-    """Images generated during training, to watch it."""
-
-    prompts: Strings = Field(
-        (), description="What is generated at every checkpoint, to watch the run; nothing if empty."
-    )
-    seed: int = Field(
-        0,
-        ge=0,
-        lt=2**31,
-        description="Seed of the first preview's noise; the same noise at every checkpoint shows "
-        "what changed.",
-    )
-    steps: int = Field(
-        20, ge=1, le=1000, description="Denoising steps of a preview: more are sharper and slower."
-    )
-
-
-class ScoreSection(Section):
-    """How checkpoints are compared."""
-
-    suite: str = Field(
-        description="File with the prompts, seeds, metrics and gates by which checkpoints are "
-        "compared (TOML), relative to the recipe."
-    )
-    batch_size: int = Field(
-        16,
-        ge=1,
-        le=1024,
-        description="Images generated at a time for scoring: more are faster and need more memory.",
-    )
-
-
-class PublishSection(Section):
-    """The published version."""
-
-    name: str = Field(
-        pattern=NAME_PATTERN,
-        description="Name of the adapter in the registry: lowercase letters, digits and dashes.",
-    )
-    version: str = Field(
-        "1.0.0",
-        pattern=r"^\d+\.\d+\.\d+$",
-        description="Version to publish, major.minor.patch; a published version never changes.",
-    )
-    license: str = Field(
-        description="License of the adapter: an SPDX id such as CC-BY-4.0, or LicenseRef-… for "
-        "your own terms."
-    )
-    description: str = Field("", description="One sentence for the model card.")
-    plain_lora_rank: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="Rank of the plain LoRA (the nearest by SVD) that dora, loha, lokr and oft "
-        "are published as, because tools read those differently.",
-    )
 
 
 class Recipe(Section):

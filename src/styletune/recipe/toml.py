@@ -8,33 +8,67 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from styletune.errors import NotFound, RecipeError
+from styletune.text import control_problem, decode_text, read_bounded
 
 _M = TypeVar("_M", bound=BaseModel)
+
+# 32 dotted parts or more: the parser's time grows with their square.
+_DEEP_KEY = re.compile(
+    r"""(?:^|[\[{,])[ \t]*(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){32}""", re.MULTILINE
+)
 
 
 def read_toml(file: Path) -> dict[str, Any]:
     """Parse a TOML file. Raises NotFound or RecipeError with line and column."""
     try:
-        text = file.read_text(encoding="utf-8")
+        content = read_bounded(file)
     except FileNotFoundError:
         near = _near_files(file)
         raise NotFound("no such file", where=str(file), fix=near) from None
     except IsADirectoryError:
         near = _near_files(file / file.name)
         raise RecipeError("is a folder, not a TOML file", where=str(file), fix=near) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot be read: {error}", where=str(file)) from None
+    except ValueError as error:
+        raise RecipeError(str(error), where=str(file), fix="give a TOML file") from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=str(file)) from None
+    return parse_toml(content, str(file))
+
+
+def parse_toml(content: bytes, where: str) -> dict[str, Any]:
+    """Parse the bytes of a TOML file. Raises RecipeError with line and column."""
+    try:
+        text = decode_text(content)
+    except ValueError as error:
+        raise RecipeError(str(error), where=where) from None
+    if _DEEP_KEY.search(text):
+        raise RecipeError("nested too deeply", where=where)
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"not valid TOML: {error}", where=str(file)) from None
+        fix = _escape_fix(str(error))
+        raise RecipeError(f"not valid TOML: {error}", where=where, fix=fix) from None
+    except RecursionError:
+        raise RecipeError("nested too deeply", where=where) from None
+    except ValueError as error:
+        # A number of thousands of digits; the parser does not say where.
+        raise RecipeError(f"not valid TOML: {error}".partition(";")[0], where=where) from None
+
+
+def _escape_fix(message: str) -> str:
+    """What to do about a Windows path in double quotes."""
+    if "escape" not in message and "hex value" not in message:
+        return ""
+    return "in double quotes a backslash starts an escape: use / or single quotes in paths"
 
 
 def _near_files(file: Path) -> str:
@@ -54,6 +88,10 @@ def load_toml(file: Path, model: type[_M]) -> _M:
 
 def validate(model: type[_M], tree: dict[str, Any], file: Path) -> _M:
     """Validate a parsed tree; every problem is reported at once, each with its place."""
+    for key, text in _texts(tree, ""):
+        # An escape such as "\u0000" makes a text that no file could hold.
+        if problem := control_problem(text):
+            raise RecipeError(problem, where=f"{file}: {key}")
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -63,6 +101,18 @@ def validate(model: type[_M], tree: dict[str, Any], file: Path) -> _M:
             message += f"\n{file}: {other_where}: {other_message}"
             message += f" ({other_fix})" if other_fix else ""
         raise RecipeError(message, where=f"{file}: {where}", fix=fix) from None
+
+
+def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
+    """All texts of a tree, each with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from _texts(each, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each, key)
 
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -81,7 +131,7 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
     sections = _sections(model)
     in_section = bool(loc) and loc[0] in sections and len(loc) > 1
     where = f"[{loc[0]}]" if in_section else "top level"
-    key = loc[1] if in_section else (loc[0] if loc else "")
+    key = _cut(loc[1] if in_section else (loc[0] if loc else ""))
     owner = sections[loc[0]] if in_section else model
     known = sorted(owner.model_fields)
     match item["type"]:
@@ -97,15 +147,20 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
     if not loc or (loc == [key] and key in sections):
         # A rule between keys: its words name them; the whole section would say less.
         return f"[{key}]" if key else "recipe", message, ""
-    value = json.dumps(item.get("input"), default=str)
+    value = _cut(json.dumps(item.get("input"), default=str))
     choices = _choices(owner, key) if item["type"] == "literal_error" else []
     if choices:
-        near = difflib.get_close_matches(str(item.get("input")), choices, n=1)
+        near = difflib.get_close_matches(_cut(str(item.get("input"))), choices, n=1)
         fix = f'did you mean "{near[0]}"? ' if near else ""
         return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
     info = owner.model_fields.get(key)
-    path = ".".join(loc[1:] if in_section else loc)
+    path = ".".join(map(_cut, loc[1:] if in_section else loc))
     return where, f"{path} = {value}: {message}", (info.description or "") if info else ""
+
+
+def _cut(text: str) -> str:
+    """A name or value for a message: comparing long ones letter by letter takes minutes."""
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _choices(owner: type[BaseModel], key: str) -> list[str]:

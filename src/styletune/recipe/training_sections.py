@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from styletune.recipe.section import Section, Strings, as_tuple
+from styletune.recipe.section import PathText, Section, Strings, as_tuple
 
 Quantization = Literal["none", "int8", "nf4"]
 TextEncoders = Literal["none", "first", "second", "both"]
@@ -16,27 +16,41 @@ PredictionType = Literal["epsilon", "v_prediction"]
 class BaseSection(Section):
     """The model that is adapted."""
 
-    model: str = Field(
+    model: PathText = Field(
         "mini",
+        min_length=1,
         description='The model to adapt: "mini" (the bundled small model), a local '
         "diffusers folder, a single .safetensors checkpoint, or a Hub id such as "
         '"stabilityai/stable-diffusion-xl-base-1.0".',
     )
     revision: str | None = Field(
         None,
+        min_length=1,
         description="Commit of the Hub repository to pin, so that a later change there does not "
         "affect this run.",
     )
-    vae: str | None = Field(
+    vae: PathText | None = Field(
         None,
+        min_length=1,
         description="Another VAE (the part that turns pixels into latents and back) instead of "
         "the model's own: a folder, a file or a Hub id, such as the fp16-fix one.",
+    )
+    vae_revision: str | None = Field(
+        None,
+        min_length=1,
+        description="Commit of the VAE's Hub repository to pin.",
     )
     quantization: Quantization = Field(
         "none",
         description="Keep the frozen UNet's large weights in 8 or 4 bits: the run needs less "
         "memory, and its steps take longer.",
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.vae_revision is not None and self.vae is None:
+            raise ValueError("vae_revision needs vae")
+        return self
 
 
 Preset = Literal["attention", "attention-ff", "all", "style-block", "content-block"]
@@ -122,10 +136,13 @@ class AdapterSection(Section):
         "text encoders and travels with the adapter (pivotal tuning).",
     )
     new_tokens_init: str = Field(
-        "style", description="A known word or words whose meaning the new words start from."
+        "style",
+        pattern=r"\w",
+        description="A known word or words whose meaning the new words start from.",
     )
-    start_from: str | None = Field(
+    start_from: PathText | None = Field(
         None,
+        min_length=1,
         description="Adapter file to continue training from: of this tool, diffusers, PEFT or "
         "kohya's tools.",
     )
@@ -166,6 +183,7 @@ class DreamboothSection(Section):
     )
     class_prompt: str | None = Field(
         None,
+        pattern=r"\w",
         description='The class in words, such as "a landscape" or "a cartoon animal"; needed '
         "with a prior.",
     )

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from styletune.hub import is_hub_id
 from styletune.models.family import Family
 from styletune.models.names import base_words
 from styletune.registry.provenance import Provenance
@@ -102,7 +103,9 @@ def _front_matter(release: Release, previews: Sequence[Preview]) -> str:
     tree: dict[str, Any] = {"license": hub if hub in _HUB_LICENSES else "other"}
     if tree["license"] == "other":
         tree |= {"license_name": release.license, "license_link": "LICENSE"}
-    tree["base_model"] = release.base.model
+    # The Hub refuses a card whose base model is no repository's name.
+    if is_hub_id(release.base.model):
+        tree["base_model"] = release.base.model
     tree["library_name"] = "diffusers"
     tree["pipeline_tag"] = "text-to-image"
     tags = ["text-to-image", "diffusers", "lora", "template:sd-lora", "styletune", release.name]
@@ -165,6 +168,8 @@ def _usage(release: Release, family: Family) -> str:
     )
     prompt = f"{trigger}, a quiet background" if trigger else "a quiet background"
     note, pipeline = base_words(base, family).load_note, family.pipeline
+    if not note and not is_hub_id(base):
+        note = "the folder of this base model on your machine"
     comment = f"  # {note}" if note else ""
     return f"""## Use
 

@@ -11,17 +11,16 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, model_validator
 
 from styletune.errors import BadInput, IntegrityError
-from styletune.recipe.section import NAME_PATTERN, Section
+from styletune.recipe.section import (
+    MAX_NAME_CHARACTERS,
+    NAME_PATTERN,
+    VERSION_PATTERN,
+    Section,
+)
 from styletune.registry.store import DIGEST_PATTERN
 from styletune.runs.form import parse_document
 
 MANIFEST_NAME = "manifest.json"
-_NUMBER = r"(?:0|[1-9][0-9]*)"
-_IDENTIFIER = r"(?:0|[1-9][0-9]*|[0-9]*[A-Za-z-][0-9A-Za-z-]*)"
-# https://semver.org, without build metadata: two builds of one version must not exist here.
-VERSION_PATTERN = (
-    rf"^({_NUMBER})\.({_NUMBER})\.({_NUMBER})(?:-({_IDENTIFIER}(?:\.{_IDENTIFIER})*))?$"
-)
 _SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 # No "..", no absolute path, no backslash, no hidden file: a manifest cannot leave its folder.
 PATH_PATTERN = rf"^{_SEGMENT}(/{_SEGMENT})*$"
@@ -113,7 +112,7 @@ class Manifest(Section):
     """Everything that makes a version what it is; its digest is the version's identity."""
 
     schema_version: Literal[1] = 1
-    name: str = Field(pattern=NAME_PATTERN, max_length=100)
+    name: str = Field(pattern=NAME_PATTERN, max_length=MAX_NAME_CHARACTERS)
     version: str = Field(pattern=VERSION_PATTERN)
     created: str = Field(pattern=TIME_PATTERN, description="ISO 8601, UTC.")
     description: str

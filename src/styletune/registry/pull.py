@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -16,6 +17,11 @@ from styletune.files import file_sha256, make_dir, output_errors, write_bytes
 from styletune.registry.manifest import MANIFEST_NAME, FileEntry, Manifest, canonical
 from styletune.registry.resolve import Spec, resolve
 from styletune.registry.store import get_blob
+
+# What file managers and other tools leave behind; it changes nothing that was published.
+_DROPPING = re.compile(
+    r"(^|/)(\.[^/]*|Thumbs\.db|desktop\.ini|@eaDir/.*|[^/]*\.civitai\.info|[^/]*\.preview\.\w+)$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ def _verify_against(manifest: Manifest, folder: Path) -> None:
 
 def _problems(manifest: Manifest, folder: Path) -> list[str]:
     entries = {entry.path: entry for entry in manifest.files}
-    paths = _files_in(folder)
+    paths = {path for path in _files_in(folder) if path in entries or not _DROPPING.search(path)}
     problems = [f"{path} is missing" for path in sorted(entries.keys() - paths)]
     problems += [f"{path} is extra" for path in sorted(paths - entries.keys() - {MANIFEST_NAME})]
     for path in sorted(entries.keys() & paths):

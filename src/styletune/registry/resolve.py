@@ -24,9 +24,9 @@ _COMPARE: dict[str, Callable[[ReleaseNumbers, ReleaseNumbers], bool]] = {
     ">": operator.gt,
     "<": operator.lt,
 }
-_TERM = re.compile(
-    r"(\^|~|>=|<=|>|<)(0|[1-9][0-9]*)(?:\.(0|[1-9][0-9]*))?(?:\.(0|[1-9][0-9]*))?", re.ASCII
-)
+_MAX_CHARACTERS = 300
+_NUMBER = "0|[1-9][0-9]{0,8}"
+_TERM = re.compile(rf"(\^|~|>=|<=|>|<)({_NUMBER})(?:\.({_NUMBER}))?(?:\.({_NUMBER}))?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,12 @@ def parse_spec(text: str) -> Spec:
     Raises:
         BadInput: none of these.
     """
+    if len(text) > _MAX_CHARACTERS:
+        raise BadInput(
+            f"is longer than any adapter's name and version: {text[:60]}…",
+            where="version",
+            fix=f"such as {_EXAMPLES}",
+        )
     name, at, version = text.partition("@")
     try:
         check_name(name)

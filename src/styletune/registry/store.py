@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import urllib.parse
 import urllib.request
@@ -87,6 +88,7 @@ def put_new(store: ObjectStore, key: str, content: bytes) -> None:
             obstore.put(store, key, content, mode="create", use_multipart=False)
         except AlreadyExistsError:
             raise Conflict("it exists already", where=key) from None
+        _flush(store, key)
 
 
 def put_blob(store: ObjectStore, content: bytes) -> str:
@@ -101,13 +103,34 @@ def put_blob(store: ObjectStore, content: bytes) -> str:
     digest = hashlib.sha256(content).hexdigest()
     key = blob_key(digest)
     with writing(key):
-        try:
-            there = bytes(obstore.get(store, key).bytes())
-        except FileNotFoundError:
-            there = None
-        if there != content:
+        if not holds_blob(store, content):
             obstore.put(store, key, content)
+            _flush(store, key)
     return digest
+
+
+def holds_blob(store: ObjectStore, content: bytes) -> bool:
+    """Whether these bytes are stored, and whole."""
+    try:
+        there = obstore.get(store, blob_key(hashlib.sha256(content).hexdigest())).bytes()
+    except FileNotFoundError:
+        return False
+    return bytes(there) == content
+
+
+def _flush(store: ObjectStore, key: str) -> None:
+    """Bring an object of a folder to the disk: obstore leaves that to the system.
+
+    After a power cut a manifest must not name blobs that are empty.
+    """
+    if isinstance(store, LocalStore) and store.prefix is not None:
+        file = Path(store.prefix) / key
+        for path in (file, file.parent):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def get_blob(store: ObjectStore, digest: str) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -20,7 +21,7 @@ from obstore.store import ObjectStore
 from pydantic import ValidationError
 
 from styletune.errors import BadInput, Conflict, IntegrityError, NotFound
-from styletune.recipe.section import NAME_PATTERN
+from styletune.recipe.section import MAX_NAME_CHARACTERS, NAME_PATTERN
 from styletune.registry.manifest import (
     Event,
     FileEntry,
@@ -32,7 +33,14 @@ from styletune.registry.manifest import (
     role_of,
 )
 from styletune.registry.release import Release
-from styletune.registry.store import list_folders, list_objects, put_blob, put_new, read_object
+from styletune.registry.store import (
+    holds_blob,
+    list_folders,
+    list_objects,
+    put_blob,
+    put_new,
+    read_object,
+)
 from styletune.runs.form import explain
 
 _EVENT_ATTEMPTS = 200
@@ -87,13 +95,13 @@ def publish_version(
         where = f"{name}@{version}"
         raise BadInput(f"cannot be published: {explain(error)}", where=where) from None
     if version in list_versions(store, name):
-        _refuse(store, manifest, event)
+        _refuse(store, manifest, event, files)
     for path in sorted(files):
         put_blob(store, files[path])
     try:
         put_new(store, _manifest_key(name, version), content)
     except Conflict:
-        _refuse(store, manifest, event)
+        _refuse(store, manifest, event, files)
     append_event(store, name, event)
     return Published(name, version, digest)
 
@@ -120,20 +128,31 @@ def _entry(path: str, content: bytes) -> FileEntry:
     return FileEntry(path=path, sha256=digest, size=len(content), role=role_of(path))
 
 
-def _refuse(store: ObjectStore, new: Manifest, event: Event) -> NoReturn:
-    """Raise the Conflict of a version that exists; complete its history if a crash cut it."""
+def _refuse(
+    store: ObjectStore, new: Manifest, event: Event, files: Mapping[str, bytes]
+) -> NoReturn:
+    """Raise the Conflict of a version that exists.
+
+    With identical content, first restore its blobs that are gone or damaged, and complete its
+    history if a crash cut it.
+    """
     name, version = new.name, new.version
     old, digest = read_manifest(store, name, version)
     free = next_free_version(list_versions(store, name), version)
     # The time of publication alone does not make another content.
     if old == new.model_copy(update={"created": old.created}):
+        damaged = [path for path in sorted(files) if not holds_blob(store, files[path])]
+        for path in damaged:
+            put_blob(store, files[path])
         # Only then is it true that this person published these bytes.
         if version not in _published_digests(store, name):
             append_event(store, name, event.model_copy(update={"digest": digest}))
+        healed = f"; restored what was gone or damaged: {', '.join(damaged)}" if damaged else ""
         raise Conflict(
-            f"{name} {version} is published already, with identical content ({digest[:12]})",
+            f"{name} {version} is published already, with identical content ({digest[:12]})"
+            + healed,
             where=f"{name}@{version}",
-            fix=f"nothing needs to be done; to publish it once more, use version {free}",
+            fix=f"nothing more needs to be done; to publish it once more, use version {free}",
         )
     differs = _differences(old, new)
     raise Conflict(
@@ -236,8 +255,12 @@ def read_manifest(store: ObjectStore, name: str, version: str) -> tuple[Manifest
 
 
 def list_names(store: ObjectStore) -> list[str]:
-    """Adapters that have a published version, sorted."""
-    return [name for name in list_folders(store, "adapters/") if list_versions(store, name)]
+    """Adapters that have a published version, sorted.
+
+    Folders whose name no adapter can have are somebody else's: file servers make such.
+    """
+    names = [name for name in list_folders(store, "adapters/") if _is_name(name)]
+    return [name for name in names if list_versions(store, name)]
 
 
 def list_versions(store: ObjectStore, name: str) -> list[str]:
@@ -260,11 +283,16 @@ def list_versions(store: ObjectStore, name: str) -> list[str]:
 
 def check_name(name: str) -> None:
     """Raise BadInput unless an adapter can have this name."""
-    if not re.fullmatch(NAME_PATTERN, name):
+    if not _is_name(name):
         raise BadInput(
-            f'"{name}" cannot name an adapter',
-            fix="use lower-case letters, digits and dashes, such as horizon-backgrounds",
+            f'"{textwrap.shorten(name, 80)}" cannot name an adapter',
+            fix=f"use at most {MAX_NAME_CHARACTERS} lowercase letters, digits and dashes, such as "
+            "horizon-backgrounds",
         )
+
+
+def _is_name(name: str) -> bool:
+    return len(name) <= MAX_NAME_CHARACTERS and bool(re.fullmatch(NAME_PATTERN, name))
 
 
 def _is_json(file: str) -> bool:

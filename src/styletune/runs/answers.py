@@ -69,12 +69,17 @@ class PlanData(DocumentPart):
 
 
 class PlanTraining(DocumentPart):
-    """Steps and what they show; ``done_steps`` are kept from an earlier start."""
+    """Steps and what they show; ``done_steps`` are kept from an earlier start.
+
+    ``images_per_step`` is the most, ``fewest_images`` the fewest: what is left over in a bucket is
+    a smaller batch.
+    """
 
     steps: int
     epochs: float
     images_per_epoch: int
     images_per_step: int
+    fewest_images: int
     checkpoints: tuple[int, ...]
     adapter_scale: float
     done_steps: int

@@ -74,6 +74,13 @@ def batches_per_epoch(bucket_of: Sequence[Hashable], batch_size: int) -> int:
     return _count(tuple(bucket_of), batch_size)
 
 
+def batch_sizes(bucket_of: Sequence[Hashable], batch_size: int) -> tuple[int, int]:
+    """(fewest, most) entries of the batches of an epoch; at least one entry is given."""
+    counts = Counter(bucket_of).values()
+    fewest = min(count % batch_size or batch_size for count in counts)
+    return fewest, max(min(count, batch_size) for count in counts)
+
+
 @lru_cache(maxsize=4)
 def _count(bucket_of: tuple[Hashable, ...], batch_size: int) -> int:
     return sum(-(-count // batch_size) for count in Counter(bucket_of).values())

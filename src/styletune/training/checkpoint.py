@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,10 @@ from styletune.training.optimizer_state import (
     unpack_state,
 )
 
-FIX_DIVERGED = 'lower optimizer.learning_rate, or set train.mixed_precision = "no"'
+FIX_DIVERGED = (
+    "lower optimizer.learning_rate or adapter.alpha; in bf16 or fp16, "
+    'train.mixed_precision = "no" may help'
+)
 LIVE = "live:"
 EMA = "ema:"
 
@@ -101,7 +105,14 @@ def save_checkpoint(
         tensors |= {EMA + n: t.detach().cpu() for n, t in state.ema.items()}
     # Before the space is measured too: a smaller keep_last is how a user frees a full disk.
     _drop_states(run, keep_last)
-    _require_space(run, sum(t.nbytes for t in (*used.values(), *tensors.values())))
+    earlier = run.checkpoint_steps()
+    require_space(
+        run.dir,
+        sum(t.nbytes for t in (*used.values(), *tensors.values())),
+        fix="free some space"
+        + (", or set train.keep_last" if len(earlier) > 1 else "")
+        + (f"; the same command resumes from step {earlier[-1]}" if earlier else ""),
+    )
     spec = replace(
         spec, base_hash=identity.base_hash, training_hash=identity.training_hash, step=step
     )
@@ -127,15 +138,14 @@ def _drop_states(run: Run, keep_last: int | None) -> None:
             run.state_file(old).unlink(missing_ok=True)
 
 
-def _require_space(run: Run, size_bytes: int) -> None:
-    """Refuse to start a write that the disk has no room for."""
-    free = shutil.disk_usage(run.dir).free
+def require_space(folder: Path, size_bytes: int, fix: str) -> None:
+    """Refuse to start a write that the disk has no room for. Raises OutputError."""
+    free = shutil.disk_usage(folder).free
     if free < size_bytes * 1.05 + 2**20:
         raise OutputError(
             f"no space for a checkpoint of {size_bytes / 1e6:.1f} MB: {free / 1e6:.1f} MB are free",
-            where=str(run.dir),
-            fix="free some space, or set train.keep_last; the same command resumes from the last "
-            "checkpoint",
+            where=str(folder),
+            fix=fix,
         )
 
 

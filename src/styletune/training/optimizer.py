@@ -6,14 +6,24 @@ import contextlib
 import importlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 import torch
 
 from styletune.errors import BadInput
-from styletune.recipe.training_sections import OptimizerSection
+from styletune.recipe.training_sections import OptimizerName, OptimizerSection
 from styletune.training.groups import ParameterGroup, split_lora_plus
+
+_LIBRARIES: Mapping[OptimizerName, str] = {
+    "adamw": "torch.optim",
+    "adamw8bit": "bitsandbytes.optim",
+    "paged-adamw8bit": "bitsandbytes.optim",
+    "lion": "bitsandbytes.optim",
+    "adafactor": "transformers.optimization",
+    "prodigy": "prodigyopt",
+    "schedule-free-adamw": "schedulefree",
+}
 
 
 def make_optimizer(
@@ -56,51 +66,52 @@ def _construct(groups: list[dict[str, Any]], section: OptimizerSection) -> torch
     """The bare optimizer. Imports only what the name needs."""
     rate, decay = section.learning_rate, section.weight_decay
     betas = (section.beta1, section.beta2)
+    library = optimizer_library(section.name)
+    match section.name:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=decay, fused=True)
+        case "adamw8bit" | "paged-adamw8bit" | "lion":
+            optimizer = {
+                "adamw8bit": library.AdamW8bit,
+                "paged-adamw8bit": library.PagedAdamW8bit,
+                "lion": library.Lion,
+            }[section.name](groups, lr=rate, betas=betas, weight_decay=decay)
+        case "adafactor":
+            optimizer = library.Adafactor(
+                groups, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
+            )
+        case "prodigy":
+            # It prints, and standard output is for our one JSON document.
+            with contextlib.redirect_stdout(io.StringIO()):
+                optimizer = library.Prodigy(
+                    groups,
+                    lr=rate,
+                    betas=betas,
+                    weight_decay=decay,
+                    use_bias_correction=True,
+                    safeguard_warmup=True,
+                )
+        case "schedule-free-adamw":
+            optimizer = library.AdamWScheduleFree(groups, lr=rate, betas=betas, weight_decay=decay)
+        case _:
+            assert_never(section.name)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    return optimizer
+
+
+def optimizer_library(name: OptimizerName) -> Any:
+    """The module that has an optimizer, imported. Raises BadInput when it is not installed."""
+    module = _LIBRARIES[name]
     try:
-        match section.name:
-            case "adamw":
-                return torch.optim.AdamW(
-                    groups, lr=rate, betas=betas, weight_decay=decay, fused=True
-                )
-            case "adamw8bit" | "paged-adamw8bit" | "lion":
-                # Imported by name, here and below: these libraries carry no types.
-                bnb = importlib.import_module("bitsandbytes.optim")
-                optimizer = {
-                    "adamw8bit": bnb.AdamW8bit,
-                    "paged-adamw8bit": bnb.PagedAdamW8bit,
-                    "lion": bnb.Lion,
-                }[section.name](groups, lr=rate, betas=betas, weight_decay=decay)
-            case "adafactor":
-                optimizer = importlib.import_module("transformers.optimization").Adafactor(
-                    groups, lr=rate, weight_decay=decay, scale_parameter=False, relative_step=False
-                )
-            case "prodigy":
-                library = importlib.import_module("prodigyopt")
-                # It prints, and standard output is for our one JSON document.
-                with contextlib.redirect_stdout(io.StringIO()):
-                    optimizer = library.Prodigy(
-                        groups,
-                        lr=rate,
-                        betas=betas,
-                        weight_decay=decay,
-                        use_bias_correction=True,
-                        safeguard_warmup=True,
-                    )
-            case "schedule-free-adamw":
-                optimizer = importlib.import_module("schedulefree").AdamWScheduleFree(
-                    groups, lr=rate, betas=betas, weight_decay=decay
-                )
-            case _:
-                assert_never(section.name)
+        # By name: these libraries carry no types.
+        return importlib.import_module(module)
     except ImportError as error:
-        package = (error.name or "its package").split(".")[0]
+        package = (error.name or module).split(".")[0]
         raise BadInput(
-            f"{section.name} needs {package}, which cannot be imported here: {error}",
+            f"{name} needs {package}, which cannot be imported here: {error}",
             where="[optimizer] name",
             fix=f'pip install {package}, or name = "adamw"',
         ) from error
-    assert isinstance(optimizer, torch.optim.Optimizer)
-    return optimizer
 
 
 def to_train(optimizer: torch.optim.Optimizer) -> None:

@@ -30,8 +30,10 @@ from torch import Tensor, nn
 from styletune import __version__
 from styletune.errors import BadInput, Conflict
 from styletune.files import file_sha256, make_dir, output_errors, write_text
+from styletune.recipe.training_sections import TrainSection
 from styletune.runs import Run
 from styletune.training.identity import Identity
+from styletune.training.tracker import check_tracker, library_of
 
 # The others wait while the first process generates class images or previews.
 LONGEST_WAIT = datetime.timedelta(hours=24)
@@ -51,26 +53,15 @@ SHARDED_BY = {
 }
 
 
-def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerator:
+def make_accelerator(train: TrainSection, run: Run) -> Accelerator:
     """Accelerate with our own precision policy: it scales fp16 losses, we place the dtypes.
 
     Raises:
         BadInput: fp16 without a GPU, a tracker that is not installed, or processes that were
             started in a way that does not train one adapter.
     """
-    if mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise BadInput(
-            "fp16 needs a GPU", where="[train] mixed_precision", fix='choose "no" or "bf16"'
-        )
-    if tracker == "wandb":
-        try:
-            import wandb  # noqa: F401
-        except ImportError:
-            raise BadInput(
-                "wandb is not installed",
-                where="[train] tracker",
-                fix='pip install "styletune[wandb]"',
-            ) from None
+    check_machine(train)
+    mixed_precision = train.mixed_precision
     for variable, name in SHARDED_BY.items():
         # Before Accelerate reads it: it would ask for a library that nothing here needs.
         if os.environ.get(variable, "").strip().lower() not in ("", "0", "false", "no", "off"):
@@ -82,7 +73,7 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
             )
     accelerator = Accelerator(
         mixed_precision="fp16" if mixed_precision == "fp16" else "no",
-        log_with=None if tracker == "none" else tracker,
+        log_with=library_of(train),
         project_dir=str(run.dir),
         # What is left out here is taken from the environment; the recipe decides the training.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -91,6 +82,15 @@ def make_accelerator(mixed_precision: str, tracker: str, run: Run) -> Accelerato
     )
     _check_started(accelerator)
     return accelerator
+
+
+def check_machine(train: TrainSection) -> None:
+    """Refuse a precision or a tracker that this machine does not have. Raises BadInput."""
+    check_tracker(train)
+    if train.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise BadInput(
+            "fp16 needs a GPU", where="[train] mixed_precision", fix='choose "no" or "bf16"'
+        )
 
 
 def _check_started(accelerator: Accelerator) -> None:

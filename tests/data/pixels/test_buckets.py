@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from styletune.data.inspection.sizes import too_small_findings
+from styletune.data.inspection.sizes import fitting_resolution, too_small_findings
 from styletune.data.pixels.buckets import (
+    Tables,
     bucket_table,
     choose_bucket,
     default_step,
@@ -136,9 +137,14 @@ def test_a_mirrored_odd_trim_has_another_corner() -> None:
 def test_the_advised_resolution_fits_the_buckets_too() -> None:
     """The suggested resolution is one at which the same image passes."""
     plan = plan_crop(600, 900, choose_bucket(600, 900, SDXL))
-    (error,) = too_small_findings({"small.png": (plan,)})
+    plans = {"small.png": (plan,)}
+
+    def tables(side: int) -> Tables:
+        return ((side, bucket_table(side, default_step(side), 2.0)),)
+
+    (error,) = too_small_findings(plans, lambda: fitting_resolution(plans, tables, 64))
     assert "900×600 pixels, 1.39 times" in error.message
     fitting = int(error.fix.split("data.resolution ")[1].split()[0])
     table = bucket_table(fitting, default_step(fitting), 2.0)
     better = plan_crop(600, 900, choose_bucket(600, 900, table))
-    assert too_small_findings({"small.png": (better,)}) == []
+    assert too_small_findings({"small.png": (better,)}, lambda: None) == []

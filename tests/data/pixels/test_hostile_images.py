@@ -227,7 +227,7 @@ DECODED: dict[str, tuple[Callable[[], bytes], tuple[int, int], Quarters]] = {
     ),
 }
 
-DAMAGED, TOO_LARGE, FRAMES = "damaged or truncated", "too large", "3 frames or pages"
+DAMAGED, TOO_LARGE, FRAMES = "damaged or truncated", "too large", "several frames or pages"
 NO_IMAGE, COLORS = "not a readable image", "colors are not sRGB"
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty.png": (lambda: b"", "empty"),

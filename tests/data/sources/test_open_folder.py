@@ -178,10 +178,10 @@ def test_a_file_is_not_a_folder(tmp_path: Path) -> None:
 def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
     """What was found instead is counted, and the extensions that are read are listed."""
     assert "it contains nothing" in refusal(tmp_path)["no-images"]
-    for name in ("a.mp4", "b.mp4", "notes.txt"):
+    for name in ("a.doc", "b.doc", "notes.txt"):
         (tmp_path / name).write_text("x")
     said = refusal(tmp_path)["no-images"]
-    assert "2 × .mp4" in said
+    assert "2 × .doc" in said
     assert ".webp" in said
 
 
@@ -302,7 +302,7 @@ def test_caption_files_of_another_name_are_not_overlooked(tmp_path: Path, name: 
     """A sidecar that would be ignored stops the run, default or not."""
     folder(tmp_path, "a.png")
     (tmp_path / name).write_text("x")
-    assert f"are not recognized: {name}" in refusal(tmp_path, "default")["unread-caption-file"]
+    assert f"belong to no image: {name}" in refusal(tmp_path, "default")["unread-caption-file"]
 
 
 def test_two_kinds_of_metadata_are_refused(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_hub_table_is_found_among_pictures_of_its_read_me(
         ({"image": ["a.png"], "text": ["x"]}, ["contains string, not encoded images"]),
         ({"image": [[png()]], "text": ["x"]}, ["not encoded images"]),
         ({"image": [png()], "text": [["x", "y"]]}, ["bad-metadata", "not text"]),
-        ({"image": [png()], "text": [3]}, ["row 0 (text is not a string)"]),
+        ({"image": [png()], "text": [3]}, ["column text contains int64, not text"]),
         ({"image": [png()], "text": ["x"], "licence": ["MIT"]}, ['"licence" to "license"']),
         ({"image": [png()]}, ["missing-caption: 1 of 1 images"]),
         ({"image": [png()], "text": [" "]}, ["empty-caption"]),

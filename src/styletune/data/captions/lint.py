@@ -26,6 +26,8 @@ _PLACEHOLDERS = re.compile(
     rf"(?i:\[(?:{_BRACKETED})\])"
     r"|\$?\{[^{}\n]{0,40}\}"
     r"|<[A-Za-z_][^<>\n]{0,40}>"
+    # CLIP ends at <|endoftext|>, also in the middle of a caption.
+    r"|<\|[^|\n]{1,40}\|>"
     r"|%\(\w+\)s|(?<![\w%])%[sd]\b"
     r"|_{3,}"
     # In capitals only: "todo" is a word in other languages.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import threading
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ from styletune.data.sources.item_bytes import read_item
 from styletune.data.sources.items import Item
 from styletune.errors import DataError
 from styletune.files import file_sha256
+from styletune.places import usable_cores
 from styletune.progress import progress
 
 # Pixels decoded at once, at up to 16 bytes each; a larger image is decoded alone.
@@ -129,7 +129,7 @@ def inspect_all(
     new: dict[str, ImageFacts] = {}
     with (
         progress("Reading images", len(items), shown=show_progress) as advance,
-        _threads(workers or _cores(), gate) as pool,
+        _threads(workers or usable_cores(), gate) as pool,
     ):
         start = store_at = time.monotonic()
         try:
@@ -175,12 +175,6 @@ def _read(item: Item) -> tuple[Path | bytes, str]:
             return source, file_sha256(source)
         source = source.read_bytes()
     return source, hashlib.sha256(source).hexdigest()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(slots=True)

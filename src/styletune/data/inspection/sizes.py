@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from styletune.data.findings import Finding, agree, finding, first_few
-from styletune.data.pixels.buckets import MAX_UPSCALE, CropPlan
+from styletune.data.pixels.buckets import MAX_UPSCALE, CropPlan, Tables, plan_crops
 
 CROP_WARNING_SHARE = 0.2
 
@@ -59,8 +59,13 @@ def _upscaled(plans: Mapping[str, Sequence[CropPlan]]) -> list[Finding]:
     return [finding("upscaled", tuple(small), message, fix)]
 
 
-def too_small_findings(plans: Mapping[str, Sequence[CropPlan]]) -> list[Finding]:
-    """One finding for the images (by file name) enlarged more than ``MAX_UPSCALE`` times."""
+def too_small_findings(
+    plans: Mapping[str, Sequence[CropPlan]], fitting: Callable[[], int | None]
+) -> list[Finding]:
+    """One finding for the images (by file name) enlarged more than ``MAX_UPSCALE`` times.
+
+    ``fitting`` gives the largest resolution that refuses none of them, None if there is none.
+    """
     too_small = {n: p for n, p in _most_enlarged(plans).items() if p.scale > MAX_UPSCALE}
     if not too_small:
         return []
@@ -74,8 +79,10 @@ def too_small_findings(plans: Mapping[str, Sequence[CropPlan]]) -> list[Finding]
         f"{len(too_small)} of {len(plans)} images would be enlarged more than {MAX_UPSCALE} "
         f"times: {first_few(details)}"
     )
-    fitting = min(_fitting_resolution(plan) for plan in too_small.values())
-    fix = f"find larger originals, or choose data.resolution {fitting} or lower"
+    resolution = fitting()
+    fix = "find larger originals" + (
+        "" if resolution is None else f", or choose data.resolution {resolution}"
+    )
     return [finding("too-small", tuple(too_small), message, fix)]
 
 
@@ -83,7 +90,23 @@ def _most_enlarged(plans: Mapping[str, Sequence[CropPlan]]) -> dict[str, CropPla
     return {name: max(every, key=lambda plan: plan.scale) for name, every in plans.items()}
 
 
-def _fitting_resolution(plan: CropPlan) -> int:
-    """The largest resolution at which the image is not refused."""
-    side = math.sqrt(plan.bucket[0] * plan.bucket[1])
-    return int(side * MAX_UPSCALE / plan.scale + 1e-9) // 8 * 8
+def fitting_resolution(
+    plans: Mapping[str, Sequence[CropPlan]], tables_of: Callable[[int], Tables], lowest: int
+) -> int | None:
+    """The largest resolution at which no image is refused, all of them tried; None if none.
+
+    Args:
+        plans: as they are now, by file name; at least one is refused.
+        tables_of: the buckets of a resolution.
+        lowest: no resolution below it is tried.
+    """
+    # The worst come first, because one that is refused decides.
+    worst = sorted((every[0] for every in plans.values()), key=lambda plan: -plan.scale)
+    sizes = list(dict.fromkeys(plan.original for plan in worst))
+    highest = max(plan.bucket[0] * plan.bucket[1] for plan in worst)
+    for resolution in range(int(math.sqrt(highest)) // 8 * 8, lowest - 1, -8):
+        tables = tables_of(resolution)
+        crops = (plan_crops(*size, tables)[0] for size in sizes)
+        if all(crop.scale <= MAX_UPSCALE for crop in crops):
+            return resolution
+    return None

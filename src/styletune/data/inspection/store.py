@@ -28,7 +28,7 @@ from styletune.data.pixels.fingerprint import SPEC
 from styletune.places import user_cache_dir
 
 # Goes up when the same file would give different facts.
-FACTS_VERSION = 1
+FACTS_VERSION = 2
 
 KEPT_DAYS = 180
 _BUSY_S = 30.0
@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS facts (
 CREATE TABLE IF NOT EXISTS features (
     pixel_hash TEXT NOT NULL, encoder TEXT NOT NULL, day INTEGER NOT NULL, vector BLOB NOT NULL,
     PRIMARY KEY (pixel_hash, encoder));
+CREATE TABLE IF NOT EXISTS masks (key TEXT PRIMARY KEY, day INTEGER NOT NULL, hash TEXT NOT NULL);
 """
 
 
@@ -108,6 +109,23 @@ def kept_facts() -> Iterator[FactsStore]:
 def facts_key(file_hash: str, background: str | None) -> str:
     """The key of facts: the file's SHA-256, the background, and the software that reads it."""
     return hashlib.sha256(f"{file_hash} {background} {_reader()}".encode()).hexdigest()
+
+
+def mask_key(file_hash: str, mask_file_hash: str, background: str | None, crops: object) -> str:
+    """The key of a mask: what is read for it, and the crops that it was checked against."""
+    parts = [file_hash, mask_file_hash, background, repr(crops), _reader()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def get_mask(store: FactsStore, key: str) -> str | None:
+    """The mask hash stored under a ``mask_key`` ("" for an opaque image), or None."""
+    rows = _select(store, "SELECT hash FROM masks WHERE key = ?", [key])
+    return str(rows[0][0]) if rows else None
+
+
+def put_mask(store: FactsStore, key: str, mask_hash: str) -> None:
+    """Store the hash of a mask that fits its image."""
+    _insert(store, "INSERT OR REPLACE INTO masks VALUES (?, ?, ?)", [(key, _today(), mask_hash)])
 
 
 @functools.cache
@@ -197,7 +215,7 @@ def _connect(path: Path | None) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.executescript(_TABLES)
-        for table in ("facts", "features"):
+        for table in ("facts", "features", "masks"):
             connection.execute(f"DELETE FROM {table} WHERE day < ?", [_today() - KEPT_DAYS])  # noqa: S608
         connection.commit()
     except sqlite3.Error:

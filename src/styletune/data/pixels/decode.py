@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from styletune.colors import color_bytes
-from styletune.data.pixels.image_file import MAX_PIXELS, bad_profile, open_image
+from styletune.data.pixels.color_signals import bad_profile, own_exif
+from styletune.data.pixels.image_file import BIT_DEPTH, MAX_PIXELS, open_image
 from styletune.errors import DataError
 
 _ORIENTATION_TAG = 0x0112
@@ -32,6 +33,8 @@ _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262
 _STRIP_ROWS = 256
 # Levels per channel at which a profile is compared with sRGB.
 _GRID = 17
+# Levels of 255 that 8 bits may skip in a conversion; gammas from 1.8 to 2.6 stay below.
+MAX_STEP = 6
 
 
 def decode_image(
@@ -89,7 +92,15 @@ def read_colors(image: Image.Image, *, name: str) -> Colors:
     """Convert the pixels of a loaded image (``open_image``) to sRGB. Raises DataError."""
     turn = _orientation(image, name)
     stored, alpha = _color_and_alpha(image, name)
-    color, profile = _to_srgb(stored, image.info.get("icc_profile"), name)
+    profile_bytes = image.info.get("icc_profile")
+    if profile_bytes and has_16_bits(image) and _is_steep(profile_bytes):
+        raise DataError(
+            "16-bit colors whose profile is linear or nearly so; read with 8 bits, its dark parts "
+            "would be off by several levels",
+            where=name,
+            fix="convert it to sRGB in the program that created it",
+        )
+    color, profile = _to_srgb(stored, profile_bytes, name)
     color.info = {}
     # libheif rotates HEIC as its container says and clears its Exif tag, so that is ignored.
     return Colors(color, alpha, turn, profile)
@@ -107,7 +118,7 @@ def turn_upright(colors: Colors) -> Colors:
 def _orientation(image: Image.Image, name: str) -> Image.Transpose | None:
     try:
         # After load: some plugins rotate the image themselves and then clear the tag.
-        return _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+        return _UPRIGHT.get(own_exif(image).get(_ORIENTATION_TAG, 1))
     except Exception as error:  # noqa: BLE001  # Pillow's Exif parser raises nearly anything
         raise DataError(
             f"its Exif data is damaged, so its orientation is unknown: {error}",
@@ -206,6 +217,30 @@ def _plain_rgb(color: Image.Image) -> Image.Image:
     """As RGB, detached from its file; avoids a second copy of a large image."""
     is_plain = type(color) is Image.Image and color.mode == "RGB"
     return color if is_plain else color.convert("RGB")
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Whether an image was stored with 16 bits per channel; Pillow keeps the upper 8 of colors."""
+    if image.mode in _NUMBERS_16:
+        return True
+    if image.format == "TIFF":
+        return bool(max(image.tag_v2.get(_BITS_TAG, (8,))) > 8)  # type: ignore[attr-defined]
+    return image.format == "PNG" and image.info.get(BIT_DEPTH) == 16
+
+
+@functools.lru_cache(maxsize=16)
+def _is_steep(profile: bytes) -> bool:
+    """Whether neighboring 8-bit levels become more than ``MAX_STEP`` levels of sRGB apart."""
+    mode = _PROFILE_MODES.get(profile[16:20])
+    if mode not in ("RGB", "L"):
+        return False
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8)[None]).convert(mode)
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        levels = np.asarray(_convert(ramp, opened, "")).astype(np.int16)
+    except (OSError, DataError):  # raised again, with the file's name, when it is converted
+        return False
+    return bool(np.abs(np.diff(levels, axis=1)).max() > MAX_STEP)
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,28 +13,16 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
+from styletune.data.pixels.color_signals import color_signals, refuse_colors
 from styletune.errors import DataError
 
-# Files with these names count as images to train on; their content decides how to read them.
-READ_EXTENSIONS = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".heic",
-    ".heif",
-    ".jfif",
-    ".jpeg",
-    ".jpg",
-    ".png",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
 # No other decoders of Pillow: some run other programs (EPS), most were never meant for hostile
 # files.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG opens MPO
 
 MAX_PIXELS = 178_000_000
+# No picture is longer; decoders take far more memory and time for rows of a pixel.
+MAX_STRETCH, MAX_STRIP = 100, 65_535
 # These decoders keep up to four copies of the pixels at once; others two.
 MAX_PIXELS_COPYING = 100_000_000
 _COPYING = ("AVIF", "HEIF", "WEBP")
@@ -58,11 +46,9 @@ _DAMAGE = (
 )
 
 _HEAD_BYTES = 4096
+# A key of ``Image.info`` of our own: bits per channel of a PNG, which Pillow forgets.
+BIT_DEPTH = "styletune: bit depth"
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
-# Coding-independent code points (ITU-T H.273) that mean sRGB or nothing: BT.709 and the
-# unspecified; BT.601 is what encoders write for plain sRGB files of theirs.
-_SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)
-_SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 
 
 @contextlib.contextmanager
@@ -79,7 +65,7 @@ def open_image(
         source: a file, or its bytes.
         name: what errors call the image.
         max_pixels: larger images are refused by their header, before decoding; AVIF, HEIC and
-            WebP above 100 million at any setting.
+            WebP above 100 million at any setting; so are endless strips.
 
     Raises:
         DataError: cannot be opened, not an image, damaged, truncated, too large, more than one
@@ -94,8 +80,11 @@ def open_image(
             _refuse_size(image, name, max_pixels)
             _refuse_animation(image, name)
             _refuse_layout(image, name)
+            if image.format == "PNG":
+                image.info[BIT_DEPTH] = head[24]
+            signals = color_signals(image, source, head)
             image.load()
-            _refuse_colors(image, head, name)
+            refuse_colors(image, signals, name)
             yield image
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error), max_pixels) from None
@@ -160,6 +149,13 @@ def _refuse_size(image: Image.Image, name: str, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         what = f"the header says {image.width}×{image.height} pixels"
         raise _too_large(name, what, max_pixels)
+    long, short = max(image.size), min(image.size)
+    if long > max(MAX_STRETCH * short, MAX_STRIP):
+        raise DataError(
+            f"a strip of {image.width}×{image.height} pixels, more than {MAX_STRETCH}:1",
+            where=name,
+            fix="crop it to what matters, or remove it from the folder",
+        )
 
 
 def _too_large(name: str, what: str, max_pixels: int) -> DataError:
@@ -175,14 +171,25 @@ def _not_an_image(what: str, name: str) -> DataError:
 
 
 def _refuse_animation(image: Image.Image, name: str) -> None:
-    frames = getattr(image, "n_frames", 1)
     # MPO is a photograph with a depth or gain map behind it; its first frame is the picture.
-    if frames > 1 and image.format != "MPO":
+    if image.format != "MPO" and _has_second_frame(image):
         raise DataError(
-            f"has {frames} frames or pages; which one to train on is ambiguous",
+            "has several frames or pages; which one to train on is ambiguous",
             where=name,
             fix="save the frame you want as a still image",
         )
+
+
+def _has_second_frame(image: Image.Image) -> bool:
+    # Counting means reading all of them, and there may be 200,000.
+    if image.format not in ("GIF", "TIFF"):
+        return getattr(image, "n_frames", 1) > 1
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    image.seek(0)
+    return True
 
 
 def _refuse_layout(image: Image.Image, name: str) -> None:
@@ -202,59 +209,3 @@ def _refuse_layout(image: Image.Image, name: str) -> None:
             where=name,
             fix="save it as PNG with 8 bits, or with interleaved colors and an alpha channel",
         )
-
-
-def _refuse_colors(image: Image.Image, head: bytes, name: str) -> None:
-    """Colors declared by other means than a profile are not assumed to be sRGB."""
-    if "icc_profile" in image.info and image.info["icc_profile"] is None:
-        raise bad_profile("is damaged", name)
-    if image.info.get("icc_profile"):
-        return
-    other_space = _code_points(image, head) or _gamma(image)
-    if other_space:
-        raise DataError(
-            f"its colors are not sRGB, and it has no color profile to convert them: {other_space}",
-            where=name,
-            fix="convert it to sRGB in the program that created it",
-        )
-
-
-def _code_points(image: Image.Image, head: bytes) -> str:
-    """The color space in the cICP chunk of a PNG or the nclx box of an AVIF or HEIC."""
-    mark = {"PNG": b"cICP", "AVIF": b"colrnclx", "HEIF": b"colrnclx"}.get(image.format or "", b"")
-    start = head.find(mark) + len(mark) if mark and mark in head else None
-    if start is None:
-        return ""
-    step = 1 if image.format == "PNG" else 2
-    fields = [int.from_bytes(head[start + i * step : start + (i + 1) * step]) for i in (0, 1)]
-    if fields[0] in _SRGB_PRIMARIES and fields[1] in _SRGB_TRANSFERS:
-        return ""
-    names = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
-    curves = {8: "linear", 16: "PQ (HDR)", 18: "HLG (HDR)"}
-    return (
-        f"primaries {names.get(fields[0], fields[0])}, "
-        f"transfer {curves.get(fields[1], fields[1])} by its code points"
-    )
-
-
-def _gamma(image: Image.Image) -> str:
-    """A gAMA or cHRM chunk of a PNG that does not mean sRGB."""
-    info = image.info
-    if image.format != "PNG" or "srgb" in info:
-        return ""
-    # Programs round 1/2.2; 0.02 off is a step of 2 in mid gray.
-    if abs(info.get("gamma", 0.45455) - 0.45455) > 0.01:
-        return f"gamma {info['gamma']} instead of 0.45455"
-    chromaticity = info.get("chromaticity", _SRGB_CHROMATICITY)
-    if max(abs(a - b) for a, b in zip(chromaticity, _SRGB_CHROMATICITY, strict=True)) > 0.01:
-        return "other primaries in its cHRM chunk"
-    return ""
-
-
-def bad_profile(what: str, name: str) -> DataError:
-    """The error for an unusable color profile."""
-    return DataError(
-        f"the embedded color profile {what}",
-        where=name,
-        fix="convert it to sRGB in the program that created it, or remove the profile to mean sRGB",
-    )

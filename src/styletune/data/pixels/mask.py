@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,11 @@ from PIL import Image
 
 from styletune.data.pixels.buckets import CropPlan
 from styletune.data.pixels.crop import crop_mask
-from styletune.data.pixels.decode import decode_image
+from styletune.data.pixels.decode import decode_with_alpha
 from styletune.errors import DataError
 
 # JPEG and color profiles move equal channels apart by this much.
 MAX_TINT = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Masks:
-    """Of a set, by the image's file name: mask files, and the hashes of all masks."""
-
-    files: Mapping[str, Path] = field(default_factory=dict)
-    hashes: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_mask(file: Path, size: tuple[int, int], *, name: str) -> Image.Image:
@@ -39,7 +30,14 @@ def read_mask(file: Path, size: tuple[int, int], *, name: str) -> Image.Image:
         DataError: it cannot be read, is colored, or has another size.
     """
     label = f"{name}, mask {file.name}"
-    image = decode_image(file, name=label, background=None)
+    # Any background: what is transparent is refused, because it may mean either.
+    image, alpha = decode_with_alpha(file, name=label, background="#000000")
+    if alpha is not None:
+        raise DataError(
+            "the mask has transparent pixels, which may mean black or white",
+            where=label,
+            fix="save it as gray without transparency",
+        )
     if image.size != size:
         raise DataError(
             f"the mask is {image.width}×{image.height} and the image {size[0]}×{size[1]} pixels",

@@ -19,10 +19,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from styletune.data.findings import Finding, bad_archive
-from styletune.data.pixels.image_file import READ_EXTENSIONS
+from styletune.data.sources.files import READ_EXTENSIONS
+from styletune.data.sources.tar_headers import header_problem
 from styletune.errors import DataError
 
-MAX_MEMBER_BYTES = 1 << 30
+# Two are in memory at once, each twice while it is unpacked.
+MAX_MEMBER_BYTES = 256 << 20
 MAX_ARCHIVE_BYTES = 256 << 30
 # Images hardly compress; deflate reaches 1032, and only for data made for it.
 MAX_RATIO = 200
@@ -158,6 +160,8 @@ def list_tar(path: Path) -> tuple[dict[str, str], list[Finding]]:
     large: list[str] = []
     length = path.stat().st_size
     try:
+        if problem := header_problem(path):
+            return {}, [bad_archive(path, problem, [], again)]
         with tarfile.open(path, "r:") as archive:
             while (info := archive.next()) is not None:
                 # Otherwise a hundred thousand of them would stay in memory.
@@ -177,7 +181,7 @@ def list_tar(path: Path) -> tuple[dict[str, str], list[Finding]]:
                 if info.offset_data + info.size > length:
                     return {}, [bad_archive(path, "the tar is truncated in", [name], again)]
             end = archive.offset
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError) as error:
         what = f"not a readable uncompressed tar ({error})"
         return {}, [bad_archive(path, what, [], again)]
     problems = [

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
 from styletune.colors import HexColor
 from styletune.data.sources.files import CARD_NAME
-from styletune.errors import RecipeError
 from styletune.recipe.section import Section
-from styletune.recipe.toml import load_toml, validate
+from styletune.recipe.toml import load_toml, parse_toml, validate
 
 
 class Card(Section):
@@ -57,9 +55,4 @@ def parse_card(content: bytes, where: Path) -> Card:
     Raises:
         RecipeError: as ``load_card``; it names ``where``.
     """
-    try:
-        return validate(Card, tomllib.loads(content.decode("utf-8")), where)
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"cannot be read: {error}", where=str(where)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"not valid TOML: {error}", where=str(where)) from None
+    return validate(Card, parse_toml(content, str(where)), where)

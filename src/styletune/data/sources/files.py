@@ -10,13 +10,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from styletune.data.findings import printable, shorten
-from styletune.data.pixels.image_file import READ_EXTENSIONS
 from styletune.errors import DataError
 
-# Unsupported image formats: they must not vanish from the set unnoticed.
+# Files with these names count as images to train on; their content decides how to read them.
+READ_EXTENSIONS = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".heic",
+    ".heif",
+    ".jfif",
+    ".jpeg",
+    ".jpg",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+# Unsupported images, and videos: they must not vanish from the set unnoticed.
 FOREIGN_EXTENSIONS = (
     ".apng",
     ".arw",
+    ".avi",
     ".cr2",
     ".cr3",
     ".dds",
@@ -30,6 +45,12 @@ FOREIGN_EXTENSIONS = (
     ".jpe",
     ".jpx",
     ".jxl",
+    ".m4v",
+    ".mkv",
+    ".mov",
+    ".mp4",
+    ".mpeg",
+    ".mpg",
     ".nef",
     ".orf",
     ".pgm",
@@ -43,6 +64,8 @@ FOREIGN_EXTENSIONS = (
     ".rw2",
     ".svg",
     ".tga",
+    ".webm",
+    ".wmv",
     ".xcf",
 )
 # Files that contain many images.

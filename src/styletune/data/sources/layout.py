@@ -1,16 +1,19 @@
 """The ImageFolder layout, in a folder or in an archive: which caption belongs to which image.
 
 ``metadata.jsonl``, ``.csv`` or ``.parquet`` in any folder, or a ``.txt`` or ``.json`` of the
-same name (in a tar: of the same key) next to an image; and kohya's ``N_words`` folders.
+same name (in a tar: of the same key) next to an image; and kohya's ``N_words`` folders. Names are
+compared in Unicode's composed form: some systems store "é" as two characters.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import posixpath
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
@@ -25,13 +28,18 @@ from styletune.data.sources.metadata import (
     BadRowError,
     Captions,
     Words,
+    checked_text,
     parse_words,
     read_metadata,
 )
+from styletune.data.sources.unread import unread_findings
 from styletune.errors import DataError
+from styletune.text import MAX_TEXT_BYTES, decode_text, read_bounded
 
-MAX_CAPTION_BYTES = 16 << 20
-MAX_METADATA_BYTES = 512 << 20
+# Of a file: 600 bytes for each of a hundred thousand images.
+MAX_METADATA_BYTES = 64 << 20
+# Wrong names that the nearest is looked for, and names that are compared letter by letter.
+MOST_NEAREST, MOST_COMPARED = 5, 2000
 # kohya accepts any number; one above this is a year.
 MAX_FOLDER_REPEATS = 200
 _CARD_END = f".{CARD_NAME}"
@@ -62,7 +70,9 @@ def tree_part(tree: Tree, origin: str) -> Part:
     files = tree.files
     findings = _file_findings(files)
     captions, metadata_findings = _metadata(tree)
-    sidecars, sidecar_findings = _sidecars(tree)
+    _match_composed(captions, files.images)
+    keys = _matched_keys(tree)
+    sidecars, sidecar_findings = _sidecars(tree, keys)
     findings += metadata_findings + sidecar_findings
     complete = not any(f.code == "bad-metadata" for f in findings)
     # With broken metadata every caption would seem to be missing: report only the cause.
@@ -70,11 +80,14 @@ def tree_part(tree: Tree, origin: str) -> Part:
         findings += _caption_findings(tree, captions, sidecars)
     findings += card_findings(files)
     folders = kohya_folders(files.images)
-    items = []
+    findings += _half_kohya(tree, folders)
+    items, bare = [], []
     for name in files.images:
         words = _merged(captions.words.get(name), sidecars.get(name))
         repeats, phrase = folders.get(name.partition("/")[0], (1, None))
         path, member = locate(tree, name)
+        if words.text is None:
+            bare.append(name)
         text = phrase if words.text is None else words.text
         items.append(
             Item(
@@ -88,7 +101,20 @@ def tree_part(tree: Tree, origin: str) -> Part:
                 rights=words.rights,
             )
         )
+    if complete:
+        findings += unread_findings(files, keys, bare, is_tar=_is_tar(tree))
     return Part(items, findings, complete)
+
+
+def _match_composed(captions: Captions, images: Sequence[str]) -> None:
+    """Give rows the name of their image as the folder spells it."""
+    here = set(images)
+    spelled = {unicodedata.normalize("NFC", name): name for name in images}
+    for number, listed in enumerate(captions.listed):
+        name = spelled.get(unicodedata.normalize("NFC", listed), listed)
+        if listed not in here and name != listed:
+            captions.listed[number] = name
+            captions.words[name] = captions.words[listed]
 
 
 def locate(tree: Tree, name: str) -> tuple[str, str]:
@@ -108,9 +134,9 @@ def read_file(tree: Tree, name: str, max_bytes: int = MAX_METADATA_BYTES) -> byt
     if member:
         return read_member(Path(path), member, max_bytes)
     try:
-        if Path(path).stat().st_size > max_bytes:
-            raise DataError(f"is larger than {max_bytes >> 20} MiB", where=name)
-        return Path(path).read_bytes()
+        return read_bounded(Path(path), max_bytes)
+    except ValueError as error:
+        raise DataError(str(error), where=name) from None
     except OSError as error:
         raise DataError(f"{error.strerror}", where=name) from None
 
@@ -124,11 +150,41 @@ def kohya_folders(images: Iterable[str]) -> dict[str, tuple[int, str]]:
     """
     folders: dict[str, tuple[int, str]] = {}
     for folder in {posixpath.dirname(name) for name in images}:
-        match = re.fullmatch(r"([1-9]\d{0,2})_(.*[^\W_].*)", folder)
-        if match is None or "/" in folder or int(match[1]) > MAX_FOLDER_REPEATS:
+        match = _kohya_match(folder)
+        if match is None:
             return {}
         folders[folder] = (int(match[1]), match[2].strip())
     return folders
+
+
+def _kohya_match(folder: str) -> re.Match[str] | None:
+    match = re.fullmatch(r"([1-9]\d{0,2})_([^/]*[^\W_][^/]*)", folder)
+    return match if match and int(match[1]) <= MAX_FOLDER_REPEATS else None
+
+
+def _half_kohya(tree: Tree, folders: Mapping[str, tuple[int, str]]) -> list[Finding]:
+    """Images in folders named ``N_words`` whose N is not read, because others are not in one."""
+    if folders:
+        return []
+    named: list[str] = []
+    outside: list[str] = []
+    for name in tree.files.images:
+        folder = posixpath.basename(posixpath.dirname(name)) or tree.path.name
+        (named if _kohya_match(folder) else outside).append(name)
+    if not named:
+        return []
+    first = posixpath.dirname(named[0]) or tree.path.name
+    cause = f"{outside[0]} lies outside them" if outside else "they are not right below the source"
+    return [
+        finding(
+            "repeats",
+            named,
+            f"the N of folders named N_words, such as {first}, is not read as repeats: {cause}",
+            "put every image into such a folder right below data.path; or set repeats in "
+            "[[data.sources]] and rename the folders",
+            "warning",
+        )
+    ]
 
 
 def card_findings(files: FilesByKind) -> list[Finding]:
@@ -154,7 +210,7 @@ def _file_findings(files: FilesByKind) -> list[Finding]:
         *_error(
             "foreign-file",
             files.foreign,
-            "images in unsupported formats",
+            "images or videos in unsupported formats",
             "save them as .png or .jpg, or remove them from the folder",
         ),
         *_error(
@@ -201,22 +257,24 @@ def _metadata(tree: Tree) -> tuple[Captions, list[Finding]]:
     return captions, findings
 
 
-def _sidecars(tree: Tree) -> tuple[dict[str, Words], list[Finding]]:
+def _sidecars(tree: Tree, keys: Mapping[str, str]) -> tuple[dict[str, Words], list[Finding]]:
     """Captions and rights in ``.txt`` and ``.json`` files next to images, by image name."""
     files: dict[str, list[str]] = {}
     for name in (*tree.files.texts, *tree.files.others):
         if name.endswith((".txt", ".json")):
-            files.setdefault(_key(tree, name), []).append(name)
+            files.setdefault(keys[name], []).append(name)
     words: dict[str, Words] = {}
     bad: list[str] = []
     different: list[str] = []
     for name in tree.files.images:
         parsed: list[Words] = []
-        for sidecar in files.get(_key(tree, name), ()):
+        for sidecar in files.get(keys[name], ()):
             parse = _text_words if sidecar.endswith(".txt") else _json_words
             try:
-                parsed.append(parse(read_file(tree, sidecar, MAX_CAPTION_BYTES)))
-            except (UnicodeDecodeError, ValueError, RecursionError, BadRowError) as error:
+                parsed.append(parse(read_file(tree, sidecar, MAX_TEXT_BYTES)))
+            except RecursionError:
+                bad.append(f"{sidecar} (nested too deeply)")
+            except (ValueError, BadRowError) as error:
                 bad.append(f"{sidecar} ({error})")
             except DataError as error:
                 bad.append(f"{sidecar} ({error.message})")
@@ -238,7 +296,23 @@ def _sidecars(tree: Tree) -> tuple[dict[str, Words], list[Finding]]:
             "images with different captions next to them",
             "keep one of them",
         ),
+        *_shared_findings(tree, files),
     ]
+
+
+def _shared_findings(tree: Tree, files: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Files next to images that would be the caption of several: a.jpg and a.png with a.txt."""
+    images: dict[str, list[str]] = {}
+    for name in tree.files.images:
+        images.setdefault(_key(tree, name), []).append(name)
+    shared = {key: names for key, names in images.items() if len(names) > 1 and key in files}
+    listed = [f"{' and '.join(names)} share {files[key][0]}" for key, names in shared.items()]
+    return _error(
+        "ambiguous-caption",
+        [name for names in shared.values() for name in names],
+        f"one caption file for several images: {shorten(listed)}",
+        "rename the images, so that each has a caption of its own",
+    )
 
 
 def _is_tar(tree: Tree) -> bool:
@@ -250,13 +324,30 @@ def _key(tree: Tree, name: str) -> str:
     return sample_key(name) if _is_tar(tree) else posixpath.splitext(name)[0]
 
 
+def _matched_keys(tree: Tree) -> dict[str, str]:
+    """``_key`` of every file; of those beside images the key of their image.
+
+    Names are equal in Unicode's composed form too, but an exact match comes first: a folder may
+    hold both spellings.
+    """
+    files = tree.files
+    own = {name: _key(tree, name) for name in files.images}
+    exact = set(own.values())
+    composed = {unicodedata.normalize("NFC", key): key for key in exact}
+    keys = dict(own)
+    for name in (*files.texts, *files.others):
+        key = _key(tree, name)
+        keys[name] = key if key in exact else composed.get(unicodedata.normalize("NFC", key), key)
+    return keys
+
+
 def _text_words(content: bytes) -> Words:
-    return Words(content.decode("utf-8-sig"))
+    return Words(checked_text(decode_text(content)))
 
 
 def _json_words(content: bytes) -> Words:
     """Words of an object with "text" or "caption"; none of any other."""
-    row = json.loads(content.decode("utf-8-sig"))
+    row = json.loads(decode_text(content))
     if not isinstance(row, dict):
         return Words()
     return parse_words(row, "text" if "text" in row else "caption")
@@ -281,6 +372,40 @@ def merge_rights(first: Rights, second: Rights) -> Rights:
     return Rights(*(getattr(first, c) or getattr(second, c) for c in RIGHTS_COLUMNS))
 
 
+def _missing_images(captions: Captions, images: Collection[str]) -> list[Finding]:
+    """Metadata rows whose image is not there, with the nearest names."""
+    missing = list(dict.fromkeys(name for name in captions.listed if name not in images))
+    listed = []
+    # An image that has its row already is hardly the one that is meant.
+    rowless = sorted(set(images) - set(captions.listed))
+    for name in missing[:MOST_NEAREST]:
+        near = nearest_image(name, rowless)
+        listed.append(f'{name} (did you mean "{near}"?)' if near else name)
+    more = f" and {len(missing) - len(listed)} more" if len(missing) > len(listed) else ""
+    return _error(
+        "bad-metadata",
+        missing,
+        f"metadata rows whose image does not exist: {', '.join(listed)}{more}",
+        "correct file_name (it is relative to the metadata file) or remove the rows",
+    )
+
+
+def nearest_image(name: str, images: Sequence[str]) -> str | None:
+    """The image that a wrong name probably means: other case, slashes, extension or folder."""
+    plain = name.replace("\\", "/").removeprefix("./").casefold()
+    rules: tuple[Callable[[str], str], ...] = (
+        str.casefold,
+        lambda n: posixpath.splitext(n)[0].casefold(),
+        lambda n: posixpath.basename(n).casefold(),
+    )
+    for rule in rules:
+        for image in images:
+            if rule(image) == rule(plain):
+                return image
+    near = difflib.get_close_matches(name, images[:MOST_COMPARED], n=1, cutoff=0.7)
+    return near[0] if near else None
+
+
 def _caption_findings(
     tree: Tree, captions: Captions, sidecars: Mapping[str, Words]
 ) -> list[Finding]:
@@ -289,12 +414,7 @@ def _caption_findings(
     twice = {n for n, w in captions.words.items() if w.text is not None}
     twice &= {n for n, w in sidecars.items() if w.text is not None}
     return [
-        *_error(
-            "bad-metadata",
-            dict.fromkeys(name for name in captions.listed if name not in images),
-            "metadata rows whose image does not exist",
-            "correct file_name (it is relative to the metadata file) or remove the rows",
-        ),
+        *_missing_images(captions, images),
         *_error(
             "ambiguous-caption",
             [name for name, count in rows.items() if count > 1],
@@ -307,29 +427,4 @@ def _caption_findings(
             "images with a caption in the metadata and in a file next to them",
             "keep one of the two",
         ),
-        *_error(
-            "unread-caption-file",
-            _unread_captions(tree),
-            "caption files whose names are not recognized",
-            "name them like the image, with .txt in place of its extension",
-        ),
     ]
-
-
-def _unread_captions(tree: Tree) -> list[str]:
-    """Files that look like captions but would be ignored: photo.jpg.txt.
-
-    In a tar these are all texts that belong to no image.
-    """
-    files, is_tar = tree.files, _is_tar(tree)
-    keys = {_key(tree, name) for name in files.images}
-    folded = {name.casefold() for name in (*files.images, *keys)}
-    unread = []
-    for name in (*files.texts, *files.others) if keys else ():
-        stem, suffix = posixpath.splitext(name)
-        read = _key(tree, name) in keys and suffix in (".txt", ".json")
-        looks = suffix.lower() in (".txt", ".caption", ".cap") and stem.casefold() in folded
-        looks |= is_tar and suffix.lower() in (".txt", ".json", ".caption", ".cap")
-        if looks and not read:
-            unread.append(name)
-    return sorted(unread)

@@ -8,7 +8,6 @@ to it.
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from styletune.data.findings import Finding, agree, bad_archive, finding, shorten
-from styletune.data.pixels.image_file import READ_EXTENSIONS
 from styletune.data.sources.archives import crowded_samples, list_tar, list_zip
 from styletune.data.sources.card import Card, load_card, parse_card
 from styletune.data.sources.files import (
     CARD_NAME,
+    READ_EXTENSIONS,
     SHARD_EXTENSIONS,
     FilesByKind,
     find_files,
@@ -41,7 +40,10 @@ from styletune.data.sources.source import Source
 from styletune.data.sources.tables import list_table
 from styletune.errors import DataError, NotFound
 from styletune.hub import is_hub_id
+from styletune.places import resolve_place
 from styletune.recipe.data_sections import DataSection, SourceSection
+from styletune.recipe.toml import load_toml
+from styletune.text import MAX_TEXT_BYTES, has_words
 
 _DEFAULTS = {key: info.default for key, info in SourceSection.model_fields.items()}
 
@@ -80,8 +82,7 @@ def resolve_sources(section: DataSection, folder: Path) -> tuple[Source, ...]:
 
 
 def _resolve(section: SourceSection, folder: Path) -> Source:
-    # Not resolve(): in the Hub's cache a link is called images.zip and its target a hash.
-    path = Path(os.path.abspath(folder / section.path))  # noqa: PTH100
+    path = resolve_place(section.path, folder)
     name = path.stem if path.suffix.lower() in SHARD_EXTENSIONS else path.name
     name = section.name or name or "images"
     if not path.exists() and is_hub_id(section.path):
@@ -155,7 +156,7 @@ def _refuse_empty_defaults(sources: Sequence[Source], default_caption: str | Non
         (f"default_caption of {source.name}", source.section.default_caption) for source in sources
     ]
     for where, text in defaults:
-        if text is not None and not text.strip():
+        if text is not None and not has_words(text):
             raise DataError(
                 "the default caption is empty",
                 where=where,
@@ -208,7 +209,7 @@ def _item_findings(items: Sequence[Item], source: Source, *, complete: bool) -> 
             "data.default_caption in the recipe"
         )
         findings.append(finding("missing-caption", bare, message, fix))
-    empty = [item.file_name for item in items if item.text == ""]
+    empty = [i.file_name for i in items if i.text is not None and not has_words(i.text)]
     if empty:
         fix = "write what the image shows"
         findings.append(finding("empty-caption", empty, "empty captions", fix))
@@ -234,7 +235,7 @@ def _read_source(source: Source) -> tuple[Part, Card | None]:
     part, card = _read_file(path, source)
     card_file = path.with_name(f"{path.stem}.{CARD_NAME}")
     if card_file.is_file():
-        outer = parse_card(card_file.read_bytes(), card_file)
+        outer = load_toml(card_file, Card)
         card = _one_card(path.name, [outer, card], part.findings)
     return part, card
 
@@ -309,7 +310,7 @@ def _read_file(path: Path, source: Source) -> tuple[Part, Card | None]:
     cards = _card_names(list(members))
     tree = Tree(path, sort_names(name for name in members if name not in cards), members)
     part = _read_tree(tree, source)
-    inner = [parse_card(read_file(tree, name), path / name) for name in cards]
+    inner = [parse_card(read_file(tree, name, MAX_TEXT_BYTES), path / name) for name in cards]
     return part, _one_card(path.name, inner, part.findings)
 
 
@@ -345,7 +346,7 @@ def _card_names(names: list[str]) -> list[str]:
 
 
 def _no_images(path: Path, files: FilesByKind) -> Finding:
-    others = [*files.metadata, *files.shards, *files.texts, *files.others]
+    others = [*files.metadata, *files.shards, *files.texts, *files.foreign, *files.others]
     kinds = Counter(Path(name).suffix.lower() or "no extension" for name in others)
     listed = ", ".join(f"{n} × {kind}" for kind, n in kinds.most_common(5))
     message = f"no images in {path.name}; it contains {listed or 'nothing'}"

@@ -14,9 +14,16 @@ from typing import Any
 from styletune.data.findings import shorten
 from styletune.data.sources.items import RIGHTS_COLUMNS, Rights
 from styletune.data.sources.records import csv_records, jsonl_records, parquet_records
+from styletune.text import control_problem, decode_text
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 KNOWN_COLUMNS = (*RIGHTS_COLUMNS, "machine_caption")
+
+# Of a caption or a right: CLIP reads some 400 characters, a license's own text is a link.
+MAX_CHARACTERS = 10_000
+# Lines that are named one by one before reading stops.
+MAX_BAD_LINES = 100
+MAX_ROWS = 1_000_000
 
 # Message, file names, fix.
 MetadataProblem = tuple[str, tuple[str, ...], str]
@@ -63,15 +70,25 @@ def parse_words(row: Mapping[str, Any], text_column: str = "text") -> Words:
         if not isinstance(value, str):
             raise BadRowError(f"{column} is not a string")
     for value in (text or "", *rights.values()):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRowError("it contains half of a Unicode character") from None
+        checked_text(value)
     declared = Rights(**{column: value.strip() for column, value in rights.items()})
     # One object for all rows without rights: a set may have a hundred thousand.
     return Words(
         text, _truth(row.get("machine_caption")), UNDECLARED if declared == UNDECLARED else declared
     )
+
+
+def checked_text(text: str) -> str:
+    """The text, if it can be a caption. Raises BadRowError."""
+    if len(text) > MAX_CHARACTERS:
+        raise BadRowError(f"a text of {len(text)} characters; {MAX_CHARACTERS} are the most")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRowError("it contains half of a Unicode character") from None
+    if problem := control_problem(text):
+        raise BadRowError(problem)
+    return text
 
 
 def _truth(value: object) -> bool:
@@ -92,7 +109,9 @@ def misspelled_columns(columns: Sequence[str]) -> dict[str, str]:
         column: close[0]
         for column in columns
         if column not in KNOWN_COLUMNS
-        and (close := difflib.get_close_matches(column.lower(), KNOWN_COLUMNS, n=1, cutoff=0.85))
+        and (
+            close := difflib.get_close_matches(column[:80].lower(), KNOWN_COLUMNS, n=1, cutoff=0.85)
+        )
     }
 
 
@@ -124,10 +143,9 @@ def _read_file(name: str, content: bytes, captions: Captions) -> list[MetadataPr
         records = parquet_records(content)
     else:
         try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = content[: error.start].count(b"\n") + 1
-            return [(f"not UTF-8 text: {name} line {line}", (name,), "save it as UTF-8")]
+            text = decode_text(content)
+        except ValueError as error:
+            return [(f"{name} {error}", (name,), "save it as plain UTF-8 text")]
         records = jsonl_records(text) if name.endswith(".jsonl") else csv_records(text)
     bad: list[str] = []
     rows: list[tuple[int, dict[str, Any]]] = []
@@ -136,6 +154,10 @@ def _read_file(name: str, content: bytes, captions: Captions) -> list[MetadataPr
             bad.append(f"{name} line {line} ({row})")
         else:
             rows.append((line, row))
+        if len(bad) >= MAX_BAD_LINES or len(rows) > MAX_ROWS:
+            break
+    if len(rows) > MAX_ROWS:
+        return [(f"{name}: more than {MAX_ROWS} rows", (name,), "split the set")]
     if not rows and not bad:
         return [("metadata without rows", (name,), "add a row for every image, or remove it")]
     if rows and (problem := _wrong_columns(name, [row for _, row in rows])):
@@ -145,6 +167,8 @@ def _read_file(name: str, content: bytes, captions: Captions) -> list[MetadataPr
             _add(captions, posixpath.dirname(name), row)
         except BadRowError as error:
             bad.append(f"{name} line {line} ({error})")
+            if len(bad) >= MAX_BAD_LINES:
+                break
     return [_bad_lines(name, bad)] if bad else []
 
 
@@ -181,6 +205,8 @@ def _add(captions: Captions, folder: str, row: dict[str, Any]) -> None:
     if not isinstance(file_name, str) or not file_name.strip():
         raise BadRowError("file_name is not a file name")
     words = parse_words(row)
+    if file_name.startswith("/"):
+        raise BadRowError(f"file_name {file_name} is absolute; it is relative to this file")
     image = posixpath.normpath(posixpath.join(folder, file_name))
     if image.startswith(("/", "../")):
         raise BadRowError(f"file_name {file_name} points outside the folder")

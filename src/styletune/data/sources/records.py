@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+MAX_LINE_CHARACTERS = 1 << 20
+
 # Its line (from 1; the last one of a quoted CSV row) and its columns, or what is wrong with it.
 Record = tuple[int, dict[str, Any] | str]
 
@@ -18,6 +20,9 @@ def jsonl_records(text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        if len(line) > MAX_LINE_CHARACTERS:
+            yield number, f"a line of more than {MAX_LINE_CHARACTERS} characters"
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -25,6 +30,9 @@ def jsonl_records(text: str) -> Iterator[Record]:
             continue
         except RecursionError:
             yield number, "nested too deeply"
+            continue
+        except ValueError:
+            yield number, "a number with too many digits"
             continue
         yield number, row if isinstance(row, dict) else "not a JSON object"
 
@@ -40,17 +48,28 @@ def csv_records(text: str) -> Iterator[Record]:
             return
         except csv.Error as error:
             # Once quoting breaks, errors in later lines are only consequences.
-            yield reader.line_num, f"not CSV: {error}"
+            limit = csv.field_size_limit()
+            is_long = "field limit" in str(error)
+            what = f"a cell of more than {limit} characters" if is_long else f"not CSV: {error}"
+            yield reader.line_num, what
             return
         if not cells:
             continue
         if header is None:
-            header = cells
+            header = [cell.strip() for cell in cells]
+            for separator in (";", "\t"):
+                if len(header) == 1 and separator in header[0]:
+                    yield reader.line_num, f"columns separated by {separator!r}: use commas"
+                    return
             if len(set(header)) < len(header):
                 yield reader.line_num, "a column name appears twice"
                 return
         elif len(cells) != len(header):
-            yield reader.line_num, f"{len(cells)} cells under {len(header)} columns"
+            yield (
+                reader.line_num,
+                f"{len(cells)} cells under {len(header)} columns: put texts with commas in "
+                "double quotes",
+            )
         else:
             yield reader.line_num, dict(zip(header, cells, strict=True))
 

@@ -9,7 +9,7 @@ import difflib
 import os
 import posixpath
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from styletune.data.findings import Finding, bad_archive, finding, printable, shorten
 from styletune.data.sources.metadata import (
     KNOWN_COLUMNS,
+    MAX_ROWS,
     BadRowError,
     Words,
     caption_like,
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # A row group is read whole for the images in it, and two are kept in memory.
-MAX_GROUP_BYTES = 512 << 20
+MAX_GROUP_BYTES = 256 << 20
+MAX_TEXT_GROUP_BYTES = 64 << 20
+# Of a text; ``checked_text`` then counts its characters.
+MAX_CELL_BYTES = 1 << 20
+_BATCH_ROWS = 4096
 _loading = threading.Lock()
 
 
@@ -90,11 +95,14 @@ def _schema(path: Path) -> pa.Schema:
 def _column_findings(
     path: Path, schema: pa.Schema, image_column: str, caption_column: str
 ) -> list[Finding]:
-    import pyarrow as pa
 
     names = list(schema.names)
     listed = f"columns: {', '.join(names)}"
     findings = []
+    if len(set(names)) < len(names):
+        twice = ", ".join(dict.fromkeys(n for n in names if names.count(n) > 1))
+        message = f"columns that appear twice: {twice}"
+        return [finding("bad-metadata", (path.name,), message, "keep one of each")]
     if image_column not in names:
         near = difflib.get_close_matches(image_column, names, n=1, cutoff=0.4)
         image_like = [n for n in names if _contains_images(schema.field(n).type)]
@@ -116,25 +124,41 @@ def _column_findings(
         column = f'"{meant[0]}"' if meant else "the column of the captions"
         fix = f"[[data.sources]] with caption_column = {column}"
         bad_metadata(f"no column {caption_column}; {listed}", fix)
-    elif caption_column in names and pa.types.is_nested(schema.field(caption_column).type):
-        kind = schema.field(caption_column).type
-        bad_metadata(
-            f"column {caption_column} contains {kind}, not text", "write one caption per row"
-        )
+    for column in dict.fromkeys((caption_column, *KNOWN_COLUMNS)):
+        if names.count(column) == 1 and not _is_text(schema.field(column).type, column):
+            kind = schema.field(column).type
+            bad_metadata(f"column {column} contains {kind}, not text", "write one text per row")
     if wrong := misspelled_columns(names):
         fix = ", ".join(f'rename "{here}" to "{right}"' for here, right in wrong.items())
         bad_metadata(f"columns with unknown names: {', '.join(wrong)}", fix)
-    if len(set(names)) < len(names):
-        bad_metadata("a column name appears twice", "keep one of them")
     return findings
 
 
+def _is_text(kind: pa.DataType, column: str) -> bool:
+    """Whether a column holds texts; ``machine_caption`` may also hold truth values."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)
+    return bool(texts or (column == "machine_caption" and pa.types.is_boolean(kind)))
+
+
 def _contains_images(kind: pa.DataType) -> bool:
+    """Whether a type is encoded files: binary, or a struct with binary ``bytes`` and a ``path``."""
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _contains_images(kind.field(index).type)
+        content, path = kind.get_field_index("bytes"), kind.get_field_index("path")
+        if path >= 0 and not _is_text(kind.field(path).type, "path"):
+            return False
+        return content >= 0 and _is_binary(kind.field(content).type)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -158,33 +182,48 @@ def _rows(
                 values = {name: column[row] for name, column in columns.items()}
                 yield f"{number}:{row}:{image_column}", values
         return
-    with pq.ParquetFile(path) as table:
-        leaves = read + ([f"{image_column}.path"] if has_path else [])
+    leaves = read + ([f"{image_column}.path"] if has_path else [])
+    # As dictionaries: a value that stands in every row is there once.
+    with pq.ParquetFile(path, read_dictionary=leaves) as table:
+        if table.metadata.num_rows > MAX_ROWS:
+            raise _TooLargeError(f"it has {table.metadata.num_rows} rows, more than {MAX_ROWS}")
         for group in range(table.metadata.num_row_groups):
-            _refuse_large(table.metadata.row_group(group), group, image_column)
+            _refuse_large(table.metadata.row_group(group), group, image_column, read)
             if not leaves:
                 rows = table.metadata.row_group(group).num_rows
                 yield from ((f"{group}:{row}:{image_column}", {}) for row in range(rows))
                 continue
             row = 0
-            for batch in table.iter_batches(row_groups=[group], columns=leaves):
+            for batch in table.iter_batches(_BATCH_ROWS, row_groups=[group], columns=leaves):
+                _refuse_long_texts(batch, group)
                 for values in batch.to_pylist():
                     yield f"{group}:{row}:{image_column}", values
                     row += 1
 
 
-def _refuse_large(group: Any, number: int, image_column: str) -> None:
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    size = sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] == image_column
-    )
-    if size > MAX_GROUP_BYTES:
-        raise _TooLargeError(
-            f"row group {number} contains {size >> 20} MiB of images, more than "
-            f"{MAX_GROUP_BYTES >> 20} MiB"
-        )
+def _refuse_large(group: Any, number: int, image_column: str, texts: Sequence[str]) -> None:
+    for i in range(group.num_columns):
+        chunk = group.column(i)
+        name, size = chunk.path_in_schema.split(".")[0], chunk.total_uncompressed_size
+        limit = MAX_GROUP_BYTES if name == image_column else MAX_TEXT_GROUP_BYTES
+        if size > limit and name in (image_column, *texts):
+            raise _TooLargeError(
+                f"row group {number} contains {size >> 20} MiB of {name}, more than "
+                f"{limit >> 20} MiB"
+            )
+
+
+def _refuse_long_texts(batch: pa.RecordBatch, group: int) -> None:
+    """Before texts become Python's: one dictionary value may stand in every row."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        values = column.dictionary if pa.types.is_dictionary(column.type) else column
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            longest = pc.max(pc.binary_length(values)).as_py() or 0
+            if longest > MAX_CELL_BYTES:
+                raise _TooLargeError(f"row group {group} has a {name} of {longest} bytes")
 
 
 def read_table_row(path: Path, member: str) -> bytes:
@@ -249,6 +288,7 @@ def _open_arrow(path: Path, mtime_ns: int, size: int, process: int) -> list[pa.R
     import pyarrow as pa
 
     source = pa.memory_map(str(path))
+    _refuse_compressed(source)
     try:
         table = pa.ipc.open_file(source).read_all()
     except pa.ArrowInvalid:
@@ -256,7 +296,50 @@ def _open_arrow(path: Path, mtime_ns: int, size: int, process: int) -> list[pa.R
         table = pa.ipc.open_stream(source).read_all()
     # Wrong offsets in a file would let a reader leave its memory.
     table.validate(full=True)
+    if table.num_rows > MAX_ROWS:
+        raise ValueError(f"it has {table.num_rows} rows, more than {MAX_ROWS}")
     batches: list[pa.RecordBatch] = table.to_batches()
     if not batches:
         raise ValueError("it has no rows")
     return batches
+
+
+def _refuse_compressed(source: pa.MemoryMappedFile) -> None:
+    """Raise ValueError for compressed batches, which would be unpacked whole. Leaves it at 0."""
+    import pyarrow as pa
+
+    start = source.read(8)
+    # The file format is the stream format between two marks.
+    source.seek(8 if start.startswith(b"ARROW1") else 0)
+    messages = pa.ipc.MessageReader.open_stream(source)
+    try:
+        while True:
+            message = messages.read_next_message()
+            if _is_compressed(message.type, message.metadata.to_pybytes()):
+                raise ValueError("its batches are compressed; write it without compression")
+    except StopIteration:
+        source.seek(0)
+
+
+def _is_compressed(kind: str, message: bytes) -> bool:
+    """Whether the metadata of batches or dictionaries (Message.fbs) name a compression."""
+    if kind not in ("record batch", "dictionary"):
+        return False
+
+    def at(place: int, size: int, *, signed: bool = False) -> int:
+        return int.from_bytes(message[place : place + size], "little", signed=signed)
+
+    def field(table: int, number: int) -> int:
+        vtable = table - at(table, 4, signed=True)
+        entry = 4 + 2 * number
+        offset = at(vtable + entry, 2) if entry < at(vtable, 2) else 0
+        return table + offset if offset else 0
+
+    def table(table: int, number: int) -> int:
+        place = field(table, number)
+        return place + at(place, 4) if place else 0
+
+    batch = table(at(0, 4), 2)
+    if kind == "dictionary":
+        batch = table(batch, 1)
+    return bool(batch and field(batch, 3))

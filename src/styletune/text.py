@@ -1,0 +1,85 @@
+"""Text files that people write: recipes, cards, captions, metadata, prompts; all read one way.
+
+UTF-8, with or without a byte order mark, from a regular file of a bounded size. A fault is a
+``ValueError`` whose message says what is wrong and what to do; callers add the place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import unicodedata
+from pathlib import Path
+
+# Far above what a person writes, far below what hurts.
+MAX_TEXT_BYTES = 1 << 20
+# C0 but for tab and line ends, DEL and C1: none of them is a word to a text encoder.
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def read_bounded(file: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    A pipe or device is refused before it is read, because reading it may never end.
+
+    Raises:
+        ValueError: not a regular file, or larger than ``max_bytes``.
+        OSError: as ``open``.
+    """
+    # Without O_NONBLOCK opening a pipe would wait for its writer.
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as stream:
+        mode = os.fstat(stream.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError("is not a regular file")
+        content = stream.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"is larger than {size_words(max_bytes)}")
+    return content
+
+
+def size_words(num_bytes: int) -> str:
+    """A size in MiB or kiB, for messages."""
+    return f"{num_bytes >> 20} MiB" if num_bytes >= 1 << 20 else f"{num_bytes >> 10} kiB"
+
+
+def decode_text(content: bytes) -> str:
+    """UTF-8 text without its byte order mark. Raises ValueError."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} is not UTF-8 text: save it as UTF-8") from None
+    if problem := control_problem(text):
+        raise ValueError(problem)
+    return text
+
+
+def read_text(file: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The text of a file. Raises as ``read_bounded`` and ``decode_text``."""
+    return decode_text(read_bounded(file, max_bytes))
+
+
+def control_problem(text: str) -> str:
+    """What is wrong with a text that holds control characters; "" for ordinary text.
+
+    Text in UTF-16 that was read as UTF-8 is mostly NUL characters, and no tokenizer refuses them.
+    """
+    found = _CONTROLS.search(text)
+    if found is None:
+        return ""
+    line = text.count("\n", 0, found.start()) + 1
+    if found[0] == "\0":
+        return f"line {line} holds NUL characters: probably UTF-16; save it as UTF-8"
+    return f"line {line} holds the control character U+{ord(found[0]):04X}: remove it"
+
+
+def has_words(text: str) -> bool:
+    """Whether a text says anything: a letter, a digit or a symbol such as an emoji."""
+    return any(c.isalnum() or unicodedata.category(c) == "So" for c in text)
+
+
+def visible(text: str) -> str:
+    """The text for a terminal: control characters, which could steer it, are escaped."""
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
