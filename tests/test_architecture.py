@@ -64,7 +64,7 @@ ORDER = {
     "models": "checkpointing family int8_linear latents placement recognize schedule weight_files "
     "meta model_folder names quantize sdxl single_file base families conditioning load locate "
     "vae_files base_files",
-    "planning": "gpus meter workload measure suggestions memory preflight",
+    "planning": "gpus kept meter workload measure suggestions memory preflight",
     "project": "init",
     "recipe": "section toml data_sections output_sections training_sections sections load",
     "registry": "provenance store manifest release card versions package resolve pull",

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,17 @@ def require_writable(path: Path, fix: str) -> Path:
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError("cannot write: no permission to write", where=str(place), fix=fix)
     return place
+
+
+def require_space(folder: Path, size_bytes: int, fix: str) -> None:
+    """Refuse to start a write that the disk has no room for. Raises OutputError."""
+    free = shutil.disk_usage(folder).free
+    if free < size_bytes * 1.05 + 2**20:
+        raise OutputError(
+            f"no space for a checkpoint of {size_bytes / 1e6:.1f} MB: {free / 1e6:.1f} MB are free",
+            where=str(folder),
+            fix=fix,
+        )
 
 
 @contextlib.contextmanager

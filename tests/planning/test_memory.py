@@ -29,7 +29,6 @@ from styletune.models.quantize import quantize_unet
 from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import GPUS, Gpu, find_gpu, floor_s
 from styletune.planning.measure import (
-    StepCost,
     measure_step,
     measure_vae,
     unet_inputs,
@@ -39,7 +38,7 @@ from styletune.planning.memory import estimate, state_bytes
 from styletune.planning.meter import Meter
 from styletune.planning.preflight import USABLE_SHARE, preflight
 from styletune.planning.suggestions import Suggestion, suggest_changes
-from styletune.planning.workload import Step, Workload
+from styletune.planning.workload import Step, StepCost, Workload
 from styletune.recipe.output_sections import PreviewSection, ScoreSection
 from styletune.recipe.section import Section
 from styletune.recipe.training_sections import (

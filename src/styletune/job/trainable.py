@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from styletune.errors import BadInput
-from styletune.files import require_writable
+from styletune.files import require_space, require_writable
 from styletune.recipe import Recipe
 from styletune.recipe.training_sections import OptimizerSection
 from styletune.runs import Run
@@ -32,15 +32,19 @@ def check_trainable(recipe: Recipe, configs: BaseConfigs) -> TrainedShapes:
         RecipeError, BadInput: names the key; patterns that match nothing, ranks and block sizes
             that do not fit, rates that train nothing, libraries that are not installed.
     """
-    from styletune.models.meta import meta_unet
-    from styletune.models.quantize import check_quantizable
     from styletune.planning.memory import trained_shapes
-    from styletune.training.optimizer import optimizer_library
-    from styletune.training.processes import check_machine
+    from styletune.training.tracker import check_machine
 
     check_machine(recipe.train)
-    optimizer_library(recipe.optimizer.name)
+    # The usual choices need no library beside torch, which takes seconds to import.
+    if recipe.optimizer.name != "adamw":
+        from styletune.training.optimizer import optimizer_library
+
+        optimizer_library(recipe.optimizer.name)
     if recipe.base.quantization != "none":
+        from styletune.models.meta import meta_unet
+        from styletune.models.quantize import check_quantizable
+
         check_quantizable(meta_unet(configs.unet), recipe.base.quantization)
     trained = trained_shapes(recipe.adapter, configs)
     _refuse_frozen(recipe, configs, trained)
@@ -49,17 +53,10 @@ def check_trainable(recipe: Recipe, configs: BaseConfigs) -> TrainedShapes:
 
 def _refuse_frozen(recipe: Recipe, configs: BaseConfigs, trained: TrainedShapes) -> None:
     """Raise BadInput for a block pattern without a match, or if every rate is 0."""
-    import torch
-    from torch import nn
+    from styletune.training.groups import rate_factors
 
-    from styletune.training.groups import parameter_groups
-
-    shapes = {
-        name: nn.Parameter(torch.empty(shape, device="meta")) for name, shape in trained.items()
-    }
     rates = recipe.adapter.block_learning_rates
-    groups = parameter_groups(recipe.optimizer, rates, shapes, configs.family)
-    if all(group.rate_factor == 0 for group in groups):
+    if not any(rate_factors(recipe.optimizer, rates, trained, configs.family).values()):
         raise BadInput(
             "nothing would be trained: every learning rate is 0",
             where="[adapter] block_learning_rates" if rates else "[optimizer]",
@@ -73,10 +70,12 @@ def check_resumable(run: Run, identity: Identity) -> None:
     Raises:
         Conflict, IntegrityError: as ``check_receipt``.
     """
-    from styletune.training.checkpoint import check_receipt
+    steps = run.checkpoint_steps()
+    if steps:
+        from styletune.training.checkpoint import check_receipt
 
-    for step in run.checkpoint_steps():
-        check_receipt(run, step, identity)
+        for step in steps:
+            check_receipt(run, step, identity)
 
 
 def check_output(run: Run, optimizer: OptimizerSection, trained: TrainedShapes) -> None:
@@ -86,7 +85,6 @@ def check_output(run: Run, optimizer: OptimizerSection, trained: TrainedShapes) 
         OutputError: names the place.
     """
     from styletune.planning.memory import checkpoint_bytes
-    from styletune.training.checkpoint import require_space
 
     place = require_writable(run.dir, "choose another --runs-dir")
     require_space(

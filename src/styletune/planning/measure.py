@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -22,34 +21,11 @@ from styletune.models.family import Family, SizePx
 from styletune.models.meta import meta_text_encoders, meta_unet, meta_vae
 from styletune.models.quantize import eligible_linears
 from styletune.planning.meter import Meter, fuse_attention_on_meta
-from styletune.planning.workload import Step
+from styletune.planning.workload import Step, StepCost
 from styletune.recipe.training_sections import AdapterSection, Quantization
 
 _DTYPES = {4: torch.float32, 2: torch.bfloat16}
 Parameters = dict[str, nn.Parameter]
-
-
-@dataclass(frozen=True, slots=True)
-class StepCost:
-    """What one forward and backward pass takes, in bytes and FLOPs.
-
-    ``saved_bytes`` is alive when the loss is there; ``peak_bytes`` the highest sum in the two
-    passes, of which ``gradients_at_peak`` are finished gradients; ``peak_other_bytes`` the
-    highest sum without gradients; ``unet_bytes`` and ``text_bytes`` the frozen weights,
-    ``unet_plain_bytes`` the UNet's without quantization; ``trained`` the trained tensors' names
-    and shapes.
-    """
-
-    saved_bytes: int
-    peak_bytes: int
-    gradients_at_peak: int
-    peak_other_bytes: int
-    forward_flops: int
-    step_flops: int
-    unet_bytes: int
-    unet_plain_bytes: int
-    text_bytes: int
-    trained: tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @functools.lru_cache(maxsize=64)

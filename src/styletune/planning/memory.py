@@ -13,24 +13,19 @@ their outputs (1.05); resnets and the skip connections' concatenations are the r
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, assert_never
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, assert_never
 
-from styletune.models.family import BaseConfigs
+from styletune.models.family import BaseConfigs, SizePx
 from styletune.models.placement import RESIDENT_BYTES
 from styletune.planning.gpus import GIB
-from styletune.planning.measure import (
-    StepCost,
-    measure_drawing,
-    measure_step,
-    measure_text_encoders,
-    measure_vae,
-    trained_tensors,
-)
-from styletune.planning.workload import Step, Workload
+from styletune.planning.kept import kept
+from styletune.planning.workload import Step, StepCost, Workload
+from styletune.progress import notify
 from styletune.recipe.training_sections import AdapterSection, OptimizerName, OptimizerSection
 
 # What no tensor accounts for: the CUDA context with its kernels (0.3 to 0.5 GiB by driver and
@@ -136,13 +131,75 @@ def trained_shapes(adapter: AdapterSection, base: BaseConfigs) -> dict[str, tupl
     Raises:
         RecipeError: as ``estimate``.
     """
-    texts = tuple(_json(config) for config in base.text_encoders)
-    return dict(trained_tensors(adapter, base.family, _json(base.unet), texts))
+    unet, texts = _json(base.unet), _texts(base)
+
+    def compute() -> list[tuple[str, tuple[int, ...]]]:
+        from styletune.planning.measure import trained_tensors
+
+        return list(trained_tensors(adapter, base.family, unet, texts))
+
+    key = (adapter, base.family.name, unet, texts)
+    return dict(kept("trained tensors", key, compute, _named_shapes))
 
 
 def _cost(step: Step, base: BaseConfigs) -> StepCost:
-    texts = tuple(_json(config) for config in base.text_encoders)
-    return measure_step(step, base.family, _json(base.unet), texts)
+    unet, texts = _json(base.unet), _texts(base)
+
+    def compute() -> dict[str, Any]:
+        _announce()
+        from styletune.planning.measure import measure_step
+
+        return asdict(measure_step(step, base.family, unet, texts))
+
+    def read(content: dict[str, Any]) -> dict[str, Any]:
+        return content | {"trained": tuple(_named_shapes(content["trained"]))}
+
+    return StepCost(**kept("step", (step, base.family.name, unet, texts), compute, read))
+
+
+@functools.cache
+def _announce() -> None:
+    """Say once why the first plan of such a step takes longer."""
+    notify("counting the memory and compute of a step; the counts are kept")
+
+
+def _vae_cost(
+    base: BaseConfigs, way: Literal["encode", "decode"], size: SizePx, number_bytes: int
+) -> tuple[int, int]:
+    """(weight bytes, peak bytes) of one image through the VAE."""
+    vae = _json(base.vae)
+
+    def compute() -> tuple[int, int]:
+        from styletune.planning.measure import measure_vae
+
+        return measure_vae(base.family, vae, way, size, 1, number_bytes)[:2]
+
+    return kept("vae", (base.family.name, vae, way, size, number_bytes), compute, _pair)
+
+
+def _denoising_bytes(base: BaseConfigs, size: SizePx, count: int, number_bytes: int) -> int:
+    """Peak bytes of one guided denoising call."""
+    unet = _json(base.unet)
+
+    def compute() -> int:
+        from styletune.planning.measure import measure_drawing
+
+        return measure_drawing(base.family, unet, size, count, number_bytes)[0]
+
+    return kept("drawing", (base.family.name, unet, size, count, number_bytes), compute, int)
+
+
+def _named_shapes(content: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [(str(name), tuple(int(n) for n in shape)) for name, shape in content]
+
+
+def _pair(content: Any) -> tuple[int, int]:
+    first, second = content
+    return int(first), int(second)
+
+
+def _texts(base: BaseConfigs) -> tuple[str, ...]:
+    return tuple(_json(config) for config in base.text_encoders)
 
 
 def _json(config: Mapping[str, Any]) -> str:
@@ -152,7 +209,7 @@ def _json(config: Mapping[str, Any]) -> str:
 def _encoding(step: Step, base: BaseConfigs) -> dict[str, int]:
     """One image at a time through the VAE in float32, beside all text encoders."""
     size = (step.height, step.width)
-    vae, activations, _ = measure_vae(base.family, _json(base.vae), "encode", size, 1, 4)
+    vae, activations = _vae_cost(base, "encode", size, 4)
     return {"vae": vae, "text_encoders": _text_bytes(step, base), "activations": activations}
 
 
@@ -160,11 +217,11 @@ def _drawing(step: Step, base: BaseConfigs, count: int, texts_stay: bool) -> dic
     """The worst moment of: prompts through the text encoders, guided denoising of ``count``
     images, and one after the other through the whole VAE.
     """
-    size, family = (step.height, step.width), base.family
-    denoising, _ = measure_drawing(family, _json(base.unet), size, count, step.number_bytes)
+    size = (step.height, step.width)
+    denoising = _denoising_bytes(base, size, count, step.number_bytes)
     # A VAE that overflows in float16 is decoded with in float32.
     decode_bytes = 2 if step.train.mixed_precision == "bf16" else 4
-    vae, decoding, _ = measure_vae(family, _json(base.vae), "decode", size, 1, decode_bytes)
+    vae, decoding = _vae_cost(base, "decode", size, decode_bytes)
     texts = _text_bytes(step, base)
     drawing = {"vae": vae, "activations": max(denoising, decoding)}
     if texts_stay:
@@ -173,8 +230,14 @@ def _drawing(step: Step, base: BaseConfigs, count: int, texts_stay: bool) -> dic
 
 
 def _text_bytes(step: Step, base: BaseConfigs) -> int:
-    texts = tuple(_json(config) for config in base.text_encoders)
-    return measure_text_encoders(base.family, texts, step.number_bytes)
+    texts = _texts(base)
+
+    def compute() -> int:
+        from styletune.planning.measure import measure_text_encoders
+
+        return measure_text_encoders(base.family, texts, step.number_bytes)
+
+    return kept("text encoders", (base.family.name, texts, step.number_bytes), compute, int)
 
 
 def cache_bytes(workload: Workload, base: BaseConfigs) -> int:

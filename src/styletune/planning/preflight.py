@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from styletune.errors import BadInput
@@ -115,6 +117,10 @@ def require_room(workload: Workload, base: BaseConfigs) -> None:
 
 def present_gpu() -> Gpu | None:
     """The first CUDA card of this machine with its memory; None without one."""
+    # Without a driver's device there is none, and torch takes seconds to say so.
+    devices = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
+    if sys.platform == "linux" and not any(any(Path("/dev").glob(name)) for name in devices):
+        return None
     import torch
 
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a run needs memory and compute for: the sections that decide it, and the images' numbers."""
+"""What a run needs memory and compute for, and what a step of it takes."""
 
 from __future__ import annotations
 
@@ -64,3 +64,26 @@ def side_key(data: DataSection, largest: tuple[int, int]) -> str:
     if extra and max(extra) > (data.resolution or min(largest)):
         return "[data] extra_resolutions, at most"
     return "[data] resolution"
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What one forward and backward pass takes, in bytes and FLOPs.
+
+    ``saved_bytes`` is alive when the loss is there; ``peak_bytes`` the highest sum in the two
+    passes, of which ``gradients_at_peak`` are finished gradients; ``peak_other_bytes`` the
+    highest sum without gradients; ``unet_bytes`` and ``text_bytes`` the frozen weights,
+    ``unet_plain_bytes`` the UNet's without quantization; ``trained`` the trained tensors' names
+    and shapes.
+    """
+
+    saved_bytes: int
+    peak_bytes: int
+    gradients_at_peak: int
+    peak_other_bytes: int
+    forward_flops: int
+    step_flops: int
+    unet_bytes: int
+    unet_plain_bytes: int
+    text_bytes: int
+    trained: tuple[tuple[str, tuple[int, ...]], ...]

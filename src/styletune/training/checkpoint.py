@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from styletune.adapters.file import AdapterSpec, load_adapter, pack_tensors, save_adapter
-from styletune.errors import CheckFailed, Conflict, IntegrityError, OutputError
-from styletune.files import file_sha256, write_bytes
+from styletune.errors import CheckFailed, Conflict, IntegrityError
+from styletune.files import file_sha256, require_space, write_bytes
 from styletune.runs import Run
 from styletune.runs.documents import Receipt, read_receipt, write_receipt
 from styletune.training.ema import ema_swap
@@ -136,17 +134,6 @@ def _drop_states(run: Run, keep_last: int | None) -> None:
     if keep_last is not None:
         for old in run.checkpoint_steps()[:-keep_last]:
             run.state_file(old).unlink(missing_ok=True)
-
-
-def require_space(folder: Path, size_bytes: int, fix: str) -> None:
-    """Refuse to start a write that the disk has no room for. Raises OutputError."""
-    free = shutil.disk_usage(folder).free
-    if free < size_bytes * 1.05 + 2**20:
-        raise OutputError(
-            f"no space for a checkpoint of {size_bytes / 1e6:.1f} MB: {free / 1e6:.1f} MB are free",
-            where=str(folder),
-            fix=fix,
-        )
 
 
 def check_receipt(run: Run, step: int, identity: Identity, with_state: bool = False) -> None:

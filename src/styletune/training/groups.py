@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from styletune.errors import BadInput
 from styletune.models.family import Family
 from styletune.recipe.training_sections import OptimizerSection
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # The second factor of a low-rank update, by its name in an adapter file.
 FACTOR_B = "lora_B"
@@ -42,19 +44,30 @@ def parameter_groups(
     Raises:
         BadInput: a block pattern that matches nothing that is trained.
     """
-    factors = block_factors(block_rates, parameters)
+    members: dict[tuple[str, float], dict[str, nn.Parameter]] = {}
+    for name, factor in rate_factors(section, block_rates, parameters, family).items():
+        component = name.partition(".")[0]
+        members.setdefault((component, factor), {})[name] = parameters[name]
+    return [ParameterGroup(f"{c} x{f:g}", group, f) for (c, f), group in members.items()]
+
+
+def rate_factors(
+    section: OptimizerSection,
+    block_rates: Mapping[str, float],
+    names: Collection[str],
+    family: Family,
+) -> dict[str, float]:
+    """What multiplies the learning rate of each tensor; arguments and errors as above."""
+    factors = block_factors(block_rates, names)
     rates: dict[str, float | None] = {"unet": None}
     for encoder in family.text_encoders:
         rates[encoder.name] = getattr(section, f"{encoder.name}_learning_rate")
         rates[encoder.embedding_key] = section.token_learning_rate
-    members: dict[tuple[str, float], dict[str, nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        component = name.partition(".")[0]
-        rate = rates[component]
-        factor = 1.0 if rate is None else rate / section.learning_rate
-        factor *= factors.get(name, 1.0)
-        members.setdefault((component, factor), {})[name] = parameter
-    return [ParameterGroup(f"{c} x{f:g}", group, f) for (c, f), group in members.items()]
+    return {
+        name: (1.0 if rate is None else rate / section.learning_rate) * factors.get(name, 1.0)
+        for name in names
+        for rate in (rates[name.partition(".")[0]],)
+    }
 
 
 def block_factors(block_rates: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:

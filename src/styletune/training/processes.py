@@ -33,7 +33,7 @@ from styletune.files import file_sha256, make_dir, output_errors, write_text
 from styletune.recipe.training_sections import TrainSection
 from styletune.runs import Run
 from styletune.training.identity import Identity
-from styletune.training.tracker import check_tracker, library_of
+from styletune.training.tracker import check_machine, library_of
 
 # The others wait while the first process generates class images or previews.
 LONGEST_WAIT = datetime.timedelta(hours=24)
@@ -82,15 +82,6 @@ def make_accelerator(train: TrainSection, run: Run) -> Accelerator:
     )
     _check_started(accelerator)
     return accelerator
-
-
-def check_machine(train: TrainSection) -> None:
-    """Refuse a precision or a tracker that this machine does not have. Raises BadInput."""
-    check_tracker(train)
-    if train.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise BadInput(
-            "fp16 needs a GPU", where="[train] mixed_precision", fix='choose "no" or "bf16"'
-        )
 
 
 def _check_started(accelerator: Accelerator) -> None:

@@ -24,6 +24,18 @@ def library_of(train: TrainSection) -> str | None:
     return None if train.tracker == "none" else train.tracker
 
 
+def check_machine(train: TrainSection) -> None:
+    """Refuse a precision or a tracker that this machine does not have. Raises BadInput."""
+    check_tracker(train)
+    if train.mixed_precision == "fp16":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BadInput(
+                "fp16 needs a GPU", where="[train] mixed_precision", fix='choose "no" or "bf16"'
+            )
+
+
 def check_tracker(train: TrainSection) -> None:
     """Refuse a tracker that is not installed, or that would ask for a key and wait.
 
