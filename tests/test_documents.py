@@ -269,3 +269,18 @@ def test_feature_distances_name_their_features() -> None:
         assert "CLIP" in metric.label
         assert "CLIP" in metric.short_label
         assert "not Inception" in metric.description
+
+
+@pytest.mark.parametrize(
+    "line", ["null", "[]", "7", '{"step": "x"}', '{"step": ' + "9" * 5000 + "}", "[" * 5000, "\0"]
+)
+def test_an_odd_line_of_the_log_does_not_stop_a_resume(line: str, tmp_path: Path) -> None:
+    """The log is for people: what is not ours in it is dropped, the checkpoints decide."""
+    run = Run(tmp_path)
+    good = LogLine(step=1, loss=0.5, learning_rate=0.1, grad_norm=1.0, images_per_s=2.0)
+    open_log(run, 0)(good)
+    with run.log_file.open("a") as stream:
+        stream.write(line + "\n")
+    append = open_log(run, 1)
+    append(good.model_copy(update={"step": 2}))
+    assert [entry.step for entry in read_log(run)] == [1, 2]

@@ -254,3 +254,46 @@ def test_the_home_folder_is_understood_everywhere(
     monkeypatch.setenv("HOME", str(tmp_path / "project"))
     words = ("--set", "data.path=~/brand", "--set", "score.suite=~/suite.toml")
     assert styletune("plan", brand, *words, "--runs-dir", tmp_path / "runs").code == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "where", "part"),
+    [
+        (("adapter.rank=256",), "[adapter] rank", "above the width of"),
+        (
+            ("data.caption_variants=4", "data.caption_shuffle=true", "data.default_caption=x"),
+            "[data] caption_shuffle",
+            "no caption has a comma",
+        ),
+    ],
+)
+def test_plan_warns_of_settings_that_do_nothing(
+    settings: tuple[str, ...], where: str, part: str, brand: Path, styletune: Command
+) -> None:
+    """With exit code 0: they are allowed."""
+    if "caption" in where:
+        (brand.parent / "brand" / "metadata.jsonl").unlink()
+    words = [word for setting in settings for word in ("--set", setting)]
+    answer = styletune("plan", brand, *words, "--json")
+    assert answer.code == 0, answer.out
+    (problem,) = (p for p in answer.json["problems"] if p["where"].startswith(where))
+    assert (problem["severity"], part in problem["message"]) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("key", "section", "meant"),
+    [
+        ("epochs", "train", '"steps" in [train]'),
+        ("max_train_steps", "train", '"steps" in [train]'),
+        ("network_dim", "adapter", '"rank" in [adapter]'),
+        ("lr", "optimizer", '"learning_rate" in [optimizer]'),
+        ("train_data_dir", "data", '"path" in [data]'),
+    ],
+)
+def test_keys_of_other_trainers_are_translated(
+    key: str, section: str, meant: str, brand: Path, styletune: Command
+) -> None:
+    """By the name that they have here, and in which section."""
+    answer = styletune("plan", brand, "--set", f"{section}.{key}=3")
+    assert answer.code == 2
+    assert f"here it is {meant}" in answer.err

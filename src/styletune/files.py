@@ -110,7 +110,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound("no such file", where=str(path)) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise IntegrityError("not readable as JSON: nested too deeply", where=str(path)) from None
+    except ValueError as error:  # also bytes that are no text, and numbers without end
         raise IntegrityError(f"not readable as JSON: {error}", where=str(path)) from None
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,4 +67,4 @@ def test_counts_are_kept_by_all_that_they_depend_on(
             kept("z", (1,), refuse, int)
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("STYLETUNE_CACHE", str(tmp_path / "file" / "below"))
-    assert [kept("x", (1, "a"), lambda: n, int) for n in (1, 2)] == [1, 2]
+    assert [kept("x", (1, "a"), partial(int, n), int) for n in (1, 2)] == [1, 2]

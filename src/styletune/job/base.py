@@ -65,4 +65,8 @@ def token_counter(base: BaseFiles) -> TokenCounter:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(base.tokenizers[0])
-    return TokenCounter(lambda text: len(tokenizer(text).input_ids), base.family.max_tokens)
+    return TokenCounter(
+        # Not verbose: a long caption is a finding here, and no remark of the library's.
+        lambda text: len(tokenizer(text, verbose=False).input_ids),
+        base.family.max_tokens,
+    )

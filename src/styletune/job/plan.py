@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.names import BUNDLED
 from styletune.planning.preflight import configs_of, preflight
 from styletune.recipe import Recipe, recipe_hash
+from styletune.recipe.data_sections import DataSection
 from styletune.recipe.training_sections import TrainSection
 from styletune.runs import Run
 from styletune.runs.answers import (
@@ -63,8 +64,10 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     base = None if job.missing_base else job.base
     configs = configs_of(base)
     check_resumable(job.run, job.identity)
+    notes: list[PlanProblem] = []
     if not job.is_trained:
         trained = check_trainable(recipe, configs)
+        notes += _rank_problems(trained)
         if job.start_from is not None:
             check_start(job.start_from, recipe.adapter, configs.family, trained)
         check_output(job.run, recipe.optimizer, trained)
@@ -76,7 +79,9 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
         *_data_problems(data.warnings),
         *_missing_base(job.missing_base),
         *_objective_problems(train, _reaches_pure_noise(train, base)),
+        *notes,
         *_batch_problems(train, sees),
+        *_caption_problems(recipe.data, sees),
         *_encoder_problems(suite, base),
         *([needs.problem] if needs.problem else []),
     ]
@@ -144,6 +149,41 @@ def _batch_problems(train: TrainSection, sees: Sequence[Entry]) -> list[PlanProb
             f"{train.batch_size}: {listed}{more}. Their batches are smaller",
             fix="choose a lower batch_size, fewer shapes (a lower data.max_aspect or a larger "
             "data.bucket_step), or data.buckets = false",
+        )
+    ]
+
+
+def _rank_problems(trained: Mapping[str, tuple[int, ...]]) -> list[PlanProblem]:
+    """A warning about ranks above what a layer's update can have."""
+    halves = {n: s for n, s in trained.items() if n.endswith(("lora_A.weight", "lora_B.weight"))}
+    above = {
+        name.rpartition(".lora_")[0]
+        for name, shape in halves.items()
+        if (shape[0] > math.prod(shape[1:]) if "lora_A" in name else shape[1] > shape[0])
+    }
+    if not above:
+        return []
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[adapter] rank",
+            message=f"the rank is above the width of {len(above)} of {len(halves) // 2} layers, "
+            f"such as {min(above)}: the rest of it does nothing there",
+            fix="choose a lower rank, or a lower one for those by block_ranks",
+        )
+    ]
+
+
+def _caption_problems(data: DataSection, sees: Sequence[Entry]) -> list[PlanProblem]:
+    """A warning where captions have no parts that could be shuffled or dropped."""
+    if data.caption_variants == 1 or any("," in entry.row.text for entry in sees):
+        return []
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[data] caption_shuffle, caption_tag_dropout",
+            message="no caption has a comma, so all its variants are alike",
+            fix="separate the parts of captions by commas, or leave the keys out",
         )
     ]
 

@@ -36,7 +36,7 @@ def encode_prompts(
     first = family.text_encoders[0]
     tokenizer, device = getattr(pipe, first.tokenizer), getattr(pipe, first.name).device
     limit = family.max_tokens
-    too_long = [t for t in texts if len(tokenizer(t).input_ids) > limit]
+    too_long = [t for t in texts if len(tokenizer(t, verbose=False).input_ids) > limit]
     if too_long and not cut_long:
         raise DataError(
             f"{len(too_long)} captions have more than {limit} tokens, the first: "

@@ -21,15 +21,7 @@ from styletune.places import user_cache_dir
 _T = TypeVar("_T")
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 # What the numbers depend on besides the libraries: an edit of these files forgets them.
-_SOURCES = (
-    "planning/measure.py",
-    "planning/meter.py",
-    "adapters/inject.py",
-    "models/meta.py",
-    "models/checkpointing.py",
-    "models/quantize.py",
-    "models/sdxl.py",
-)
+_SOURCES = ("planning/me*.py", "adapters/inject.py", "models/*.py")
 
 
 def kept(
@@ -63,5 +55,6 @@ def kept(
 def _software() -> str:
     versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     root = Path(__file__).parent.parent
-    source = hashlib.sha256(b"".join((root / file).read_bytes() for file in _SOURCES))
+    files = sorted(file for pattern in _SOURCES for file in root.glob(pattern))
+    source = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     return json.dumps([versions, source.hexdigest()])

@@ -19,6 +19,41 @@ from pydantic import BaseModel, ValidationError
 from styletune.errors import NotFound, RecipeError
 from styletune.text import control_problem, decode_text, read_bounded
 
+# What other trainers call it: section and key here.
+_ELSEWHERE = {
+    "pretrained_model_name_or_path": ("base", "model"),
+    "base_model": ("base", "model"),
+    "train_data_dir": ("data", "path"),
+    "instance_data_dir": ("data", "path"),
+    "instance_prompt": ("data", "default_caption"),
+    "keep_tokens": ("data", "caption_keep_first"),
+    "flip_aug": ("data", "flip"),
+    "network_dim": ("adapter", "rank"),
+    "lora_rank": ("adapter", "rank"),
+    "network_alpha": ("adapter", "alpha"),
+    "lora_alpha": ("adapter", "alpha"),
+    "conv_dim": ("adapter", "conv_rank"),
+    "network_weights": ("adapter", "start_from"),
+    "lr": ("optimizer", "learning_rate"),
+    "unet_lr": ("optimizer", "learning_rate"),
+    "text_encoder_lr": ("optimizer", "text_encoder_learning_rate"),
+    "optimizer_type": ("optimizer", "name"),
+    "lr_scheduler": ("optimizer", "schedule"),
+    "lr_warmup_steps": ("optimizer", "warmup_steps"),
+    "epochs": ("train", "steps"),
+    "num_train_epochs": ("train", "steps"),
+    "max_train_epochs": ("train", "steps"),
+    "max_train_steps": ("train", "steps"),
+    "train_batch_size": ("train", "batch_size"),
+    "min_snr_gamma": ("train", "snr_gamma"),
+    "save_every_n_steps": ("train", "checkpoint_every"),
+    "checkpointing_steps": ("train", "checkpoint_every"),
+    "class_data_dir": ("dreambooth", "class_prompt"),
+    "report_to": ("train", "tracker"),
+    "log_with": ("train", "tracker"),
+}
+_ADVICE = {"steps": "; styletune plan says how many epochs they are"}
+
 _M = TypeVar("_M", bound=BaseModel)
 
 # 32 dotted parts or more: the parser's time grows with their square.
@@ -184,6 +219,10 @@ def _unknown_key(
     for name, section in sections.items():
         if key in section.model_fields and name != here:
             return f'key "{key}" is in the wrong section', f"it belongs in [{name}]"
+    if meant := _ELSEWHERE.get(key.lower()):
+        name, own = meant
+        if own in getattr(sections.get(name), "model_fields", {}):
+            return f'unknown key "{key}"', f'here it is "{own}" in [{name}]{_ADVICE.get(own, "")}'
     everywhere = {k: name for name, s in sections.items() for k in s.model_fields}
     everywhere |= dict.fromkeys(known, here)
     # The nearest key of all sections; this section's own when two are alike.

@@ -43,7 +43,7 @@ def parse_document(model: type[_M], content: bytes, where: str, fix: str = "") -
     """
     try:
         tree = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"not readable as JSON: {error}", where=where, fix=fix) from None
     written = tree.get("schema_version") if isinstance(tree, dict) else None
     if isinstance(written, int) and written > SCHEMA_VERSION:

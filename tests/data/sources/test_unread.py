@@ -271,3 +271,19 @@ def test_a_mask_with_transparency_is_named(tmp_path: Path) -> None:
     found = findings(tmp_path / "images", "x", **masks)["bad-mask"]
     assert "the mask has transparent pixels" in found.message
     assert "without transparency" in found.fix
+
+
+def test_masks_of_other_tools_are_not_trained_as_pictures(tmp_path: Path) -> None:
+    """OneTrainer keeps them beside the images; masks saved as 0 and 1 are nearly black."""
+    five(tmp_path / "images")
+    Image.new("L", (160, 160), 255).save(tmp_path / "images" / "p1-masklabel.png")
+    found = findings(tmp_path / "images", "x")["foreign-file"]
+    assert (found.severity, found.files) == ("error", ("p1-masklabel.png",))
+    (tmp_path / "images" / "p1-masklabel.png").unlink()
+    (tmp_path / "masks").mkdir()
+    for i in range(5):
+        Image.new("L", (160, 160), 1 if i == 3 else 255).save(tmp_path / "masks" / f"p{i}.png")
+    places = {"mask": "folder", "mask_path": str(tmp_path / "masks")}
+    found = findings(tmp_path / "images", None, mask_floor=0.5, **places)["bad-mask"]
+    assert found.files == ("p3.png",)
+    assert "probably saved as 0 and 1" in found.message

@@ -16,6 +16,8 @@ from styletune.errors import DataError
 
 # JPEG and color profiles move equal channels apart by this much.
 MAX_TINT = 4
+# A mask without anything brighter is not meant as it is read.
+DARKEST_WHITE = 16
 
 
 def read_mask(file: Path, size: tuple[int, int], *, name: str) -> Image.Image:
@@ -54,7 +56,15 @@ def read_mask(file: Path, size: tuple[int, int], *, name: str) -> Image.Image:
 
 
 def check_mask(mask: Image.Image, plans: Sequence[CropPlan], *, name: str) -> None:
-    """Raise DataError if one of the crops contains nothing of a mask."""
+    """Raise DataError if a mask is nearly black, or one of the crops contains nothing of it."""
+    brightest = mask.getextrema()[1]
+    assert isinstance(brightest, int | float)
+    if 0 < brightest < DARKEST_WHITE:
+        raise DataError(
+            f"its brightest value is {brightest:g} of 255: it was probably saved as 0 and 1",
+            where=name,
+            fix="save what counts as white (255)",
+        )
     for plan in plans:
         if not crop_mask(mask, plan, flip=False).any():
             part = "mask" if mask.getextrema() == (0, 0) else "crop of the mask"

@@ -42,6 +42,8 @@ MAX_METADATA_BYTES = 64 << 20
 MOST_NEAREST, MOST_COMPARED = 5, 2000
 # kohya accepts any number; one above this is a year.
 MAX_FOLDER_REPEATS = 200
+# OneTrainer's masks.
+_MASK_END = "-masklabel"
 _CARD_END = f".{CARD_NAME}"
 
 
@@ -205,8 +207,21 @@ def _error(code: str, names: Iterable[str], message: str, fix: str) -> list[Find
 
 
 def _file_findings(files: FilesByKind) -> list[Finding]:
+    images = {posixpath.splitext(name)[0] for name in files.images}
+    labels = [
+        name
+        for name in files.images
+        if (stem := posixpath.splitext(name)[0]).endswith(_MASK_END)
+        and stem.removesuffix(_MASK_END) in images
+    ]
     unknown = [n for n in files.metadata if posixpath.basename(n) not in METADATA_NAMES]
     return [
+        *_error(
+            "foreign-file",
+            labels,
+            f"masks named …{_MASK_END} among the images, where they would be trained as pictures",
+            'move them into a folder, named like their images, and set data.mask = "folder"',
+        ),
         *_error(
             "foreign-file",
             files.foreign,
