@@ -297,3 +297,14 @@ def test_keys_of_other_trainers_are_translated(
     answer = styletune("plan", brand, "--set", f"{section}.{key}=3")
     assert answer.code == 2
     assert f"here it is {meant}" in answer.err
+
+
+def test_memory_is_planned_before_the_images_are_there(brand: Path, styletune: Command) -> None:
+    """The missing folder is the error; beside it stands what the run would need."""
+    answer = styletune("plan", brand, "--set", "data.path=nowhere", "--gpu", "RTX 3060")
+    assert answer.code == 3
+    assert "nowhere" in answer.err
+    assert "GiB at the peak" in answer.out
+    assert "images/s" in answer.out
+    document = styletune("plan", brand, "--set", "data.path=nowhere", "--json")
+    assert document.json["error"]["kind"] == "not_found"

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from styletune.job.generate import LoadedVersion
     from styletune.job.job import Job
     from styletune.job.run import RunResult
+    from styletune.planning.preflight import Needs
     from styletune.recipe import LoadedRecipe
     from styletune.registry.manifest import Manifest
     from styletune.registry.pull import Pulled
@@ -51,6 +52,7 @@ __all__ = [
     "load_data",
     "load_recipe",
     "plan",
+    "plan_without_data",
     "publish",
     "pull",
     "recipe_schema",
@@ -118,6 +120,23 @@ def plan(
     if registry is not None:
         check_publishable(job.loaded, job.data.checked, registry, finished=job.is_trained)
     return plan_job(job, card or present_gpu())
+
+
+def plan_without_data(recipe: RecipeSource, *, gpu: str | None = None) -> Needs:
+    """Memory and compute of a recipe whose images are not there yet.
+
+    Args:
+        recipe: a loaded recipe, or its file.
+        gpu: as ``plan``.
+
+    Raises:
+        BadInput, NotFound, RecipeError: the base cannot be used, or settings do not fit it.
+    """
+    from styletune.job.plan import needs_without_data
+    from styletune.planning.gpus import find_gpu
+    from styletune.planning.preflight import present_gpu
+
+    return needs_without_data(_loaded(recipe), find_gpu(gpu) if gpu else present_gpu())
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,13 +45,23 @@ def plan_command(
     After exit 0, run with the same options does not refuse what has not changed since.
     """
     loaded = _load(target)
-    planned = api.plan(
-        loaded,
-        runs_dir=target.runs_dir,
-        run_dir=target.run_dir,
-        gpu=gpu,
-        registry=registry if publishes else None,
-    )
+    try:
+        planned = api.plan(
+            loaded,
+            runs_dir=target.runs_dir,
+            run_dir=target.run_dir,
+            gpu=gpu,
+            registry=registry if publishes else None,
+        )
+    except NotFound:
+        # "Does it fit my card?" is asked before the images are there.
+        if not as_json and not _has_data(loaded):
+            needs = api.plan_without_data(loaded, gpu=gpu)
+            click.echo("without the images, at full square batches:")
+            _print_needs(needs.memory, needs.compute)
+            if needs.problem:
+                click.echo(f"\nerror: {needs.problem.message}\n  fix: {needs.problem.fix}")
+        raise
     if as_json:
         print_json(planned.as_json())
     else:
@@ -63,6 +73,11 @@ def plan_command(
         raise SystemExit(NotFound.exit_code)
     if planned.refused:
         raise SystemExit(CheckFailed.exit_code)
+
+
+def _has_data(loaded: LoadedRecipe) -> bool:
+    paths = [loaded.recipe.data.path, *(source.path for source in loaded.recipe.data.sources)]
+    return all(loaded.path(path).exists() for path in paths if path)
 
 
 def _print_plan(plan: Plan, loaded: LoadedRecipe) -> None:

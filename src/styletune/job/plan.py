@@ -13,14 +13,16 @@ from styletune.data.entries import bucket_report, entries
 from styletune.data.findings import Finding
 from styletune.data.rows import Entry
 from styletune.errors import NotFound
+from styletune.job.base import find_planned_base
 from styletune.job.job import Job
 from styletune.job.start_from import check_start
 from styletune.job.trainable import check_output, check_resumable, check_trainable
 from styletune.models.base import BaseFiles
 from styletune.models.families import DEFAULT_FAMILY
 from styletune.models.names import BUNDLED
-from styletune.planning.preflight import configs_of, preflight
-from styletune.recipe import Recipe, recipe_hash
+from styletune.planning.preflight import Needs, configs_of, preflight
+from styletune.planning.workload import Step, Workload, side_key
+from styletune.recipe import LoadedRecipe, Recipe, recipe_hash
 from styletune.recipe.data_sections import DataSection
 from styletune.recipe.training_sections import TrainSection
 from styletune.runs import Run
@@ -98,6 +100,25 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
         run_dir=str(job.run.dir),
         outputs=tuple(map(str, _outputs(job.run, steps, bool(recipe.preview.prompts), suite))),
     )
+
+
+def needs_without_data(loaded: LoadedRecipe, gpu: Gpu | None) -> Needs:
+    """Memory and compute before there are images, at full batches of squares.
+
+    Raises:
+        BadInput, NotFound, RecipeError: the base cannot be used, or settings do not fit it.
+    """
+    recipe = loaded.recipe
+    base, missing = find_planned_base(loaded)
+    side = recipe.data.resolution or base.resolution
+    workload = Workload(
+        Step(side, side, recipe.base, recipe.adapter, recipe.dreambooth, recipe.train),
+        recipe.optimizer,
+        recipe.preview,
+        recipe.score,
+        side_key=side_key(recipe.data, (side, side)),
+    )
+    return preflight(workload, configs_of(None if missing else base), gpu)
 
 
 def _data_problems(warnings: Sequence[Finding]) -> list[PlanProblem]:

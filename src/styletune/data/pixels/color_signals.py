@@ -88,6 +88,9 @@ def refuse_colors(image: Image.Image, signals: ColorSignals, name: str) -> None:
 
 
 def _png_code_points(source: Path | bytes) -> tuple[int, int, bool] | None:
+    # Nearly no file has it, and walking chunks in Python would slow small images down.
+    if isinstance(source, bytes) and source.find(b"cICP", 0, source.find(b"IDAT")) < 0:
+        return None
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as stream:
         for kind, size in _png_chunks(stream):
             if kind == b"cICP" and size == 4:
@@ -161,6 +164,8 @@ def own_exif(image: Image.Image) -> Image.Exif:
 
 def _exif_space(image: Image.Image) -> str:
     """Adobe RGB as cameras declare it (DCF 2.0): interoperability index R03, no profile."""
+    if not image.info.get("exif") and image.format != "TIFF":
+        return ""
     try:
         exif = own_exif(image).get_ifd(_EXIF_IFD)
         space = exif.get(_COLOR_SPACE)
