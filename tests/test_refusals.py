@@ -12,9 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from job_parts import Answer, Finished, call
 from styletune.adapters.file import AdapterSpec, save_adapter
+from styletune.errors import Conflict
+from styletune.files import file_sha256
+from styletune.job.job import StartFile
+from styletune.job.start_from import starting_values
 from styletune.mini import BASE_DIR
 from styletune.models.base_files import find_base
 from styletune.models.load import base_configs
+from styletune.models.sdxl import SDXL
 from styletune.planning.memory import checkpoint_bytes, trained_shapes
 from styletune.recipe import load_recipe
 from styletune.recipe.training_sections import AdapterSection
@@ -308,3 +313,14 @@ def test_memory_is_planned_before_the_images_are_there(brand: Path, styletune: C
     assert "images/s" in answer.out
     document = styletune("plan", brand, "--set", "data.path=nowhere", "--json")
     assert document.json["error"]["kind"] == "not_found"
+
+
+def test_an_adapter_that_changes_midway_is_another_run(tmp_path: Path) -> None:
+    """Its hash was taken when the job was prepared; other bytes are not trained from."""
+    file = starting_adapter(tmp_path / "s.safetensors")
+    start = StartFile(file, file_sha256(file))
+    section = AdapterSection(rank=8, target="attention-ff")
+    assert starting_values(start, section, SDXL)
+    starting_adapter(file, rank=4)
+    with pytest.raises(Conflict, match="has changed since the run began"):
+        starting_values(start, section, SDXL)
