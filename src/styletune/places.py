@@ -62,7 +62,7 @@ def share_cores() -> None:
     """Prepare torch's threads for a machine on which other processes are busy.
 
     OpenMP's threads spin while they wait for each other. On an idle machine that is fastest; beside
-    a busy process a step takes four to ten times as long, because the thread that has work does
+    a busy process a step takes several times as long, because the thread that has work does
     not get a core. So they sleep instead where another process keeps a core busy now, which gives
     the same numbers. Always sleeping would halve the speed of small models on virtual machines.
     Processes that were started together share the cores.

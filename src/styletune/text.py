@@ -35,11 +35,11 @@ def read_bounded(file: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
             raise ValueError("is not a regular file")
         content = stream.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise ValueError(f"is larger than {size_words(max_bytes)}")
+        raise ValueError(f"is larger than {_size_words(max_bytes)}")
     return content
 
 
-def size_words(num_bytes: int) -> str:
+def _size_words(num_bytes: int) -> str:
     """A size in MiB or kiB, for messages."""
     return f"{num_bytes >> 20} MiB" if num_bytes >= 1 << 20 else f"{num_bytes >> 10} kiB"
 

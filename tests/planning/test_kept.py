@@ -42,8 +42,13 @@ def test_a_second_plan_imports_nothing_heavy(tmp_path: Path) -> None:
     second, imported = planned(recipe, cache)
     assert imported == []
     assert second == first
+    text = recipe.read_text()
+    assert "seed = 3\n" in text
+    recipe.write_text(text.replace("seed = 3\n", "seed = 5\n"))
+    assert planned(recipe, cache)[1] == []
+    recipe.write_text(text)
     for file in (cache / "counts").glob("*.json"):
-        file.write_text('{"peak_bytes": 1}')
+        file.write_text('{"trained": []}')
     third, imported = planned(recipe, cache)
     assert "diffusers" in imported
     assert third == first

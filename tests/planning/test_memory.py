@@ -369,6 +369,7 @@ def test_suggestions_are_about_what_the_run_has() -> None:
     assert '[optimizer] name = "adamw8bit", learning_rate = 1e-4' in hopeless
     assert any(s.startswith("extra = ") for s in hopeless)
     assert "[preview] prompts = []" not in hopeless
+    assert len(set(hopeless)) == len(hopeless)
 
 
 def test_class_images_are_drawn_by_the_whole_base() -> None:

@@ -23,7 +23,6 @@ from styletune.cli.recipe import (
 )
 from styletune.cli.shared import json_option, print_json, say
 from styletune.errors import BadInput, StyletuneError
-from styletune.text import visible
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 check or gate failed, 2 bad input, 3 not found, 4 integrity, 5 conflict."
@@ -107,5 +106,5 @@ def _fail(error: StyletuneError, wants_json: bool) -> NoReturn:
     if wants_json:
         print_json(error.as_json())
     else:
-        say(f"error: {visible(str(error))}")
+        say(f"error: {error}")
     sys.exit(error.exit_code)

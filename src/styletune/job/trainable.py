@@ -26,7 +26,7 @@ def check_trainable(recipe: Recipe, configs: BaseConfigs) -> TrainedShapes:
         configs: of the base model; nothing of it is loaded.
 
     Returns:
-        TrainedShapes of everything that would be trained, by its name in an adapter file.
+        Shapes of everything that would be trained, by its name in an adapter file.
 
     Raises:
         RecipeError, BadInput: names the key; patterns that match nothing, ranks and block sizes

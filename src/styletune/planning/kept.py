@@ -25,7 +25,7 @@ _SOURCES = ("planning/me*.py", "adapters/inject.py", "models/*.py")
 
 
 def kept(
-    name: str, key: tuple[object, ...], compute: Callable[[], _T], read: Callable[[Any], _T]
+    name: str, key: tuple[object, ...], compute: Callable[[], Any], read: Callable[[Any], _T]
 ) -> _T:
     """A count from the user's cache folder, or computed and kept there.
 
@@ -33,7 +33,7 @@ def kept(
         name: of what is counted.
         key: everything that it depends on, by its ``repr``.
         compute: counts it; the value is one that JSON can hold.
-        read: turns what JSON gives back into the value.
+        read: turns what was counted, or what JSON gives back of it, into the value.
 
     Raises:
         as ``compute``; a cache that cannot be read or written is none.
@@ -41,14 +41,14 @@ def kept(
     digest = hashlib.sha256(repr((name, key, _software())).encode()).hexdigest()
     folder = user_cache_dir()
     if folder is None:
-        return compute()
+        return read(compute())
     file = folder / "counts" / f"{digest[:32]}.json"
     with contextlib.suppress(StyletuneError, OSError, KeyError, TypeError, ValueError):
         return read(read_json(file))
     value = compute()
     with contextlib.suppress(StyletuneError):
         write_json(file, value)
-    return value
+    return read(value)
 
 
 @functools.cache

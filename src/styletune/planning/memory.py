@@ -151,10 +151,13 @@ def _cost(step: Step, base: BaseConfigs) -> StepCost:
 
         return asdict(measure_step(step, base.family, unet, texts))
 
-    def read(content: dict[str, Any]) -> dict[str, Any]:
-        return content | {"trained": tuple(_named_shapes(content["trained"]))}
+    def read(content: dict[str, Any]) -> StepCost:
+        return StepCost(**content | {"trained": tuple(_named_shapes(content["trained"]))})
 
-    return StepCost(**kept("step", (step, base.family.name, unet, texts), compute, read))
+    train = step.train
+    shapes = (step.height, step.width, train.batch_size, step.adapter, step.dreambooth.prior)
+    numbers = (step.number_bytes, step.base.quantization, train.gradient_checkpointing)
+    return kept("step", (shapes, numbers, base.family.name, unet, texts), compute, read)
 
 
 @functools.cache

@@ -123,7 +123,8 @@ def _flush(store: ObjectStore, key: str) -> None:
 
     After a power cut a manifest must not name blobs that are empty.
     """
-    if isinstance(store, LocalStore) and store.prefix is not None:
+    # Windows opens no folder.
+    if os.name == "posix" and isinstance(store, LocalStore) and store.prefix is not None:
         file = Path(store.prefix) / key
         for path in (file, file.parent):
             descriptor = os.open(path, os.O_RDONLY)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -285,7 +284,7 @@ def check_name(name: str) -> None:
     """Raise BadInput unless an adapter can have this name."""
     if not _is_name(name):
         raise BadInput(
-            f'"{textwrap.shorten(name, 80)}" cannot name an adapter',
+            f'"{name[:80]}" cannot name an adapter',
             fix=f"use at most {MAX_NAME_CHARACTERS} lowercase letters, digits and dashes, such as "
             "horizon-backgrounds",
         )

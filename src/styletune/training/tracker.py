@@ -26,7 +26,7 @@ def library_of(train: TrainSection) -> str | None:
 
 def check_machine(train: TrainSection) -> None:
     """Refuse a precision or a tracker that this machine does not have. Raises BadInput."""
-    check_tracker(train)
+    _check_tracker(train)
     if train.mixed_precision == "fp16":
         import torch
 
@@ -36,7 +36,7 @@ def check_machine(train: TrainSection) -> None:
             )
 
 
-def check_tracker(train: TrainSection) -> None:
+def _check_tracker(train: TrainSection) -> None:
     """Refuse a tracker that is not installed, or that would ask for a key and wait.
 
     Raises:

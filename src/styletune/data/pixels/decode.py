@@ -93,7 +93,7 @@ def read_colors(image: Image.Image, *, name: str) -> Colors:
     turn = _orientation(image, name)
     stored, alpha = _color_and_alpha(image, name)
     profile_bytes = image.info.get("icc_profile")
-    if profile_bytes and has_16_bits(image) and _is_steep(profile_bytes):
+    if profile_bytes and _has_16_bits(image) and _is_steep(profile_bytes):
         raise DataError(
             "16-bit colors whose profile is linear or nearly so; read with 8 bits, its dark parts "
             "would be off by several levels",
@@ -219,7 +219,7 @@ def _plain_rgb(color: Image.Image) -> Image.Image:
     return color if is_plain else color.convert("RGB")
 
 
-def has_16_bits(image: Image.Image) -> bool:
+def _has_16_bits(image: Image.Image) -> bool:
     """Whether an image was stored with 16 bits per channel; Pillow keeps the upper 8 of colors."""
     if image.mode in _NUMBERS_16:
         return True

@@ -394,7 +394,7 @@ def _missing_images(captions: Captions, images: Collection[str]) -> list[Finding
     # An image that has its row already is hardly the one that is meant.
     rowless = sorted(set(images) - set(captions.listed))
     for name in missing[:MOST_NEAREST]:
-        near = nearest_image(name, rowless)
+        near = _nearest_image(name, rowless)
         listed.append(f'{name} (did you mean "{near}"?)' if near else name)
     more = f" and {len(missing) - len(listed)} more" if len(missing) > len(listed) else ""
     return _error(
@@ -405,7 +405,7 @@ def _missing_images(captions: Captions, images: Collection[str]) -> list[Finding
     )
 
 
-def nearest_image(name: str, images: Sequence[str]) -> str | None:
+def _nearest_image(name: str, images: Sequence[str]) -> str | None:
     """The image that a wrong name probably means: other case, slashes, extension or folder."""
     plain = name.replace("\\", "/").removeprefix("./").casefold()
     rules: tuple[Callable[[str], str], ...] = (

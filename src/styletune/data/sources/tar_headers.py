@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import BinaryIO
 
-BLOCK = 512
+_BLOCK = 512
 # Long names and times of one member; nobody needs more.
 MAX_EXTENDED_BYTES = 1 << 20
 MAX_EXTENDED_IN_A_ROW = 16
 _MOST_DIGITS = 12
-_PAX, _GNU_LONG = b"xgX", b"LK"
+_PAX, _GNU_LONG = (b"x", b"g", b"X"), (b"L", b"K")
 # Types of members whose size stands for no content: links, devices, folders, pipes.
 _WITHOUT_CONTENT = b"123456"
 
@@ -26,17 +26,17 @@ def header_problem(path: Path) -> str:
     """
     with path.open("rb") as stream:
         in_a_row, size_override = 0, -1
-        while len(block := stream.read(BLOCK)) == BLOCK and any(block):
+        while len(block := stream.read(_BLOCK)) == _BLOCK and any(block):
             size, kind = _size(block[124:136]), block[156:157]
             if size is None:
                 return ""
             if size < 0:
                 return "a negative size in a header"
-            if kind in (_PAX[:1], _PAX[1:2], _PAX[2:], _GNU_LONG[:1], _GNU_LONG[1:]):
+            if kind in (*_PAX, *_GNU_LONG):
                 in_a_row += 1
                 if size > MAX_EXTENDED_BYTES or in_a_row > MAX_EXTENDED_IN_A_ROW:
                     return "extended headers that are too long or too many"
-                if kind in (b"L", b"K"):
+                if kind in _GNU_LONG:
                     _skip(stream, size)
                     continue
                 found = _pax_size(stream.read(size))
@@ -90,8 +90,8 @@ def _pax_size(content: bytes) -> int | None:
 
 
 def _skip(stream: BinaryIO, size: int) -> None:
-    stream.seek(-(-size // BLOCK) * BLOCK, 1)
+    stream.seek(-(-size // _BLOCK) * _BLOCK, 1)
 
 
 def _skip_padding(stream: BinaryIO, size: int) -> None:
-    stream.seek(-size % BLOCK, 1)
+    stream.seek(-size % _BLOCK, 1)

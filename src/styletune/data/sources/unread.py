@@ -63,7 +63,7 @@ def unread_findings(
 
     lost = bool(bare) or is_tar
     report(
-        near + strays * lost,
+        [*near, *strays] if lost else near,
         "caption files that belong to no image",
         "name each like its image, with .txt in place of the extension, or remove it",
         "error",
@@ -75,7 +75,7 @@ def unread_findings(
         "error",
     )
     report(
-        strays * (not lost),
+        [] if lost else strays,
         "text files that belong to no image",
         "remove them, or name them like their images",
         "warning",
