@@ -41,7 +41,7 @@ from styletune.adapters.inject import (
 )
 from styletune.errors import BadInput
 from styletune.models.base_files import find_base
-from styletune.models.checkpointing import Policy, set_checkpointing
+from styletune.models.checkpointing import set_checkpointing
 from styletune.models.family import Conditioning
 from styletune.models.load import base_configs, load_pipeline
 from styletune.models.meta import meta_unet
@@ -49,7 +49,12 @@ from styletune.models.sdxl import SDXL
 from styletune.planning.gpus import find_gpu, floor_s
 from styletune.planning.memory import estimate
 from styletune.planning.workload import Step, Workload
-from styletune.recipe.training_sections import AdapterSection, OptimizerSection, TrainSection
+from styletune.recipe.training_sections import (
+    AdapterSection,
+    Checkpointing,
+    OptimizerSection,
+    TrainSection,
+)
 from styletune.runs import Run
 from styletune.training.denoise import Denoiser
 from styletune.training.groups import ParameterGroup
@@ -194,7 +199,7 @@ def main() -> None:
     args = parser.parse_args()
     mini = args.model == "mini"
     side = args.side or (128 if mini else 1024)
-    policy: Policy = args.policy or ("none" if mini else "full")
+    policy: Checkpointing = args.policy or ("none" if mini else "full")
     batch = args.batch_size or (8 if mini else 1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = find_base("mini", None, Path())

@@ -11,11 +11,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from styletune.mini import BASE_DIR
-from styletune.models.checkpointing import Policy, set_checkpointing
+from styletune.models.checkpointing import set_checkpointing
 from styletune.models.quantize import quantize_unet
-from styletune.recipe.training_sections import Quantization
+from styletune.recipe.training_sections import Checkpointing, Quantization
 
-POLICIES: tuple[Policy, ...] = ("none", "ff", "full")
+POLICIES: tuple[Checkpointing, ...] = ("none", "ff", "full")
 
 
 def fresh_unet(quantization: Quantization = "none") -> UNet2DConditionModel:
@@ -120,7 +120,7 @@ def test_only_the_feed_forward_layers_are_recomputed() -> None:
 
 
 @pytest.mark.parametrize("policy", ["ff", "full"])
-def test_dropout_is_drawn_once(policy: Policy) -> None:
+def test_dropout_is_drawn_once(policy: Checkpointing) -> None:
     """The recomputation repeats the forward pass's dropout."""
     found = []
     for choice in ("none", policy):

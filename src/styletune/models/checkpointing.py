@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-Policy = Literal["none", "ff", "full"]
+from styletune.recipe.training_sections import Checkpointing
 
 
-def set_checkpointing(unet: UNet2DConditionModel, policy: Policy) -> None:
+def set_checkpointing(unet: UNet2DConditionModel, policy: Checkpointing) -> None:
     """Choose what is recomputed; replaces an earlier choice, before or after an adapter is added.
 
     ``none`` recomputes only what costs nothing: GELU's values in the feed-forward layers, from

@@ -55,7 +55,7 @@ def measure_step(
     if quantization != "none":
         _quantize(unet)
     trained = _with_adapter(models, step.adapter, family)
-    set_checkpointing(unet, step.train.gradient_checkpointing)
+    set_checkpointing(unet, step.checkpointing)
     for model in models.values():
         model.train()
     meter = Meter()

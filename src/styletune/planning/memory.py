@@ -156,7 +156,7 @@ def _cost(step: Step, base: BaseConfigs) -> StepCost:
 
     train = step.train
     shapes = (step.height, step.width, train.batch_size, step.adapter, step.dreambooth.prior)
-    numbers = (step.number_bytes, step.base.quantization, train.gradient_checkpointing)
+    numbers = (step.number_bytes, step.base.quantization, step.checkpointing)
     return kept("step", (shapes, numbers, base.family.name, unet, texts), compute, read)
 
 

@@ -9,6 +9,7 @@ from styletune.recipe.output_sections import PreviewSection, ScoreSection
 from styletune.recipe.training_sections import (
     AdapterSection,
     BaseSection,
+    Checkpointing,
     DreamboothSection,
     OptimizerSection,
     TrainSection,
@@ -35,6 +36,11 @@ class Step:
     def number_bytes(self) -> int:
         """Of a number of the frozen base."""
         return 4 if self.train.mixed_precision == "no" else 2
+
+    @property
+    def checkpointing(self) -> Checkpointing:
+        """What is computed twice instead of being kept."""
+        return self.train.gradient_checkpointing
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from styletune.recipe.section import PathText, Section, Strings, as_tuple
 
+Checkpointing = Literal["none", "ff", "full"]
 Quantization = Literal["none", "int8", "nf4"]
 TextEncoders = Literal["none", "first", "second", "both"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -358,7 +359,7 @@ class TrainSection(Section):
         '"bf16" for cards since 2020, "fp16" for older ones. The adapter itself '
         "stays in 32 bits.",
     )
-    gradient_checkpointing: Literal["none", "ff", "full"] = Field(
+    gradient_checkpointing: Checkpointing = Field(
         "none",
         description="What is computed twice instead of kept in memory: nothing, the "
         "feed-forward layers (saves a third, costs an eighth of the time), or whole "
