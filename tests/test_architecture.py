@@ -58,8 +58,8 @@ ORDER = {
     "data.sources": "files items records source tar_headers archives card hub metadata unread "
     "layout tables item_bytes listing",
     "encoders": "find clip",
-    "job": "adapt base facts generate job refusals trainable check encode prepare publish score "
-    "start_from plan train run",
+    "job": "adapt base facts generate job refusals trainable check earlier encode prepare publish "
+    "score start_from plan train run",
     "mini": "",
     "models": "checkpointing family int8_linear latents placement recognize schedule weight_files "
     "meta model_folder names quantize sdxl single_file base families conditioning load locate "

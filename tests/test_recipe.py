@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,20 @@ def test_recipe_reference_is_current() -> None:
     assert (root / "docs" / "recipe.md").read_text(encoding="utf-8") == script["recipe_reference"]()
     page = (root / "docs" / "findings.md").read_text(encoding="utf-8")
     assert page == script["findings_reference"]()
+
+
+@pytest.mark.parametrize("name", ["my style", "été", "アトリエ", "it's [a] 'q'", "v1.2"])
+def test_any_name_of_a_folder_is_one_of_a_recipe(tmp_path: Path, name: str) -> None:
+    """Composed, so that the same name is the same run on every system."""
+    file = tmp_path / f"{unicodedata.normalize('NFD', name)}.toml"
+    file.write_text('[data]\npath = "x"\n')
+    assert load_recipe(file).name == unicodedata.normalize("NFC", name)
+
+
+@pytest.mark.parametrize("name", [".hidden", "-x", "a:b", "a\tb", " a", "what?", "a.", "é" * 120])
+def test_a_name_that_is_no_folders_is_refused(tmp_path: Path, name: str) -> None:
+    """Here or on the system of the next person."""
+    file = tmp_path / f"{name}.toml"
+    file.write_text('[data]\npath = "x"\n')
+    with pytest.raises(RecipeError, match="cannot name a run"):
+        load_recipe(file)

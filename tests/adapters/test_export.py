@@ -23,7 +23,7 @@ from styletune.adapters.export import (
     kohya_file,
     to_plain_lora,
 )
-from styletune.adapters.file import AdapterSpec
+from styletune.adapters.file import AdapterSpec, module_parts
 from styletune.adapters.header import FileLabels, TrainedOn, kohya_header
 from styletune.adapters.inject import target_modules
 from styletune.adapters.names import kohya_name, sgm_module_name
@@ -242,6 +242,15 @@ def test_lycoris_kinds_are_read_by_their_published_rules(shape: AdapterSection) 
     assert seen
     with pytest.raises(BadInput, match=f"no {shape.kind}"):
         diffusers_file(tensors, spec)
+
+
+def test_comparing_shows_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    """It takes minutes for a whole SDXL adapter."""
+    tensors, spec, _ = random_adapter()
+    kohya = kohya_file(tensors, spec, {}, SDXL)
+    check_exports(tensors, spec, diffusers_file(tensors, spec), kohya, SDXL)
+    count = len(module_parts(tensors))
+    assert f"{count}/{count} modules" in capfd.readouterr().err
 
 
 def test_check_finds_a_wrong_export() -> None:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from styletune.data.findings import CODES, agree, finding, first_few
+from styletune.data.findings import CODES, agree, data_error, finding, first_few
 from styletune.data.inspection.sizes import (
     fitting_resolution,
     size_findings,
@@ -32,6 +32,17 @@ def test_a_finding_is_as_severe_as_its_code() -> None:
     for code, (severity, _) in CODES.items():
         assert finding(code, ["a.png"], "", "").severity == severity
     assert finding("dark", ["a.png"], "", "", "fact").severity == "fact"
+
+
+def test_every_error_has_its_own_fix_behind_it() -> None:
+    """Several are printed one after the other, each with what to do about it."""
+    errors = [finding("bad-mask", [f"{n}.png"], f"fault {n}", f"mend {n}") for n in "abc"]
+    shown = str(data_error("images", errors)).splitlines()
+    assert [line.strip() for line in shown] == [
+        *("images: fault a: a.png", "fix: mend a"),
+        *("fault b: b.png", "fix: mend b"),
+        *("fault c: c.png", "fix: mend c"),
+    ]
 
 
 def test_verbs_agree_with_their_number() -> None:

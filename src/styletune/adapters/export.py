@@ -25,6 +25,7 @@ from styletune.adapters.names import kohya_name
 from styletune.adapters.updates import module_scales, weight_updates
 from styletune.errors import BadInput, IntegrityError
 from styletune.models.family import Family
+from styletune.progress import progress
 
 HEADER_LIMIT_BYTES = 1 << 20  # ComfyUI shows no metadata of files with a longer header
 FIX_PLAIN = "merge it into a plain LoRA first"
@@ -172,20 +173,25 @@ def check_exports(
         there = {k.split(".")[0] if label == "kohya" else _diffusers_module(k) for k in content}
         if there != set(names.values()):
             raise IntegrityError(f"the {label} file holds other modules than were trained")
-    for module, update in trained:
-        for label, (content, names) in files.items():
-            name = names[module]
-            parts = {
-                k.removeprefix(name + "."): v.float()
-                for k, v in _with_prefix(content, name, modules[module])
-            }
-            again = _read_update(parts).reshape(update.shape)
-            magnitude = modules[module].get("lora_magnitude_vector", torch.empty(0)).flatten()
-            read = parts.get("dora_scale", parts.get("lora_magnitude_vector", torch.empty(0)))
-            if not torch.allclose(update, again, rtol=1e-5, atol=1e-6) or not torch.equal(
-                magnitude, read.flatten()
-            ):
-                raise IntegrityError(f"the {label} file changes the update of {module}")
+    with progress("compare", total=len(modules)) as advance:
+        for module, update in trained:
+            for label, (content, names) in files.items():
+                if not _holds(content, names[module], modules[module], update):
+                    raise IntegrityError(f"the {label} file changes the update of {module}")
+            advance(1, "modules")
+
+
+def _holds(
+    content: Mapping[str, Tensor], name: str, trained: Mapping[str, Tensor], update: Tensor
+) -> bool:
+    """Whether a file has a module's update, and DoRA's magnitudes, under this name."""
+    parts = {k.removeprefix(name + "."): v.float() for k, v in _with_prefix(content, name, trained)}
+    again = _read_update(parts).reshape(update.shape)
+    magnitude = trained.get("lora_magnitude_vector", torch.empty(0)).flatten()
+    read = parts.get("dora_scale", parts.get("lora_magnitude_vector", torch.empty(0)))
+    return torch.allclose(update, again, rtol=1e-5, atol=1e-6) and torch.equal(
+        magnitude, read.flatten()
+    )
 
 
 def _diffusers_module(key: str) -> str:
@@ -260,14 +266,16 @@ def to_plain_lora(
     """
     made: dict[str, Tensor] = {k: v for k, v in tensors.items() if is_embedding(k)}
     lost = whole = 0.0
-    for module, update in weight_updates(tensors, spec, weight_of):
-        u, s, v = torch.linalg.svd(update.flatten(1), full_matrices=False)
-        root = s[:rank].sqrt()
-        kernel = update.shape[2:]
-        a, b = root[:, None] * v[:rank], u[:, :rank] * root
-        made[f"{module}.lora_A.weight"] = a.reshape(-1, update.shape[1], *kernel)
-        made[f"{module}.lora_B.weight"] = b.reshape(*b.shape, *[1] * len(kernel)).contiguous()
-        lost += (b @ a - update.flatten(1)).double().square().sum().item()
-        whole += update.double().square().sum().item()
+    with progress("plain LoRA", total=len(module_parts(tensors))) as advance:
+        for module, update in weight_updates(tensors, spec, weight_of):
+            u, s, v = torch.linalg.svd(update.flatten(1), full_matrices=False)
+            root = s[:rank].sqrt()
+            kernel = update.shape[2:]
+            a, b = root[:, None] * v[:rank], u[:, :rank] * root
+            made[f"{module}.lora_A.weight"] = a.reshape(-1, update.shape[1], *kernel)
+            made[f"{module}.lora_B.weight"] = b.reshape(*b.shape, *[1] * len(kernel)).contiguous()
+            lost += (b @ a - update.flatten(1)).double().square().sum().item()
+            whole += update.double().square().sum().item()
+            advance(1, "modules")
     plain = replace(spec, kind="lora", rank=rank, alpha=float(rank), rslora=False, alphas=())
     return made, plain, (lost / whole) ** 0.5 if whole else 0.0

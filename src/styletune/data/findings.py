@@ -111,10 +111,10 @@ def finding_line(finding: Finding, most: int = 5) -> str:
 
 
 def data_error(where: str, errors: Sequence[Finding]) -> DataError:
-    """All errors of a set in one exception, whose fix is that of the first."""
-    first, *others = errors
-    lines = [finding_line(first), *(f"{finding_line(e)}\n  fix: {e.fix}" for e in others)]
-    return DataError("\n".join(lines), where=where, fix=first.fix)
+    """All errors of a set in one exception, each printed with its own fix behind it."""
+    *others, last = errors
+    lines = [*(f"{finding_line(e)}\n  fix: {e.fix}" for e in others), finding_line(last)]
+    return DataError("\n".join(lines), where=where, fix=last.fix)
 
 
 def printable(name: str) -> str:

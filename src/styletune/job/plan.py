@@ -14,6 +14,7 @@ from styletune.data.findings import Finding
 from styletune.data.rows import Entry
 from styletune.errors import NotFound
 from styletune.job.base import find_planned_base
+from styletune.job.earlier import other_length
 from styletune.job.job import Job
 from styletune.job.start_from import check_start
 from styletune.job.trainable import check_output, check_resumable, check_trainable
@@ -70,6 +71,8 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     if not job.is_trained:
         trained = check_trainable(recipe, configs)
         notes += _rank_problems(trained)
+        earlier = other_length(job.run, recipe, job.identity, job.start_from)
+        notes += [earlier] if earlier else []
         if job.start_from is not None:
             check_start(job.start_from, recipe.adapter, configs.family, trained)
         check_output(job.run, recipe.optimizer, trained)

@@ -29,7 +29,7 @@ from styletune.runs import Run
 from styletune.runs.documents import read_facts
 from styletune.sampling.prompts import prompt_with_trigger
 from styletune.scoring.suite import Suite, load_suite
-from styletune.training.identity import Identity, hash_of, short_hash
+from styletune.training.identity import Identity, short_hash, with_start
 
 if TYPE_CHECKING:
     from styletune.models.base import BaseFiles
@@ -125,10 +125,10 @@ def _identities(
     The second is what runs of the first version were named by.
     """
     order = order_hash(data)
+    start = start_from.sha256 if start_from else None
 
     def identity(own: str) -> Identity:
-        with_start = own if start_from is None else hash_of(own, start_from.sha256)
-        return Identity(with_start, data.fingerprint, order, base.hash)
+        return Identity(with_start(own, start), data.fingerprint, order, base.hash)
 
     return identity(training_hash(recipe)), identity(first_training_hash(recipe))
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from styletune.job.adapt import AdaptedPipeline, adapt
+from styletune.job.earlier import other_length
 from styletune.job.encode import EncodedData, encode
 from styletune.job.facts import begin_run, origin_facts
 from styletune.job.job import Job, StartFile
@@ -18,6 +19,7 @@ from styletune.job.trainable import check_output, check_trainable
 from styletune.models.families import family_of
 from styletune.planning.preflight import configs_of, require_room
 from styletune.planning.workload import DRAWN_AT_ONCE
+from styletune.progress import notify
 from styletune.recipe import Recipe, recipe_hash
 from styletune.recipe.output_sections import PreviewSection
 from styletune.recipe.training_sections import DreamboothSection, PredictionType
@@ -73,6 +75,9 @@ def train(job: Job) -> bool:
             # The first process generates and encodes; the others then find its files.
             with _first_process_first(accelerator):
                 if accelerator.is_main_process:
+                    if earlier := other_length(job.run, recipe, job.identity, job.start_from):
+                        notify(f"{earlier.severity}: {earlier.where}: {earlier.message}")
+                        notify(f"  fix: {earlier.fix}")
                     shown = BaseFacts(
                         model=job.base.public_name, hash=job.base.hash, resolution=job.resolution
                     )

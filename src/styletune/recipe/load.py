@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tomllib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from styletune.errors import RecipeError
 from styletune.places import resolve_place
 from styletune.recipe.sections import Recipe
 from styletune.recipe.toml import read_toml, validate
+
+MAX_NAME_BYTES = 200  # file systems take 255, some of which are ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +113,27 @@ def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
             'unknown key "name"; a recipe is named by its file', where=str(file), fix="remove it"
         )
     recipe = validate(Recipe, tree, file)
-    if not re.match(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", file.stem):
+    # Composed: some systems store "é" as two characters, and it is one run everywhere.
+    name = unicodedata.normalize("NFC", file.stem)
+    if not _names_a_folder(name):
         raise RecipeError(
-            f'"{file.stem}" cannot name a run',
+            f'"{name[:80]}" cannot name a run, whose folder has the name of the recipe',
             where=str(file),
-            fix="name the file with letters, digits, dots, dashes and underscores",
+            fix=f"rename the file: at most {MAX_NAME_BYTES} bytes, no dot, dash or space first or "
+            'last, none of \\ / : * ? " < > |',
         )
-    return LoadedRecipe(name=file.stem, file=file.resolve(), recipe=recipe)
+    return LoadedRecipe(name=name, file=file.resolve(), recipe=recipe)
+
+
+def _names_a_folder(name: str) -> bool:
+    """Whether every file system takes it, and no command line takes it for an option."""
+    return (
+        name.isprintable()
+        and name.strip(" .") == name
+        and not name.startswith("-")
+        and not set(name) & set('\\/:*?"<>|')
+        and 0 < len(name.encode()) <= MAX_NAME_BYTES
+    )
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

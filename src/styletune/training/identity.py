@@ -25,6 +25,11 @@ def hash_of(*parts: str) -> str:
     return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
+def with_start(recipe_hash: str, start_sha256: str | None) -> str:
+    """The hash of a recipe and of the adapter that training starts from, if any."""
+    return recipe_hash if start_sha256 is None else hash_of(recipe_hash, start_sha256)
+
+
 def short_hash(*parts: str) -> str:
     """Ten hex digits that stand for all parts, for names of files and folders."""
     return hash_of(*parts)[:10]
