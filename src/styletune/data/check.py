@@ -35,6 +35,7 @@ from styletune.data.pixels.buckets import (
 )
 from styletune.data.rights import rights_findings
 from styletune.data.sources.listing import list_sources, resolve_sources
+from styletune.data.sources.source import Source
 from styletune.data.split import split_files
 from styletune.errors import DataError
 from styletune.places import resolve_place
@@ -46,6 +47,8 @@ from styletune.runs.answers import (
     CheckGroup,
     CheckResult,
 )
+
+MAX_IMAGES = 20_000
 
 
 def check_data(
@@ -68,7 +71,8 @@ def check_data(
     Raises:
         NotFound: a source or the encoder is not there.
         RecipeError: a card is not valid.
-        DataError: the settings contradict each other, or a folder cannot be listed.
+        DataError: the settings contradict each other, a folder cannot be listed, or there are
+            more than ``MAX_IMAGES``.
     """
     sources = resolve_sources(section, folder)
     tables = bucket_tables(section, expected.resolution)
@@ -76,9 +80,10 @@ def check_data(
     listing = list_sources(
         sources, default_caption=section.default_caption, background=section.background
     )
+    _refuse_crowd(len(listing.items), sources)
     inspected = inspect_all(listing.items, store=store, show_progress=show_progress)
     facts = {n: f for n, f in inspected.items() if isinstance(f, ImageFacts)}
-    related = duplicate_groups(facts)
+    related = duplicate_groups(facts, show_progress=show_progress)
     motifs, unlike = _by_features(facts, related, section.encoder, folder, store, show_progress)
     plans = {name: plan_crops(f.height, f.width, tables) for name, f in facts.items()}
     sides, split_problems = split_files(
@@ -143,6 +148,16 @@ def check_data(
         lowered=lowered,
         masks=masks,
     )
+
+
+def _refuse_crowd(count: int, sources: Sequence[Source]) -> None:
+    """Every image is compared with every other, in memory: a LoRA's set is small, or a mistake."""
+    if count > MAX_IMAGES:
+        raise DataError(
+            f"{count:,} images; a set has at most {MAX_IMAGES:,}",
+            where=", ".join(str(source.path) for source in sources),
+            fix="choose those that show the style best: some tens or hundreds are enough for it",
+        )
 
 
 def bucket_tables(section: DataSection, resolution: int) -> Tables:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 import world
@@ -21,6 +22,10 @@ from styletune.data.inspection.facts import ImageFacts
 from styletune.data.inspection.inspect import inspect_image
 from styletune.data.pixels.decode import decode_image
 from styletune.data.pixels.fingerprint import data_fingerprint, pixel_hash
+
+
+def unseen(units: int, note: str) -> None:
+    """Progress that nobody watches."""
 
 
 def scenes(count: int, seed: int = 0) -> list[Image.Image]:
@@ -203,10 +208,10 @@ def test_few_pairs_of_one_layout_are_laid_over_each_other() -> None:
     copies += [image.crop((12, 0, 256, 256)) for image in images[10:20]]
     copies += [ImageOps.mirror(image) for image in images[20:30]]
     smalls = [facts_of(image).small for image in (*images, *copies)]
-    found = {(a, b) for a, b, _ in likely_copies(smalls, np.arange(90))}
+    found = {(a, b) for a, b, _ in likely_copies(smalls, np.arange(90), unseen)}
     assert len(found) < 600  # of 8,010, of which most correlate
     assert all({(i, 60 + i), (60 + i, i)} & found for i in range(30))
-    assert list(likely_copies(smalls, np.zeros(90, int))) == []
+    assert list(likely_copies(smalls, np.zeros(90, int), unseen)) == []
 
 
 def test_the_search_needs_little_memory() -> None:
@@ -214,7 +219,7 @@ def test_the_search_needs_little_memory() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1500, 48 * 256), np.uint8)
     smalls = [each.tobytes() for each in noise]
     tracemalloc.start()
-    assert list(likely_copies(smalls, np.arange(1500))) == []
+    assert list(likely_copies(smalls, np.arange(1500), unseen)) == []
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 100e6
@@ -230,6 +235,14 @@ def test_a_moved_object_is_another_picture() -> None:
         draw.ellipse((x - 20, 25, x + 20, 65), fill=(250, 240, 160))
         images[f"{x}"] = sky
     assert grouped(images) == []
+
+
+def test_a_large_set_shows_how_far_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    """Comparing takes minutes for thousands; of flat pictures, all of which are alike, too."""
+    colors = [(i % 256, i // 256, 90) for i in range(600)]
+    facts = {f"{i}.png": facts_of(Image.new("RGB", (8, 8), c)) for i, c in enumerate(colors)}
+    duplicate_groups(facts, show_progress=True)
+    assert "Comparing images: 600/600" in capfd.readouterr().err
 
 
 def test_flat_images_do_not_break_the_search() -> None:

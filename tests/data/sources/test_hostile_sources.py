@@ -21,7 +21,9 @@ import pytest
 from PIL import Image
 
 from data_parts import check_folder
+from styletune.data.check import MAX_IMAGES
 from styletune.data.sources.tar_headers import header_problem
+from styletune.errors import DataError
 
 MEASURED = """
 import json, resource, sys, time
@@ -282,3 +284,11 @@ def test_long_lines_and_captions_are_refused_before_anything_is_computed(
     (error,) = (f for f in check_folder(tmp_path).errors if f.code == "bad-metadata")
     assert "characters" in error.message
     assert time.monotonic() - started < 5
+
+
+def test_a_crowd_of_tiny_images_is_refused(tmp_path: Path) -> None:
+    """Before one of them is decoded: each would be compared with all others."""
+    file, tiny = tmp_path / "many.zip", png(8)
+    zip_of(file, {f"{i}.png": tiny for i in range(MAX_IMAGES + 1)})
+    with pytest.raises(DataError, match="20,001 images; a set has at most 20,000"):
+        check_folder(file, default_caption="x")

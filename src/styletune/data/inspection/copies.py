@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from styletune.data.inspection.facts import SMALL_PX
+from styletune.progress import Advance
 
 Float32Array = NDArray[np.float32]
 # The shares cut off left, right, top and bottom, and whether the rest is mirrored.
@@ -63,7 +64,7 @@ class Picture:
 
 
 def likely_copies(
-    smalls: Sequence[bytes], cluster: NDArray[np.int64]
+    smalls: Sequence[bytes], cluster: NDArray[np.int64], advance: Advance
 ) -> Iterator[tuple[int, int, View]]:
     """(part, whole, view): the first may be a copy of that view of the second.
 
@@ -71,6 +72,7 @@ def likely_copies(
         smalls: ``ImageFacts.small`` of each image.
         cluster: (n,), a number for each image; pairs of one number are skipped. The caller may
             change it between two results.
+        advance: told of the wholes that have been compared with all others.
     """
     if len(smalls) < 2:
         return
@@ -93,6 +95,7 @@ def likely_copies(
                 moved = _rough_displacements(rough[parts], slopes[parts], colors, _VIEWS[i])
                 for part in parts[moved <= ROUGH_DISPLACEMENT].tolist():
                     yield part, whole, _VIEWS[i]
+        advance(len(wholes), "")
 
 
 def _sketches(smalls: Sequence[bytes]) -> Iterator[tuple[Float32Array, Float32Array, Float32Array]]:

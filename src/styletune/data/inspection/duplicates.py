@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from styletune.data.findings import Finding, finding
@@ -26,11 +27,13 @@ from styletune.data.inspection.copies import (
     read_picture,
 )
 from styletune.data.inspection.facts import ImageFacts
+from styletune.progress import Advance, progress
 
 # Of 768 bits. Measured on flat vector art and photographs: color variants of one picture differ
 # in up to 36 bits, another logo on the same motif in up to 63, JPEG copies at 80 % size in up to
 # 50; different pictures of one series in at least 82, different photographs in at least 287.
 MAX_DISTANCE = 72
+_SHOWN_FROM = 500  # fewer take less than a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,9 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def duplicate_groups(facts: Mapping[str, ImageFacts]) -> list[ImageGroup]:
+def duplicate_groups(
+    facts: Mapping[str, ImageFacts], *, show_progress: bool = False
+) -> list[ImageGroup]:
     """The groups of at least two files that show one picture, exact ones first.
 
     Recompressed, resized, cropped (by about 5 %), mirrored, tinted, recolored and relabeled copies
@@ -68,9 +73,14 @@ def duplicate_groups(facts: Mapping[str, ImageFacts]) -> list[ImageGroup]:
 
     Args:
         facts: by file name.
+        show_progress: draw a progress bar on stderr; every image is compared with every other, so
+            a large set takes minutes.
     """
     hashes = {name: fact.pixel_hash for name, fact in facts.items()}
-    return _groups(hashes, _variants({name: facts[name] for name in _first_of_each(hashes)}))
+    different = {name: facts[name] for name in _first_of_each(hashes)}
+    shown = show_progress and len(different) >= _SHOWN_FROM
+    with progress("Comparing images", len(different), shown=shown) as advance:
+        return _groups(hashes, _variants(different, advance))
 
 
 def clusters(files: Iterable[str], groups: Sequence[ImageGroup]) -> list[tuple[str, ...]]:
@@ -115,7 +125,7 @@ def _root(parent: dict[str, str], item: str) -> str:
     return item
 
 
-def _variants(facts: Mapping[str, ImageFacts]) -> Iterator[tuple[str, str]]:
+def _variants(facts: Mapping[str, ImageFacts], advance: Advance) -> Iterator[tuple[str, str]]:
     """Pairs that show one picture, enough to link all that do."""
     names = list(facts)
     cluster = np.arange(len(names))
@@ -128,21 +138,28 @@ def _variants(facts: Mapping[str, ImageFacts]) -> Iterator[tuple[str, str]]:
         cluster[cluster == cluster[b]] = cluster[a]
         return names[a], names[b]
 
-    for a, b in _close_structures([fact.structure for fact in facts.values()]):
+    for a, b in _close_structures([fact.structure for fact in facts.values()], cluster):
         if cluster[a] != cluster[b] and is_relabeled(picture(a), picture(b)):
             yield link(a, b)
-    for part, whole, view in likely_copies([fact.small for fact in facts.values()], cluster):
+    smalls = [fact.small for fact in facts.values()]
+    for part, whole, view in likely_copies(smalls, cluster, advance):
         if cluster[part] != cluster[whole] and is_copy(picture(part), picture(whole), view):
             yield link(part, whole)
 
 
-def _close_structures(hashes: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Pairs of at most ``MAX_DISTANCE`` differing bits."""
+def _close_structures(
+    hashes: Sequence[int], cluster: NDArray[np.int64]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of at most ``MAX_DISTANCE`` differing bits that are not in one cluster already.
+
+    Of nearly empty images all pairs are close, so what is linked must not come again.
+    """
     raw = b"".join(number.to_bytes(96, "big") for number in hashes)
     bits = np.frombuffer(raw, np.uint64).reshape(len(hashes), 12)
     for a in range(len(bits) - 1):
         distances = np.bitwise_count(bits[a + 1 :] ^ bits[a]).sum(1, dtype=np.int64)
-        for b in np.flatnonzero(distances <= MAX_DISTANCE):
+        close = (distances <= MAX_DISTANCE) & (cluster[a + 1 :] != cluster[a])
+        for b in np.flatnonzero(close):
             yield a, a + 1 + int(b)
 
 
