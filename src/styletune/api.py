@@ -433,12 +433,14 @@ def generate(
 
     Raises:
         as ``load``; also
-        DataError: a prompt is too long.
+        DataError: a prompt is too long, or holds a control word of CLIP's.
         OutputError: the images cannot be written.
     """
     from styletune.job.generate import generate as generate_images
+    from styletune.sampling.prompts import check_prompts
     from styletune.sampling.shots import Sampler
 
+    check_prompts({f"prompt {i + 1}": prompt for i, prompt in enumerate(prompts)})
     loaded = load(version) if isinstance(version, str) else version
     sampler = Sampler(steps, guidance_scale)
     return generate_images(

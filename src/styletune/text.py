@@ -15,6 +15,7 @@ from pathlib import Path
 # Far above what a person writes, far below what hurts.
 MAX_TEXT_BYTES = 1 << 20
 # C0 but for tab and line ends, DEL and C1: none of them is a word to a text encoder.
+CONTROL_WORDS = re.compile(r"<\|[^|\n]{1,40}\|>")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -73,6 +74,11 @@ def control_problem(text: str) -> str:
     if found[0] == "\0":
         return f"line {line} holds NUL characters: probably UTF-16; save it as UTF-8"
     return f"line {line} holds the control character U+{ord(found[0]):04X}: remove it"
+
+
+def control_words(text: str) -> list[str]:
+    """CLIP's own control words in a text: it ends at ``<|endoftext|>``, also in the middle."""
+    return CONTROL_WORDS.findall(text)
 
 
 def has_words(text: str) -> bool:

@@ -114,6 +114,10 @@ def generate_command(
     words = [*prompts, *_read_prompts(prompts_file)]
     if not words:
         raise BadInput("no prompt", fix='--prompt "a city at sunset" or --prompts FILE')
+    from styletune.sampling.prompts import check_prompts
+
+    # Before a base is loaded for them.
+    check_prompts({f"prompt {i + 1}": prompt for i, prompt in enumerate(words)})
     seeds = parse_seeds(sampling.seeds)
     version = api.load(
         spec,
@@ -165,7 +169,9 @@ def parse_seeds(text: str) -> list[int]:
             )
         first = int(match[1])
         last = int(match[2] or first)
-        if last < first or last - first >= MAX_SEEDS or last >= 2**32:
+        if first <= last < 2**32 and last - first >= MAX_SEEDS:
+            raise BadInput(f"more than {MAX_SEEDS} seeds", where="--seeds", fix="101-110")
+        if last < first or last >= 2**32:
             raise BadInput(f'"{part}" is not a range of seeds', where="--seeds", fix="101-110")
         seeds += range(first, last + 1)
         if len(seeds) > MAX_SEEDS:

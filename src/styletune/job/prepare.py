@@ -27,7 +27,7 @@ from styletune.recipe import LoadedRecipe, Recipe, first_training_hash, training
 from styletune.recipe.training_sections import PredictionType, TrainSection
 from styletune.runs import Run
 from styletune.runs.documents import read_facts
-from styletune.sampling.prompts import prompt_with_trigger
+from styletune.sampling.prompts import check_prompts, prompt_with_trigger
 from styletune.scoring.suite import Suite, load_suite
 from styletune.training.identity import Identity, short_hash, with_start
 
@@ -77,10 +77,11 @@ def prepare(
     if missing is None:
         check_run_folder(run, identity, recipe)
     prediction_type = _prediction_type(recipe.train, None if missing else base)
+    texts = _texts(recipe, suite, data.trigger)
+    check_prompts(texts, where=str(loaded.file))
     if missing is None:
         check_objective(recipe.train, recipe.dreambooth, prediction_type, base)
         check_new_tokens(recipe.adapter, base)
-        texts = _texts(recipe, suite, data.trigger)
         check_text_lengths(texts, token_counter(base), where=str(loaded.file))
     if suite and recipe.score:
         from styletune.encoders.find import check_clip

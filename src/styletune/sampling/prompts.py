@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from styletune.data.captions.lint import find_trigger
+from styletune.errors import DataError
+from styletune.text import control_words
+
+
+def check_prompts(prompts: Mapping[str, str], *, where: str = "") -> None:
+    """Refuse prompts of which the text encoders would not see the end.
+
+    Args:
+        prompts: by a name for the error.
+        where: the file that they are from.
+
+    Raises:
+        DataError: one holds a control word of CLIP's.
+    """
+    for name, prompt in prompts.items():
+        if found := control_words(prompt):
+            raise DataError(
+                f"{name} holds {found[0]}, a control word of CLIP's: what comes after is not read",
+                where=where,
+                fix="remove it",
+            )
 
 
 def prompt_with_trigger(prompt: str, trigger: str) -> str:

@@ -13,6 +13,7 @@ from styletune.data.captions.tokens import TokenCounter
 from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
+from styletune.text import CONTROL_WORDS
 
 # Similarity of a trigger's letters and those of a probable misspelling.
 NEAR_SPELLING = 0.85
@@ -26,8 +27,7 @@ _PLACEHOLDERS = re.compile(
     rf"(?i:\[(?:{_BRACKETED})\])"
     r"|\$?\{[^{}\n]{0,40}\}"
     r"|<[A-Za-z_][^<>\n]{0,40}>"
-    # CLIP ends at <|endoftext|>, also in the middle of a caption.
-    r"|<\|[^|\n]{1,40}\|>"
+    rf"|{CONTROL_WORDS.pattern}"
     r"|%\(\w+\)s|(?<![\w%])%[sd]\b"
     r"|_{3,}"
     # In capitals only: "todo" is a word in other languages.
