@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from job_parts import Answer, Finished, call
+from job_parts import Answer, Finished, call, write_brand
 from styletune.adapters.file import AdapterSpec, save_adapter
 from styletune.errors import Conflict
 from styletune.files import file_sha256
@@ -330,3 +330,15 @@ def test_an_adapter_that_changes_midway_is_another_run(tmp_path: Path) -> None:
     starting_adapter(file, rank=4)
     with pytest.raises(Conflict, match="has changed since the run began"):
         starting_values(start, section, SDXL)
+
+
+@pytest.mark.parametrize(
+    ("target", "told"), [("mid_block*attn1.to_q", True), ("mid_block*attn2.to_k", False)]
+)
+def test_what_a_consumer_cannot_install_is_told(tmp_path: Path, target: str, told: bool) -> None:
+    """InvokeAI knows an adapter's base by its cross-attention or its deep blocks."""
+    recipe = write_brand(tmp_path)
+    target = f'adapter.target=["{target}"]'
+    planned = call("plan", recipe, "--set", target, "--runs-dir", tmp_path / "runs")
+    assert planned.code == 0
+    assert ("InvokeAI" in planned.out) == told

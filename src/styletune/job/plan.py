@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,7 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     if not job.is_trained:
         trained = check_trainable(recipe, configs)
         notes += _rank_problems(trained)
+        notes += _hand_off_problems(trained) if recipe.publish else []
         earlier = other_length(job.run, recipe, job.identity, job.start_from)
         notes += [earlier] if earlier else []
         if job.start_from is not None:
@@ -194,6 +196,25 @@ def _rank_problems(trained: Mapping[str, tuple[int, ...]]) -> list[PlanProblem]:
             message=f"the rank is above the width of {len(above)} of {len(halves) // 2} layers, "
             f"such as {min(above)}: the rest of it does nothing there",
             fix="choose a lower rank, or a lower one for those by block_ranks",
+        )
+    ]
+
+
+def _hand_off_problems(trained: Mapping[str, tuple[int, ...]]) -> list[PlanProblem]:
+    """A warning about an adapter that InvokeAI could not tell the base of.
+
+    It looks at the keys and values of cross-attention, else at how deep the blocks are (6.14).
+    """
+    telling = re.compile(r"\.attn2\.to_[kv]\.|\.transformer_blocks\.([2-9]|\d\d)\.")
+    if any(telling.search(name) for name in trained):
+        return []
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[adapter] target",
+            message="InvokeAI will not install the adapter: it tells the base model by "
+            "cross-attention or by deep blocks, and none is adapted",
+            fix='choose a target with attention, such as "attention", if it is to be used there',
         )
     ]
 
