@@ -11,7 +11,7 @@ import click
 from styletune import api
 from styletune.cli.shared import clip, computes, gathered, json_option, print_json, registry_option
 from styletune.errors import BadInput, NotFound
-from styletune.text import read_text
+from styletune.text import control_words, read_text
 
 MAX_SEEDS = 10_000
 
@@ -114,10 +114,13 @@ def generate_command(
     words = [*prompts, *_read_prompts(prompts_file)]
     if not words:
         raise BadInput("no prompt", fix='--prompt "a city at sunset" or --prompts FILE')
-    from styletune.sampling.prompts import check_prompts
-
-    # Before a base is loaded for them.
-    check_prompts({f"prompt {i + 1}": prompt for i, prompt in enumerate(words)})
+    if found := [word for prompt in words for word in control_words(prompt)]:
+        # Before a base is loaded for it.
+        raise BadInput(
+            f"{clip(found[0])} is a control word of CLIP's: what comes after is not read",
+            where="--prompt",
+            fix="remove it",
+        )
     seeds = parse_seeds(sampling.seeds)
     version = api.load(
         spec,
