@@ -24,6 +24,9 @@ def test_a_run_of_other_length_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         planned = call("plan", recipe, *SHORT, "train.steps=2")
         assert "has reached step 1" in planned.out
         assert advice in planned.out
+        # Of the same length it is the same run, which somebody wants in another folder.
+        again = ("train.steps=1", "--run-dir", run.parent / "again")
+        assert "another number of steps" not in call("plan", recipe, *SHORT, *again).out
         # Another learning rate is another experiment, not another length.
         other = ("train.steps=2", "--set", "optimizer.learning_rate=1e-4")
         assert "another number of steps" not in call("plan", recipe, *SHORT, *other).out

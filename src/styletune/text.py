@@ -14,8 +14,9 @@ from pathlib import Path
 
 # Far above what a person writes, far below what hurts.
 MAX_TEXT_BYTES = 1 << 20
-# C0 but for tab and line ends, DEL and C1: none of them is a word to a text encoder.
+# CLIP ends at <|endoftext|>, also in the middle of a text.
 CONTROL_WORDS = re.compile(r"<\|[^|\n]{1,40}\|>")
+# C0 but for tab and line ends, DEL and C1: none of them is a word to a text encoder.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
@@ -76,9 +77,12 @@ def control_problem(text: str) -> str:
     return f"line {line} holds the control character U+{ord(found[0]):04X}: remove it"
 
 
-def control_words(text: str) -> list[str]:
-    """CLIP's own control words in a text: it ends at ``<|endoftext|>``, also in the middle."""
-    return CONTROL_WORDS.findall(text)
+def control_word_problem(text: str) -> str:
+    """What is wrong with a prompt that holds a control word of CLIP's; "" for an ordinary one."""
+    found = CONTROL_WORDS.search(text)
+    if found is None:
+        return ""
+    return f"holds {found[0]}, a control word of CLIP's: what comes after is not read"
 
 
 def has_words(text: str) -> bool:

@@ -11,7 +11,7 @@ import click
 from styletune import api
 from styletune.cli.shared import clip, computes, gathered, json_option, print_json, registry_option
 from styletune.errors import BadInput, NotFound
-from styletune.text import control_words, read_text
+from styletune.text import control_word_problem, read_text
 
 MAX_SEEDS = 10_000
 
@@ -114,13 +114,9 @@ def generate_command(
     words = [*prompts, *_read_prompts(prompts_file)]
     if not words:
         raise BadInput("no prompt", fix='--prompt "a city at sunset" or --prompts FILE')
-    if found := [word for prompt in words for word in control_words(prompt)]:
-        # Before a base is loaded for it.
-        raise BadInput(
-            f"{clip(found[0])} is a control word of CLIP's: what comes after is not read",
-            where="--prompt",
-            fix="remove it",
-        )
+    for prompt in words:  # before a base is loaded for them
+        if problem := control_word_problem(prompt):
+            raise BadInput(problem, where=f'prompt "{clip(prompt, 80)}"', fix="remove it")
     seeds = parse_seeds(sampling.seeds)
     version = api.load(
         spec,
@@ -172,13 +168,11 @@ def parse_seeds(text: str) -> list[int]:
             )
         first = int(match[1])
         last = int(match[2] or first)
-        if first <= last < 2**32 and last - first >= MAX_SEEDS:
-            raise BadInput(f"more than {MAX_SEEDS} seeds", where="--seeds", fix="101-110")
         if last < first or last >= 2**32:
             raise BadInput(f'"{part}" is not a range of seeds', where="--seeds", fix="101-110")
-        seeds += range(first, last + 1)
-        if len(seeds) > MAX_SEEDS:
+        if len(seeds) + last - first >= MAX_SEEDS:
             raise BadInput(f"more than {MAX_SEEDS} seeds", where="--seeds", fix="101-110")
+        seeds += range(first, last + 1)
     return list(dict.fromkeys(seeds))
 
 

@@ -30,9 +30,9 @@ def other_length(
         return None
     start = start_from.sha256 if start_from else None
     reached = {
-        entry.run.checkpoint_steps()[-1]: entry.run
+        steps[-1]: entry.run
         for entry in find_runs(run.dir.parent)[0]
-        if entry.run.checkpoint_steps()
+        if (steps := entry.run.checkpoint_steps())
         and _same_place(entry.facts, identity)
         and _same_but_steps(entry, recipe, start)
     }
@@ -57,11 +57,13 @@ def _same_place(facts: RunFacts, identity: Identity) -> bool:
 
 
 def _same_but_steps(entry: RunEntry, recipe: Recipe, start_sha256: str | None) -> bool:
-    """Whether both start from the same adapter, and differ in nothing else that decides one."""
+    """Whether both start from the same adapter, and differ in their steps and nothing else."""
     try:
         there = validate(Recipe, read_toml(entry.run.recipe_file), entry.run.recipe_file)
     except StyletuneError:  # of another version, or gone: nothing can be said of it
         return False
+    if there.train.steps == recipe.train.steps:
+        return False  # the same run, in a folder of its own
     if entry.facts.training_hash != with_start(training_hash(there), start_sha256):
         return False
     train = there.train.model_copy(update={"steps": recipe.train.steps})

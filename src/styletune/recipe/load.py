@@ -119,8 +119,8 @@ def load_recipe(file: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         raise RecipeError(
             f'"{name[:80]}" cannot name a run, whose folder has the name of the recipe',
             where=str(file),
-            fix=f"rename the file: at most {MAX_NAME_BYTES} bytes, no dot, dash or space first or "
-            'last, none of \\ / : * ? " < > |',
+            fix=f"rename the file: at most {MAX_NAME_BYTES} bytes, no dash first, no dot or space "
+            'first or last, no control characters, none of \\ / : * ? " < > |',
         )
     return LoadedRecipe(name=name, file=file.resolve(), recipe=recipe)
 

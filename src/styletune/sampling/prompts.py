@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from styletune.data.captions.lint import find_trigger
 from styletune.errors import DataError
-from styletune.text import control_words
+from styletune.text import control_word_problem
 
 
 def check_prompts(prompts: Mapping[str, str], *, where: str = "") -> None:
@@ -20,12 +20,8 @@ def check_prompts(prompts: Mapping[str, str], *, where: str = "") -> None:
         DataError: one holds a control word of CLIP's.
     """
     for name, prompt in prompts.items():
-        if found := control_words(prompt):
-            raise DataError(
-                f"{name} holds {found[0]}, a control word of CLIP's: what comes after is not read",
-                where=where,
-                fix="remove it",
-            )
+        if problem := control_word_problem(prompt):
+            raise DataError(f"{name} {problem}", where=where, fix="remove it")
 
 
 def prompt_with_trigger(prompt: str, trigger: str) -> str:

@@ -33,7 +33,7 @@ from styletune.progress import Advance, progress
 # in up to 36 bits, another logo on the same motif in up to 63, JPEG copies at 80 % size in up to
 # 50; different pictures of one series in at least 82, different photographs in at least 287.
 MAX_DISTANCE = 72
-_SHOWN_FROM = 500  # fewer take less than a second
+_SHOWN_FROM = 500  # images; fewer are compared at once
 
 
 @dataclass(frozen=True, slots=True)
