@@ -65,7 +65,9 @@ def test_key_in_the_wrong_section(brand: Path, styletune: Command, tmp_path: Pat
 def test_wrong_type(brand: Path, styletune: Command, tmp_path: Path) -> None:
     """A string where a number belongs is refused, not converted."""
     edit(brand, "batch_size = 8", 'batch_size = "8"')
-    assert refuse(styletune, brand, tmp_path).code == 2
+    answer = refuse(styletune, brand, tmp_path)
+    assert answer.code == 2
+    assert "fix: a value such as 1" in answer.err
 
 
 def test_missing_recipe(styletune: Command, tmp_path: Path) -> None:
@@ -310,6 +312,27 @@ def test_registry_and_generate_errors(styletune: Command, tmp_path: Path) -> Non
     assert styletune("pull", "x@banana", "--registry", missing).code in (2, 3)
     assert styletune("publish").code == 2
     assert styletune("nonsense").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("pull", "@1"), "cannot name an adapter"),
+        (("pull", "x", "--registry", "s3:/bucket"), "s3://bucket"),
+        (("generate", "x", "--prompt", ""), "no words"),
+        (("generate", "x", "--prompt", "..."), "no words"),
+        (("generate", "x", "--prompts", "/"), "one prompt per line"),
+        (("generate", "x", "--prompt", "a", "--strength", "nan"), "not in the range"),
+        (("generate", "x", "--prompt", "a", "--guidance-scale", "nan"), "not in the range"),
+    ],
+)
+def test_requests_are_read_before_the_registry(
+    words: tuple[str, ...], part: str, styletune: Command
+) -> None:
+    """What is wrong with the words is said, not that there is no registry here."""
+    answer = styletune(*words)
+    assert answer.code == 2
+    assert part in answer.err
 
 
 def test_errors_are_json_when_asked(styletune: Command, tmp_path: Path) -> None:

@@ -190,6 +190,26 @@ PUBLISH = '[publish]\nname = "brand"\nlicense = "CC0-1.0"\n'
             ["lokr", "publish.plain_lora_rank"],
         ),
         (GOOD + PUBLISH + "plain_lora_rank = 8\n", "recipe", ["publish.plain_lora_rank", "lora"]),
+        (
+            GOOD + "[train]\nsteps = 10000000\ncheckpoint_every = 1\n",
+            "[train]",
+            ["checkpoint_every", "10,000,000 checkpoints"],
+        ),
+        (GOOD + '[preview]\nprompts = ["a city", "  "]\n', "[preview]", ["prompt 2", "no words"]),
+        *(
+            (f"{GOOD}[{key.partition('.')[0]}]\n{key.partition('.')[2]}\n", "recipe", [needs])
+            for key, needs in (
+                ("train.huber_delta = 0.3", 'train.loss = "huber"'),
+                ('train.weighting = "none"\nsnr_gamma = 4.0', 'train.weighting = "min-snr"'),
+                ('train.tracker_project = "acme"', "train.tracker"),
+                ("optimizer.schedule_power = 1.0", 'optimizer.schedule = "polynomial"'),
+                ('adapter.new_tokens_init = "city"', "adapter.new_tokens"),
+                ("dreambooth.prior_loss_weight = 2.0", "dreambooth.prior"),
+            )
+        ),
+        (GOOD + "caption_keep_first = 1\n", "recipe", ["data.caption_shuffle"]),
+        (GOOD + "buckets = false\nmax_aspect = 3.0\n", "recipe", ["data.max_aspect"]),
+        (GOOD + "buckets = false\nbucket_step = 32\n", "recipe", ["data.bucket_step"]),
     ],
 )
 def test_keys_that_do_not_go_together_are_named(
@@ -223,6 +243,9 @@ def test_keys_that_do_not_go_together_are_named(
         GOOD + '[adapter]\ntext_encoders = "first"\n[optimizer]\nname = "prodigy"\n'
         "learning_rate = 1.0\ntext_encoder_learning_rate = 0.0\n",
         GOOD + '[adapter]\nkind = "lokr"\n' + PUBLISH + "plain_lora_rank = 8\n",
+        GOOD + '[train]\nloss = "huber"\nhuber_delta = 0.3\n',
+        GOOD + "[train]\nsteps = 10000000\ncheckpoint_every = 1000\n",
+        GOOD + '[preview]\nprompts = ["a city"]\nsteps = 30\n',
     ],
 )
 def test_keys_that_go_together_are_taken_together(tmp_path: Path, text: str) -> None:

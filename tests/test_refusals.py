@@ -49,6 +49,24 @@ def foreign_adapter(file: Path) -> None:
     save_file({"lora_unet_nowhere.lora_down.weight": torch.zeros(4, 4)}, file)
 
 
+def packed(**tensors: torch.Tensor) -> Callable[[Path], object]:
+    """Writes an adapter of this tool's form with these tensors instead of its own."""
+    spec = AdapterSpec(rank=8, alpha=8.0)
+    return lambda file: save_adapter(file, tensors, spec)
+
+
+def scaled_adapter(file: Path) -> None:
+    tensors = load_file(starting_adapter(file))
+    wild = {name: torch.full_like(tensor, 1e30) for name, tensor in tensors.items()}
+    save_adapter(file, wild, AdapterSpec(rank=8, alpha=8.0))
+
+
+def counted_adapter(file: Path) -> None:
+    tensors = load_file(starting_adapter(file))
+    whole = {name: tensor.to(torch.int32) for name, tensor in tensors.items()}
+    save_adapter(file, whole, AdapterSpec(rank=8, alpha=8.0))
+
+
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
 LONG = " ".join(["landscape"] * 90)
 
@@ -99,6 +117,35 @@ REFUSED: dict[str, tuple[Callable[[Path], object] | None, tuple[str, ...], int, 
     ),
     "start from NaN": (nan_adapter, (), 2, "not finite"),
     "start from another family": (foreign_adapter, (), 2, "lora_unet_nowhere"),
+    "start from a file without tensors": (packed(), (), 2, "holds no tensors"),
+    "start from something else": (packed(latents=torch.zeros(4)), (), 2, "key latents is not"),
+    "start from integers": (counted_adapter, (), 2, "is int32"),
+    "start from huge values": (scaled_adapter, (), 2, "float16"),
+    "start from another target": (
+        starting_adapter,
+        ("adapter.target=attention",),
+        2,
+        "set adapter.target",
+    ),
+    "start from another conv rank": (
+        starting_adapter,
+        ("adapter.conv_rank=4",),
+        2,
+        "leave adapter.conv_rank out",
+    ),
+    "start from other block ranks": (
+        starting_adapter,
+        ('adapter.block_ranks={"mid_block.*"=4}',),
+        2,
+        "adapter.block_ranks",
+    ),
+    "more steps than anybody trains": (None, (f"train.steps={'9' * 23}",), 2, "steps"),
+    "an address for a folder": (
+        None,
+        ("data.path=https://example.com/set.zip",),
+        2,
+        "download it",
+    ),
     "start from nothing": (lambda _: None, (), 3, "s.safetensors"),
     "an encoder without weights here": (
         lambda f: f.with_name("suite.toml").write_text(
@@ -174,6 +221,35 @@ def test_plan_refuses_damaged_checkpoints(finished: Finished, tmp_path: Path) ->
         answer = call(verb, finished.recipe, "--runs-dir", runs)
         assert answer.code == 4, verb
         assert "step-000020" in answer.err
+
+
+@pytest.mark.parametrize("verb", ["plan", "train", "run", "publish"])
+@pytest.mark.parametrize("damage", ["gone", "another step's"])
+def test_a_finished_run_without_its_last_adapter_is_not_taken_for_whole(
+    verb: str, damage: str, finished: Finished, tmp_path: Path
+) -> None:
+    """Every command on it says so, and which checkpoint it is."""
+    runs = tmp_path / "runs"
+    shutil.copytree(finished.run_dir, runs / "small" / finished.run_dir.name)
+    run = Run(runs / "small" / finished.run_dir.name)
+    first, last = run.adapter_file(20), run.adapter_file(run.checkpoint_steps()[-1])
+    last.unlink()
+    if damage != "gone":
+        shutil.copy(first, last)
+    registry = ("--registry", tmp_path / "registry") if verb == "publish" else ()
+    answer = call(verb, finished.recipe, "--runs-dir", runs, *registry)
+    assert answer.code == 4, answer.err
+    assert last.parent.name in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_a_new_word_that_no_caption_has_is_told(brand: Path, styletune: Command) -> None:
+    """Nothing would be learned for it."""
+    words = ("--set", 'adapter.new_tokens=["<acme>"]', "--json")
+    problems = styletune("plan", brand, *words).json["problems"]
+    (problem,) = (p for p in problems if p["where"] == "[adapter] new_tokens")
+    assert problem["severity"] == "warning"
+    assert "<acme>" in problem["message"]
 
 
 def test_plan_refuses_a_place_that_is_a_file(

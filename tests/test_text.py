@@ -14,7 +14,14 @@ from job_parts import CARD, SUITE, Answer
 from styletune.errors import RecipeError
 from styletune.recipe.toml import parse_toml, read_toml
 from styletune.scoring.suite import load_suite
-from styletune.text import decode_text, has_words, read_bounded, read_text, visible
+from styletune.text import (
+    decode_text,
+    has_words,
+    odd_characters,
+    read_bounded,
+    read_text,
+    visible,
+)
 
 Command = Callable[..., Answer]
 BOM = b"\xef\xbb\xbf"
@@ -38,6 +45,7 @@ def test_a_byte_order_mark_is_no_word(tmp_path: Path) -> None:
         ("first\n\xe9t\xe9".encode("latin-1"), "line 2 is not UTF-8 text"),
         (b"a\x85b\xc2\x85", "not UTF-8"),
         (b"a\xc2\x85b", "U+0085"),
+        ("a city\nby the s\ufffda".encode(), "line 2 holds U+FFFD"),
     ],
 )
 def test_what_is_not_plain_text_is_refused(content: bytes, part: str) -> None:
@@ -45,6 +53,25 @@ def test_what_is_not_plain_text_is_refused(content: bytes, part: str) -> None:
     with pytest.raises(ValueError, match="line") as caught:
         decode_text(content)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("cafÃ© by the sea", '"Ã©", probably "é"'),
+        ("dawn â€“ the sea", '"â€“", probably "–"'),
+        ("a\u200b city", "U+200B"),
+        ("\u202ea city", "U+202E"),
+        ("“Größe” – naïve café, 10 °C, Ærø, Żółć", ""),
+        ("👨\u200d👩\u200d👧 on a beach", ""),
+        ("می\u200cخواهم", ""),
+    ],
+)
+def test_characters_that_nobody_meant_are_found(text: str, part: str) -> None:
+    """Misread and invisible ones; not the joiners that scripts and emoji need."""
+    found = odd_characters(text)
+    assert part in found
+    assert bool(found) == bool(part)
 
 
 def test_endless_files_are_not_read(tmp_path: Path) -> None:

@@ -370,7 +370,8 @@ def pull(
     from styletune.registry.resolve import parse_spec
     from styletune.registry.store import open_store
 
-    return pull_version(open_store(registry, create=False), parse_spec(version), Path(to))
+    wanted = parse_spec(version)  # first: a registry may be far away
+    return pull_version(open_store(registry, create=False), wanted, Path(to))
 
 
 def load(

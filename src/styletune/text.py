@@ -19,6 +19,17 @@ CONTROL_WORDS = re.compile(r"<\|[^|\n]{1,40}\|>")
 # C0 but for tab and line ends, DEL and C1: none of them is a word to a text encoder.
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
+# The same, and what Python makes of a byte that is not UTF-8 (PEP 383).
+_ESCAPED = re.compile(f"{_CONTROLS.pattern[:-1]}\udc80-\udcff]")
+# What no reader sees and every tokenizer does: zero-width spaces, marks of direction, soft
+# hyphens. Not the joiners, which some scripts and emoji need.
+_INVISIBLE = re.compile("[\u00ad\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+# A letter beyond ASCII in UTF-8 that was read as Windows-1252.
+_MISREAD = re.compile(
+    "[\u00c2-\u00f4][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc"
+    "\u2013\u2014\u2018-\u201a\u201c-\u201e\u2020-\u2022\u2026\u2030\u2039\u203a\u20ac\u2122]+"
+)
+
 
 def read_bounded(file: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """The bytes of a regular file.
@@ -64,17 +75,26 @@ def read_text(file: Path, max_bytes: int = MAX_TEXT_BYTES) -> str:
 
 
 def control_problem(text: str) -> str:
-    """What is wrong with a text that holds control characters; "" for ordinary text.
+    """What is wrong with a text that holds control characters or has lost letters; "" for
+    ordinary text.
 
     Text in UTF-16 that was read as UTF-8 is mostly NUL characters, and no tokenizer refuses them.
     """
     found = _CONTROLS.search(text)
     if found is None:
-        return ""
+        return _damaged(text)
     line = text.count("\n", 0, found.start()) + 1
     if found[0] == "\0":
         return f"line {line} holds NUL characters: probably UTF-16; save it as UTF-8"
     return f"line {line} holds the control character U+{ord(found[0]):04X}: remove it"
+
+
+def _damaged(text: str) -> str:
+    """What is wrong with a text that has lost letters; "" for ordinary text."""
+    if "\ufffd" not in text:
+        return ""
+    line = text.count("\n", 0, text.index("\ufffd")) + 1
+    return f"line {line} holds U+FFFD, left where a letter was lost: write the letter again"
 
 
 def control_word_problem(text: str) -> str:
@@ -85,11 +105,28 @@ def control_word_problem(text: str) -> str:
     return f"holds {found[0]}, a control word of CLIP's: what comes after is not read"
 
 
+def odd_characters(text: str) -> str:
+    """Characters that nobody meant to write: invisible ones, or letters read in a wrong encoding;
+    "" for ordinary text.
+    """
+    if found := _INVISIBLE.search(text):
+        return f"the invisible U+{ord(found[0]):04X}"
+    for found in _MISREAD.finditer(text):
+        try:
+            meant = found[0].encode("cp1252").decode()
+        except UnicodeError:
+            continue
+        return f'"{found[0]}", probably "{meant}"'
+    return ""
+
+
 def has_words(text: str) -> bool:
     """Whether a text says anything: a letter, a digit or a symbol such as an emoji."""
     return any(c.isalnum() or unicodedata.category(c) == "So" for c in text)
 
 
 def visible(text: str) -> str:
-    """The text for a terminal: control characters, which could steer it, are escaped."""
-    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    """The text for a terminal: control characters, which could steer it, and bytes of names that
+    are not UTF-8 are escaped.
+    """
+    return _ESCAPED.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)

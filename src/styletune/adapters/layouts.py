@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from styletune.adapters.file import AdapterKind, AdapterSpec, load_adapter
+from styletune.adapters.file import PART, AdapterKind, AdapterSpec, load_adapter
 from styletune.adapters.names import known_modules, modules_by_flat_name, modules_by_kohya_name
 from styletune.adapters.updates import module_scales
 from styletune.errors import BadInput, BaseModelError, IntegrityError, NotFound
@@ -42,6 +42,8 @@ _PARTS: dict[AdapterKind, set[str]] = {
     "dora": {*_TWO_HALVES, "lora_magnitude_vector"},
     "loha": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
 }
+# float16, in which other tools load adapters.
+MAX_WEIGHT = 65504
 _LOKR = re.compile(r"lokr_w[12](_[ab])?")
 
 
@@ -54,8 +56,8 @@ def read_adapter_file(file: Path, family: Family) -> tuple[dict[str, Tensor], Ad
     Raises:
         NotFound: no such file.
         IntegrityError: not a whole safetensors file.
-        BadInput: another family's adapter, mixed layouts, unknown keys or values that are not
-            finite; the first is named.
+        BadInput: another family's adapter, mixed layouts, unknown keys, no weights, or values
+            that are not floating-point numbers within float16's range; the first is named.
     """
     tensors, spec = _read(file, family)
     wild = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
@@ -64,6 +66,15 @@ def read_adapter_file(file: Path, family: Family) -> tuple[dict[str, Tensor], Ad
             f"{len(wild)} of {len(tensors)} tensors are not finite, the first: {wild[0]}",
             where=str(file),
             fix="start from an earlier checkpoint: this one has diverged",
+        )
+    huge = {n: v for n, t in tensors.items() if (v := float(t.abs().max())) > MAX_WEIGHT}
+    if huge:
+        name, value = next(iter(huge.items()))
+        raise BadInput(
+            f"{len(huge)} of {len(tensors)} tensors hold values above {MAX_WEIGHT:,}, more than "
+            f"float16 can; the first: {name} ({value:.3g})",
+            where=str(file),
+            fix="start from another file: this one is damaged or has diverged",
         )
     return tensors, spec
 
@@ -82,10 +93,11 @@ def _read(file: Path, family: Family) -> tuple[dict[str, Tensor], AdapterSpec]:
     except (SafetensorError, OSError) as error:
         raise IntegrityError(f"not a whole safetensors file: {error}", where=str(file)) from None
     own = _json(header.get("styletune.adapter"))
-    if "rank" in own:
-        return load_adapter(file)
     fix = f"give a file of this tool, diffusers, PEFT or kohya for {family.name}"
     try:
+        _check_content(content)
+        if "rank" in own:
+            return _own(file, family)
         modules, alphas = _modules(content, family)
         kind = _kind(modules)
         modules = {m: _own_shape(m, parts) for m, parts in modules.items()}
@@ -113,6 +125,28 @@ def _read(file: Path, family: Family) -> tuple[dict[str, Tensor], AdapterSpec]:
         tokens=tuple(own.get("tokens", ())),
     )
     return tensors, spec
+
+
+def _own(file: Path, family: Family) -> tuple[dict[str, Tensor], AdapterSpec]:
+    """What ``save_adapter`` wrote. Raises _UnknownFile for tensors of anything else."""
+    tensors, spec = load_adapter(file)
+    rows = _embedding_keys(family)
+    odd = [name for name in tensors if not PART.search(name) and name not in rows]
+    if odd:
+        raise _UnknownFile(f"the key {odd[0]} is not known")
+    return tensors, spec
+
+
+def _check_content(content: Mapping[str, Tensor]) -> None:
+    """Raise _UnknownFile for a file without tensors, or with other than floating-point ones."""
+    if not content:
+        raise _UnknownFile("holds no tensors")
+    for name, tensor in content.items():
+        if name.endswith(".alpha"):  # a number, in any type
+            continue
+        if not tensor.is_floating_point() or not tensor.numel():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise _UnknownFile(f"{name} is {kind} of shape {tuple(tensor.shape)}, not weights")
 
 
 def rescaled(

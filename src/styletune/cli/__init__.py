@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             error.show()
         sys.exit(2)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        say("\nstopped; nothing is half-written. Rerun to resume from the last checkpoint.")
+        say("\nstopped; nothing is half-written. The same command goes on from what is done.")
         sys.exit(130)
     except OSError as error:
         # A name that no file can have, a folder without permission, a broken disk.

@@ -9,9 +9,17 @@ from pathlib import Path
 import click
 
 from styletune import api
-from styletune.cli.shared import clip, computes, gathered, json_option, print_json, registry_option
+from styletune.cli.shared import (
+    FiniteRange,
+    clip,
+    computes,
+    gathered,
+    json_option,
+    print_json,
+    registry_option,
+)
 from styletune.errors import BadInput, NotFound
-from styletune.text import control_word_problem, read_text
+from styletune.text import control_word_problem, has_words, read_text
 
 MAX_SEEDS = 10_000
 
@@ -77,12 +85,12 @@ class Sampling:
     help="Text file, one prompt per line; # starts a comment.",
 )
 @click.option("--seeds", default="1", show_default=True, help="Such as 7, 101-110 or 1,5,9.")
-@click.option("--strength", type=click.FloatRange(-2, 2), help="The published one if left out.")
+@click.option("--strength", type=FiniteRange(-2, 2), help="The published one if left out.")
 @click.option("--steps", type=click.IntRange(1, 1000), default=25, show_default=True)
 @click.option("--base", "base_model", help="The base model, if it is elsewhere on this machine.")
 @click.option("--vae", help="Its separate VAE, if that is elsewhere on this machine.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=4, show_default=True)
-@click.option("--guidance-scale", type=click.FloatRange(1, 50), default=5.0, show_default=True)
+@click.option("--guidance-scale", type=FiniteRange(1, 50), default=5.0, show_default=True)
 @registry_option
 @click.option(
     "--pulled",
@@ -117,6 +125,8 @@ def generate_command(
     for prompt in words:  # before a base is loaded for them
         if problem := control_word_problem(prompt):
             raise BadInput(problem, where=f'prompt "{clip(prompt, 80)}"', fix="remove it")
+        if not has_words(prompt):
+            raise BadInput("has no words", where=f'prompt "{clip(prompt, 80)}"', fix="write some")
     seeds = parse_seeds(sampling.seeds)
     version = api.load(
         spec,
@@ -152,7 +162,9 @@ def _read_prompts(file: Path | None) -> list[str]:
     except ValueError as error:
         raise BadInput(str(error), where=str(file), fix="one prompt per line") from None
     except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror}", where=str(file)) from None
+        raise BadInput(
+            f"cannot be read: {error.strerror}", where=str(file), fix="a text, one prompt per line"
+        ) from None
     stripped = [line.strip() for line in lines]
     return [line for line in stripped if line and not line.startswith("#")]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -98,6 +99,19 @@ def computes(command: Command) -> Command:
         command(**options)
 
     return run
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers; NaN, which compares with none, is outside of it."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Raises UsageError."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", param, ctx)
+        return number
 
 
 def json_option(command: Command) -> Command:

@@ -26,6 +26,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "ambiguous-caption": ("error", "two captions for one image"),
     "unread-caption-file": ("error", "a caption file whose name is not recognized"),
     "placeholder": ("error", "a template's placeholder is still in the caption"),
+    "odd-characters": ("warning", "invisible characters, or letters in a wrong encoding"),
     "too-long-caption": ("error", "longer than CLIP's 77 tokens; the end would be cut off"),
     "too-small": ("error", "would be enlarged more than 1.25 times"),
     "bad-mask": ("error", "a mask that is missing or does not fit its image"),
@@ -119,7 +120,7 @@ def data_error(where: str, errors: Sequence[Finding]) -> DataError:
 
 def printable(name: str) -> str:
     """A name as plain text: bytes that are not UTF-8, and control characters, are escaped."""
-    return visible(name.encode("utf-8", "backslashreplace").decode())
+    return visible(name).encode("utf-8", "backslashreplace").decode()
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:

@@ -89,6 +89,7 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
         *notes,
         *_batch_problems(train, sees),
         *_caption_problems(recipe.data, sees),
+        *_new_word_problems(recipe.adapter.new_tokens, sees),
         *_encoder_problems(suite, base),
         *([needs.problem] if needs.problem else []),
     ]
@@ -229,6 +230,22 @@ def _caption_problems(data: DataSection, sees: Sequence[Entry]) -> list[PlanProb
             where="[data] caption_shuffle, caption_tag_dropout",
             message="no caption has a comma, so all its variants are alike",
             fix="separate the parts of captions by commas, or leave the keys out",
+        )
+    ]
+
+
+def _new_word_problems(new_tokens: Sequence[str], sees: Sequence[Entry]) -> list[PlanProblem]:
+    """A warning about new words that no caption has: their meaning would not be trained."""
+    texts = {entry.row.text.casefold() for entry in sees}
+    unused = [word for word in new_tokens if not any(word.casefold() in text for text in texts)]
+    if not unused:
+        return []
+    return [
+        PlanProblem(
+            severity="warning",
+            where="[adapter] new_tokens",
+            message=f"no caption has {', '.join(unused)}, so nothing is learned for it",
+            fix="write it into the captions, or leave it out",
         )
     ]
 

@@ -18,6 +18,7 @@ from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeEr
 from styletune.files import require_writable
 from styletune.job.facts import data_facts, public_recipe, score_inputs
 from styletune.job.job import Job
+from styletune.job.trainable import check_resumable
 from styletune.models.base import BaseFiles
 from styletune.models.names import base_words
 from styletune.recipe import LoadedRecipe, PublishSection, recipe_hash
@@ -101,10 +102,12 @@ def publish(job: Job, registry: str, who: str) -> Published:
         NotFound: it has not been scored.
         CheckFailed: it did not pass its gates.
         Conflict: that version exists.
+        IntegrityError: a checkpoint is damaged.
     """
     section, run = _publish_section(job.loaded), job.run
     if not run.summary_file.is_file():
         raise NotFound("not scored yet", where=str(run.dir), fix="styletune score first")
+    check_resumable(run, job.identity)
     summary = read_summary(run)
     suite = job.suite
     if suite is None or summary.inputs != score_inputs(run, suite, job.base.hash, job.data):

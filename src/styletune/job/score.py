@@ -13,6 +13,7 @@ from styletune.errors import BadInput, NotFound
 from styletune.files import file_sha256
 from styletune.job.facts import data_facts, origin_facts, score_inputs
 from styletune.job.job import Job
+from styletune.job.trainable import check_resumable
 from styletune.places import device_name
 from styletune.planning.preflight import configs_of, require_room
 from styletune.runs import Run
@@ -51,6 +52,7 @@ def score(job: Job) -> Summary:
     Raises:
         BadInput: the recipe has no [score].
         NotFound: there is no checkpoint yet.
+        Conflict, IntegrityError: as ``check_resumable``.
     """
     suite, section, run = job.suite, job.recipe.score, job.run
     if suite is None or section is None:
@@ -58,10 +60,7 @@ def score(job: Job) -> Summary:
     steps = run.checkpoint_steps()
     if not steps:
         raise NotFound("no checkpoint to score", where=str(run.dir), fix="styletune train first")
-    from styletune.training.checkpoint import check_receipt
-
-    for step in steps:
-        check_receipt(run, step, job.identity)
+    check_resumable(run, job.identity)
     inputs = score_inputs(run, suite, job.base.hash, job.data)
     if run.summary_file.is_file() and run.scores_file.is_file():
         summary = read_summary(run)

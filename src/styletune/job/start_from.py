@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,15 +84,35 @@ def check_start(
             if key in values and tuple(values[key].shape) != trained.get(key):
                 raise IntegrityError(f"its rows of new words ({key}) are of another number or size")
     except IntegrityError as error:
-        ranks = {v.shape[0] for name, v in values.items() if name.endswith("lora_A.weight")}
-        other_rank = len(ranks) == 1 and ranks != {adapter.rank}
         raise BadInput(
             f"does not fit the recipe's adapter: {error.message}",
             where=_where(start.path),
-            fix=f"set adapter.rank = {ranks.pop()}"
-            if other_rank
-            else "choose the target, rank, text encoders and new tokens that it was trained with",
+            fix=_fitting(values, adapter, trained),
         ) from None
+
+
+def _fitting(
+    values: Mapping[str, Tensor], adapter: AdapterSection, trained: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Which keys of [adapter] to set to what the file has."""
+    halves = {n: tuple(v.shape) for n, v in values.items() if n.endswith("lora_A.weight")}
+    ranks = {shape[0] for shape in halves.values()}
+    if len(ranks) == 1 and ranks != {adapter.rank}:
+        return f"set adapter.rank = {ranks.pop()}"
+
+    conv_ranks = [shape[0] for shape in halves.values() if len(shape) == 4]
+    if conv_ranks and adapter.conv_rank is None:
+        return f"set adapter.conv_rank = {Counter(conv_ranks).most_common(1)[0][0]}"
+    if halves and not conv_ranks and adapter.conv_rank is not None:
+        return "leave adapter.conv_rank out"
+    there, here = ({n.rpartition(".lora_")[0] for n in names} for names in (values, trained))
+    if {n for n in there if n.startswith("unet.")} != {n for n in here if n.startswith("unet.")}:
+        return "set adapter.target to what it was trained with"
+    if there != here:
+        return "set adapter.text_encoders and text_encoder_target to what it was trained with"
+    if halves:
+        return "set adapter.rank, block_ranks and conv_rank to what it was trained with"
+    return "choose the target, rank, text encoders and new tokens that it was trained with"
 
 
 def _where(file: Path) -> str:

@@ -15,7 +15,7 @@ from styletune.job.encode import EncodedData, encode
 from styletune.job.facts import begin_run, origin_facts
 from styletune.job.job import Job, StartFile
 from styletune.job.start_from import check_start, starting_values
-from styletune.job.trainable import check_output, check_trainable
+from styletune.job.trainable import check_output, check_resumable, check_trainable
 from styletune.models.families import family_of
 from styletune.planning.preflight import configs_of, require_room
 from styletune.planning.workload import DRAWN_AT_ONCE
@@ -40,13 +40,14 @@ if TYPE_CHECKING:
 def train(job: Job) -> bool:
     """Train to the last step; False when that had been done already.
 
-    Raises as ``require_room``, ``check_trainable``, ``check_output``, ``make_accelerator``,
-    ``hold_run``, ``agreed_step``, ``train_adapter``, ``build_cache``, ``adapt`` and
-    ``load_pipeline``.
+    Raises as ``check_resumable``, ``require_room``, ``check_trainable``, ``check_output``,
+    ``make_accelerator``, ``hold_run``, ``agreed_step``, ``train_adapter``, ``build_cache``,
+    ``adapt`` and ``load_pipeline``.
     """
     recipe, section = job.recipe, job.recipe.train
     # Of several processes none leaves on its own: the others would wait for it.
     alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    check_resumable(job.run, job.identity)
     if alone and job.is_trained:
         return False
     configs = configs_of(job.base)

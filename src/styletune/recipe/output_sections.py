@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from styletune.recipe.section import (
     MAX_NAME_CHARACTERS,
@@ -12,6 +14,7 @@ from styletune.recipe.section import (
     Section,
     Strings,
 )
+from styletune.text import has_words
 
 
 class PreviewSection(Section):
@@ -30,6 +33,13 @@ class PreviewSection(Section):
     steps: int = Field(
         20, ge=1, le=1000, description="Denoising steps of a preview: more are sharper and slower."
     )
+
+    @model_validator(mode="after")
+    def _worded(self) -> Self:
+        for number, prompt in enumerate(self.prompts, start=1):
+            if not has_words(prompt):
+                raise ValueError(f"prompt {number} of preview.prompts has no words")
+        return self
 
 
 class ScoreSection(Section):

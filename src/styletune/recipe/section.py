@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -32,6 +33,8 @@ def _possible_path(text: str) -> str:
             "holds a line break or tab: in double quotes a backslash starts an escape; use / or "
             "single quotes"
         )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise ValueError("is an address: download it, and give its place on this machine")
     if any(len(part.encode()) > 255 for part in text.split("/")) or len(text.encode()) > 4000:
         raise ValueError("a part of it is longer than any file name")
     return text

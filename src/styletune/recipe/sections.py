@@ -6,6 +6,7 @@ sections; checks that need the base model or the images live where those are ope
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 from pydantic import model_validator
@@ -20,6 +21,35 @@ from styletune.recipe.training_sections import (
     OptimizerSection,
     TrainSection,
 )
+
+# Keys that mean nothing unless another key has a certain value: which, and whether it has.
+_NEEDS: dict[tuple[str, str], tuple[str, Callable[[Recipe], bool]]] = {
+    ("train", "huber_delta"): ('train.loss = "huber"', lambda r: r.train.loss == "huber"),
+    ("train", "snr_gamma"): (
+        'train.weighting = "min-snr"',
+        lambda r: r.train.weighting == "min-snr",
+    ),
+    ("train", "tracker_project"): ("train.tracker", lambda r: r.train.tracker != "none"),
+    ("optimizer", "schedule_power"): (
+        'optimizer.schedule = "polynomial"',
+        lambda r: r.optimizer.schedule == "polynomial",
+    ),
+    ("adapter", "new_tokens_init"): ("adapter.new_tokens", lambda r: bool(r.adapter.new_tokens)),
+    ("dreambooth", "num_class_images"): (
+        'dreambooth.prior = "images"',
+        lambda r: r.dreambooth.prior == "images",
+    ),
+    ("dreambooth", "prior_loss_weight"): (
+        "dreambooth.prior",
+        lambda r: r.dreambooth.prior != "none",
+    ),
+    ("data", "caption_keep_first"): (
+        "data.caption_shuffle or data.caption_tag_dropout",
+        lambda r: r.data.caption_variants > 1,
+    ),
+    ("data", "bucket_step"): ("data.buckets", lambda r: r.data.buckets),
+    ("data", "max_aspect"): ("data.buckets", lambda r: r.data.buckets),
+}
 
 
 class Recipe(Section):
@@ -61,6 +91,13 @@ class Recipe(Section):
     def _used(self) -> Self:
         """Refuse a key that would silently do nothing."""
         optimizer, adapter = self.optimizer, self.adapter
+        for (name, key), (needs, is_met) in _NEEDS.items():
+            section = getattr(self, name)
+            # A resolved recipe spells defaults out and must load again.
+            if getattr(section, key) != type(section).model_fields[key].default and not is_met(
+                self
+            ):
+                raise ValueError(f"{name}.{key} does nothing without {needs}")
         trained = {
             "text_encoder": adapter.text_encoders in ("first", "both"),
             "text_encoder_2": adapter.text_encoders in ("second", "both"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from styletune.errors import NotFound, RecipeError
 from styletune.text import control_problem, decode_text, read_bounded
@@ -188,9 +189,17 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
         near = difflib.get_close_matches(_cut(str(item.get("input"))), choices, n=1)
         fix = f'did you mean "{near[0]}"? ' if near else ""
         return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
-    info = owner.model_fields.get(key)
     path = ".".join(map(_cut, loc[1:] if in_section else loc))
-    return where, f"{path} = {value}: {message}", (info.description or "") if info else ""
+    return where, f"{path} = {value}: {message}", _fix(owner.model_fields.get(key), item["type"])
+
+
+def _fix(info: FieldInfo | None, fault: str) -> str:
+    """The default as an example of a value's form, or what the key means."""
+    if info is None:
+        return ""
+    if fault.endswith("_type") and isinstance(info.default, bool | int | float | str):
+        return f"a value such as {json.dumps(info.default)}"
+    return info.description or ""
 
 
 def _cut(text: str) -> str:

@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from styletune.recipe.section import PathText, Section, Strings, as_tuple
 
+# Far above what anybody trains; the plan names every checkpoint.
+MAX_STEPS, MAX_CHECKPOINTS = 10_000_000, 10_000
 Checkpointing = Literal["none", "ff", "full"]
 Quantization = Literal["none", "int8", "nf4"]
 TextEncoders = Literal["none", "first", "second", "both"]
@@ -82,6 +84,7 @@ class AdapterSection(Section):
     alpha: float | None = Field(
         None,
         gt=0,
+        le=1e5,
         description="The update is scaled by alpha / rank; equal to rank, a factor of 1, if left "
         "out. A learning rate from another tool belongs to that tool's alpha and "
         "rank.",
@@ -290,12 +293,14 @@ class OptimizerSection(Section):
     warmup_steps: int = Field(
         0,
         ge=0,
+        le=MAX_STEPS,
         description="Steps at the start over which the learning rate rises from 0, so that the "
         "first gradients do no harm.",
     )
     max_grad_norm: float = Field(
         1.0,
         gt=0,
+        le=1e9,
         description="Gradients with a larger norm are scaled down to it, so that one odd batch "
         "does not throw the adapter off.",
     )
@@ -329,6 +334,7 @@ class TrainSection(Section):
     steps: int = Field(
         1000,
         ge=1,
+        le=MAX_STEPS,
         description="Number of optimizer steps; checkpoints along the way are compared, so too "
         "many only cost time.",
     )
@@ -384,6 +390,7 @@ class TrainSection(Section):
     snr_gamma: float = Field(
         5.0,
         gt=0,
+        le=1e6,
         description="Signal-to-noise ratio from which min-SNR reduces the weight: 5 is the "
         "paper's value, lower starts sooner.",
     )
@@ -393,7 +400,10 @@ class TrainSection(Section):
         "(huber), so that odd images pull less.",
     )
     huber_delta: float = Field(
-        0.1, gt=0, description="Error from which huber grows linearly instead of quadratically."
+        0.1,
+        gt=0,
+        le=1000,
+        description="Error from which huber grows linearly instead of quadratically.",
     )
     noise_offset: float = Field(
         0.0,
@@ -445,22 +455,25 @@ class TrainSection(Section):
     checkpoint_every: int = Field(
         250,
         ge=1,
+        le=MAX_STEPS,
         description="Steps between checkpoints, which a run resumes from and which are compared "
         "at the end.",
     )
     keep_last: int | None = Field(
         None,
         ge=1,
+        le=MAX_STEPS,
         description="How many checkpoints keep the large file needed to resume; older ones keep "
         "only their adapter. All of them if left out.",
     )
     validation_every: int = Field(
         0,
         ge=0,
+        le=MAX_STEPS,
         description="Steps between measurements of the loss on the held-out images, which rises "
         "when the adapter memorizes; 0 turns it off.",
     )
-    log_every: int = Field(10, ge=1, description="Steps between lines of log.jsonl.")
+    log_every: int = Field(10, ge=1, le=MAX_STEPS, description="Steps between lines of log.jsonl.")
     tracker: Literal["none", "wandb"] = Field(
         "none", description='Also log to Weights & Biases; needs pip install "styletune[wandb]".'
     )
@@ -470,6 +483,12 @@ class TrainSection(Section):
     def _consistent(self) -> Self:
         if self.max_timestep is not None and self.min_timestep > self.max_timestep:
             raise ValueError("min_timestep is above max_timestep")
+        count = -(-self.steps // self.checkpoint_every)
+        if count > MAX_CHECKPOINTS:
+            raise ValueError(
+                f"steps and checkpoint_every make {count:,} checkpoints, {MAX_CHECKPOINTS:,} are "
+                "the most: raise checkpoint_every"
+            )
         return self
 
     @property

@@ -45,6 +45,12 @@ def open_store(location: str | Path, *, create: bool) -> ObjectStore:
     """
     text = str(location)
     if "://" not in text:
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+            raise BadInput(
+                "is neither a folder nor the address of a bucket",
+                where=text,
+                fix=f"give a folder, or one of {_SCHEMES}",
+            )
         return _open_folder(Path(location).expanduser(), create)
     if text.startswith("file://"):
         path = urllib.request.url2pathname(urllib.parse.urlsplit(text).path)

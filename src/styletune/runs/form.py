@@ -61,7 +61,8 @@ def parse_document(model: type[_M], content: bytes, where: str, fix: str = "") -
 def explain(error: ValidationError) -> str:
     """Every problem of a validation on one line, each with its place."""
     items = error.errors(include_url=False, include_context=False)
-    return "; ".join(f"{'.'.join(str(p) for p in item['loc'])}: {item['msg']}" for item in items)
+    places = (".".join(str(p) for p in item["loc"]) or "document" for item in items)
+    return "; ".join(f"{at}: {item['msg']}" for at, item in zip(places, items, strict=True))
 
 
 def read_document(model: type[_M], file: Path, fix: str) -> _M:

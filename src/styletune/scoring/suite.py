@@ -15,6 +15,7 @@ from styletune.recipe.toml import load_toml
 from styletune.runs.form import parse_document
 from styletune.runs.metrics import GATE_OF
 from styletune.runs.summary import FIX_SUMMARY, Summary
+from styletune.text import has_words
 
 MIN_REFERENCES = 4
 
@@ -78,8 +79,8 @@ class Suite(Section):
     @field_validator("prompts")
     @classmethod
     def _distinct_prompts(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not p.strip() for p in prompts):
-            raise ValueError("a prompt is empty")
+        if any(not has_words(p) for p in prompts):
+            raise ValueError("a prompt has no words")
         _refuse_duplicates([p.strip().casefold() for p in prompts])
         return prompts
 

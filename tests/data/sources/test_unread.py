@@ -83,7 +83,12 @@ def test_captions_in_a_folder_of_their_own_are_not_dropped(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("p1.txt", "p1.txt.txt"), ("p1.png", "p1 (1).png"), ("p1.txt", "p1.caption")],
+    [
+        ("p1.txt", "p1.txt.txt"),
+        ("p1.png", "p1 (1).png"),
+        ("p1.txt", "p1.caption"),
+        *(("p1.txt", f"p1{end}") for end in (".txt~", ".txt.bak", ".text", ".md", ".rtf", ".DOCX")),
+    ],
 )
 def test_one_caption_that_belongs_to_no_image_is_named(
     tmp_path: Path, before: str, after: str
@@ -105,6 +110,27 @@ def test_a_stray_text_beside_captioned_images_is_a_warning(tmp_path: Path) -> No
     (tmp_path / "old sunset.txt").write_text("an old caption")
     found = findings(tmp_path)["unread-caption-file"]
     assert (found.severity, found.files) == ("warning", ("old sunset.txt",))
+
+
+def test_what_lies_beside_captioned_images_is_no_error(tmp_path: Path) -> None:
+    """An editor's copy and notes are left alone; a second caption is named, and not to be lost."""
+    five(tmp_path)
+    for name in ("p1.txt~", "p2.md", "p3.xmp"):
+        (tmp_path / name).write_text("an older caption")
+    assert "unread-caption-file" not in findings(tmp_path)
+    (tmp_path / "p1.caption").write_text("another caption")
+    found = findings(tmp_path)["unread-caption-file"]
+    assert (found.severity, found.files) == ("warning", ("p1.caption",))
+    assert "remove" in found.fix
+
+
+def test_letters_in_a_wrong_encoding_are_told(tmp_path: Path) -> None:
+    """A caption that was UTF-8, read as Windows-1252 and saved."""
+    five(tmp_path)
+    (tmp_path / "p1.txt").write_text("brand look, a café".encode().decode("cp1252"))
+    found = findings(tmp_path)["odd-characters"]
+    assert (found.severity, found.files) == ("warning", ("p1.png",))
+    assert 'probably "é"' in found.message
 
 
 @pytest.mark.parametrize("content", ['{"prompt": "a city"}', '["a city"]', '{"text": null}'])

@@ -13,7 +13,7 @@ from styletune.data.captions.tokens import TokenCounter
 from styletune.data.findings import Finding, agree, finding, first_few
 from styletune.data.sources.card import Card
 from styletune.data.sources.items import Item
-from styletune.text import CONTROL_WORDS
+from styletune.text import CONTROL_WORDS, odd_characters
 
 # Similarity of a trigger's letters and those of a probable misspelling.
 NEAR_SPELLING = 0.85
@@ -84,6 +84,7 @@ def caption_findings(
     machine = [item.file_name for item in items if item.machine_caption and item.text]
     return [
         *_placeholder_findings(texts, {*new_tokens, *triggers.values()}),
+        *_character_findings(texts),
         *_length_findings(texts, tokens),
         *_copy_findings(texts, default_caption, variants),
         *_trigger_findings(texts, triggers),
@@ -110,6 +111,15 @@ def _placeholder_findings(texts: Mapping[str, str], known: Collection[str]) -> l
     message = f"{len(details)} of {len(texts)} captions {state}: {first_few(details)}"
     fix = "replace it with what it stands for; put new words to learn into adapter.new_tokens"
     return [finding("placeholder", tuple(details), message, fix)]
+
+
+def _character_findings(texts: Mapping[str, str]) -> list[Finding]:
+    details = {name: odd for name, text in texts.items() if (odd := odd_characters(text))}
+    if not details:
+        return []
+    state = agree(len(details), "hold characters that nobody meant")
+    message = f"{len(details)} of {len(texts)} captions {state}: {first_few(details)}"
+    return [finding("odd-characters", tuple(details), message, "write them again, as UTF-8")]
 
 
 def _length_findings(texts: Mapping[str, str], tokens: TokenCounter | None) -> list[Finding]:

@@ -95,7 +95,9 @@ def _resolve(section: SourceSection, folder: Path) -> Source:
         raise DataError(
             "is a file, not a folder of images",
             where=str(path),
-            fix=f"give {path.parent}, or a file of {', '.join(SHARD_EXTENSIONS)}",
+            fix="give a folder"
+            + (f", such as {path.parent}" if path.suffix.lower() in READ_EXTENSIONS else "")
+            + f", or a file of {', '.join(SHARD_EXTENSIONS)}",
         )
     return Source(section, name, path)
 

@@ -10,6 +10,12 @@ from styletune.data.findings import Finding, Severity, agree, finding, shorten
 from styletune.data.sources.files import FilesByKind
 
 _CAPTION_SUFFIXES = (".txt", ".json", ".caption", ".cap")
+# Files that people write words into, and what editors leave of captions.
+_WRITTEN = re.compile(
+    r"\.(text|md|markdown|rtf|docx?|odt|pages|captions|tags|prompt|tsv|ya?ml)"
+    r"|\.(txt|json|caption|cap)(~|\.(bak|old|orig|save|swp|tmp))",
+    re.IGNORECASE,
+)
 # Files of a project that nobody means as a caption.
 _NOT_CAPTIONS = re.compile(
     r"(read ?me|licen[cs]e|notice|copying|credits|authors|changelog|attribution|requirements"
@@ -41,9 +47,14 @@ def unread_findings(
     near: list[str] = []
     nameless: list[str] = []
     without_words: list[str] = []
+    written_beside: list[str] = []
+    captioned: list[str] = []
     texts = {key_of[name] for name in (*files.texts, *files.others) if _is_caption(name)}
     for name in (*files.texts, *files.others):
         stem, suffix = posixpath.splitext(name)
+        if match := _WRITTEN.search(name):
+            written = match.end() == len(name) and name[: match.start()] in missing
+            written_beside += [name] * written
         if not suffix and name in texts:
             nameless.append(name)
         if not _is_caption(name):
@@ -52,7 +63,9 @@ def unread_findings(
             if suffix == ".json" and key_of[name] in missing:
                 without_words.append(name)
         elif stem.casefold() in folded:
-            near.append(name)
+            (near if key_of[name] in missing or key_of[name] not in keys else captioned).append(
+                name
+            )
         elif is_tar or not _NOT_CAPTIONS.fullmatch(posixpath.basename(stem)):
             strays.append(name)
     findings: list[Finding] = []
@@ -63,7 +76,7 @@ def unread_findings(
 
     lost = bool(bare) or is_tar
     report(
-        [*near, *strays] if lost else near,
+        [*near, *written_beside, *strays] if lost else near,
         "caption files that belong to no image",
         "name each like its image, with .txt in place of the extension, or remove it",
         "error",
@@ -78,6 +91,12 @@ def unread_findings(
         [] if lost else strays,
         "text files that belong to no image",
         "remove them, or name them like their images",
+        "warning",
+    )
+    report(
+        captioned,
+        "caption files beside images that have a caption elsewhere",
+        "remove them, or move their words there",
         "warning",
     )
     if nameless:
