@@ -137,7 +137,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object] | None, tuple[str, ...], int, 
         starting_adapter,
         ('adapter.block_ranks={"mid_block.*"=4}',),
         2,
-        "adapter.block_ranks",
+        "block_ranks",
     ),
     "more steps than anybody trains": (None, (f"train.steps={'9' * 23}",), 2, "steps"),
     "an address for a folder": (

@@ -436,7 +436,7 @@ def test_suite_hash_is_of_the_images() -> None:
         ('prompts = ["a", "b", "c"]\nseeds = [1]\n[sampler]\nstep = 3', 'did you mean "steps"'),
         ('prompts = ["a", "b", "c"]\nseeds = [1]\n[gates]\npalette_ratio = 1.5', "palette_ratio"),
         ('prompts = ["a", "b", "c"]\nseeds = []', "seeds"),
-        ('prompts = ["a", "b", " "]\nseeds = [1]', "a prompt is empty"),
+        ('prompts = ["a", "b", " "]\nseeds = [1]', "a prompt has no words"),
     ],
 )
 def test_bad_suites_are_explained(tmp_path: Path, line: str, message: str) -> None:

@@ -99,7 +99,6 @@ def _fitting(
     ranks = {shape[0] for shape in halves.values()}
     if len(ranks) == 1 and ranks != {adapter.rank}:
         return f"set adapter.rank = {ranks.pop()}"
-
     conv_ranks = [shape[0] for shape in halves.values() if len(shape) == 4]
     if conv_ranks and adapter.conv_rank is None:
         return f"set adapter.conv_rank = {Counter(conv_ranks).most_common(1)[0][0]}"
