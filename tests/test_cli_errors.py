@@ -322,6 +322,7 @@ def test_registry_and_generate_errors(styletune: Command, tmp_path: Path) -> Non
         (("generate", "x", "--prompt", ""), "no words"),
         (("generate", "x", "--prompt", "..."), "no words"),
         (("generate", "x", "--prompts", "/"), "one prompt per line"),
+        (("generate", "x", "--prompt", "a", "--out", __file__), "part of the path is a file"),
         (("generate", "x", "--prompt", "a", "--strength", "nan"), "not in the range"),
         (("generate", "x", "--prompt", "a", "--guidance-scale", "nan"), "not in the range"),
     ],

@@ -442,11 +442,23 @@ def generate(
     from styletune.sampling.shots import Sampler
 
     check_prompts({f"prompt {i + 1}": prompt for i, prompt in enumerate(prompts)})
+    require_output(out)
     loaded = load(version) if isinstance(version, str) else version
     sampler = Sampler(steps, guidance_scale)
     return generate_images(
         loaded, prompts, seeds, sampler, out_dir=Path(out), batch_size=batch_size
     )
+
+
+def require_output(out: str | os.PathLike[str]) -> None:
+    """Refuse a folder for images before a base model is loaded for them.
+
+    Raises:
+        OutputError: no permission, or a part of the path is a file.
+    """
+    from styletune.files import require_writable
+
+    require_writable(Path(out), "choose another folder")
 
 
 def list_registry(registry: str = "registry") -> dict[str, list[str]]:

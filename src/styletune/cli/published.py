@@ -128,6 +128,7 @@ def generate_command(
         if not has_words(prompt):
             raise BadInput("has no words", where=f'prompt "{clip(prompt, 80)}"', fix="write some")
     seeds = parse_seeds(sampling.seeds)
+    api.require_output(sampling.out)
     version = api.load(
         spec,
         registry=loading.registry,
