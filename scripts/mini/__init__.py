@@ -1,0 +1,1 @@
+"""The stages that train the mini base: one module for each model."""
