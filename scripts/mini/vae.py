@@ -16,7 +16,7 @@ from world import Look, jittered_natural, render
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-IMAGES, STEPS, BATCH, CROP_PX = 12000, 10000, 8, 64
+IMAGES, STEPS, BATCH, CROP_PX = 12000, 9000, 8, 64
 LOOKS = 0.3  # the share of images in random looks
 # Noise that nobody can encode in so few numbers would only cost the edges.
 SMOOTH = ("none", "stripes", "dots", "hatch")
