@@ -125,6 +125,7 @@ def train(out: Path, steps: int = STEPS) -> None:
     write_config(out, folder)
     torch.manual_seed(40)
     model = create_model(f"local-dir:{folder}", load_weights=False)
+    model.to(memory_format=torch.channels_last)  # a third less time on a CPU
     tokenize = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.train()
     pool = render_looks()
@@ -139,6 +140,7 @@ def train(out: Path, steps: int = STEPS) -> None:
             for text, i, is_named in zip(texts, pick, named, strict=True)
         ]
         pixels = softened(to_float(pool.images[pick]), rng)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         image_features, text_features, scale = model(pixels, tokenize(texts))[:3]
         logits = scale * image_features @ text_features.T
         target = torch.arange(BATCH)
