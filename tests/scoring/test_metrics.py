@@ -13,13 +13,16 @@ from scipy.stats import wasserstein_distance
 
 from styletune.colors import color_bytes, half_sphere
 from styletune.errors import BadInput, DataError
+from styletune.runs.metrics import SET_METRICS
 from styletune.scoring.clip_score import (
     image_similarity,
     leave_one_out_similarity,
     text_similarity,
 )
+from styletune.scoring.diversity import prompt_diversity, vendi_score
 from styletune.scoring.frechet import frechet_distance, frechet_estimate
-from styletune.scoring.kernel import kid, kid_draws, kid_estimate
+from styletune.scoring.kernel import cmmd, kid, kid_estimate, mmd, mmd_draws, polynomial_kernel
+from styletune.scoring.neighbors import neighborhood
 from styletune.scoring.palette import (
     cdf_distance,
     load_pixels,
@@ -29,6 +32,7 @@ from styletune.scoring.palette import (
     palette_of_files,
     projected_cdf,
 )
+from styletune.scoring.sets import set_estimates
 from world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 
 SHAPES = [(12, 20, 32), (40, 12, 24), (60, 50, 16), (16, 90, 40)]
@@ -132,7 +136,7 @@ def test_kid_bootstrap_stays_centered() -> None:
     """Resampling without self-pairs does not push the distance up, as plain bootstrap does."""
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(48, 8)), rng.normal(size=(30, 8))
-    draws = kid_draws(x, y, 16, 2000, seed=0)
+    draws = mmd_draws(x, y, polynomial_kernel, 16, 2000, seed=0)
     picks = rng.integers(48, size=(300, 48)), rng.integers(30, size=(300, 30))
     naive = np.mean([kid(x[i], y[j]) for i, j in zip(*picks, strict=True)])
     assert abs(draws.mean() - kid(x, y)) < 0.25 * draws.std()
@@ -144,9 +148,127 @@ def test_kid_spread_matches_fresh_samples() -> None:
     rng = np.random.default_rng(2)
     pairs = [(rng.normal(0.4, 1, (30, 6)), rng.normal(size=(30, 6))) for _ in range(150)]
     true_deviation = np.std([kid(x, y) for x, y in pairs])
-    told = np.mean([np.std(kid_draws(x, y, 30, 200, seed=0)) for x, y in pairs[:30]])
+    told = np.mean(
+        [np.std(mmd_draws(x, y, polynomial_kernel, 30, 200, seed=0)) for x, y in pairs[:30]]
+    )
     assert told == pytest.approx(true_deviation, rel=0.33)
     assert kid_estimate(*pairs[0], 30).low < kid(*pairs[0])
+
+
+def test_cmmd_equals_scikit_learns_kernel() -> None:
+    """The U-statistic on scikit-learn's Gaussian kernel of unit rows, times 1000."""
+    from sklearn.metrics.pairwise import rbf_kernel
+    from sklearn.preprocessing import normalize
+
+    x, y = features(20, 30, 12)
+    a, b = normalize(x), normalize(y)
+    within = [(rbf_kernel(z, gamma=1 / 200), len(z)) for z in (a, b)]
+    means = [(k.sum() - n) / (n * (n - 1)) for k, n in within]
+    oracle = 1000 * (sum(means) - 2 * rbf_kernel(a, b, gamma=1 / 200).mean())
+    assert cmmd(x, y) == pytest.approx(oracle, rel=1e-6)
+
+
+def test_cmmd_of_unit_vectors_is_ten_times_the_squared_shift() -> None:
+    """So wide a kernel is linear to a hundredth: it sees means alone, whatever the spread."""
+    x, y = features(400, 400, 12)
+    a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
+    assert cmmd(x, y) == pytest.approx(10 * mmd(a, b, lambda u, v: u @ v.T), rel=0.02)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(20, 20, 8), (40, 25, 16), (30, 60, 4)])
+def test_neighborhood_equals_prdc(n: int, m: int, d: int) -> None:
+    """All four numbers are those of prdc, the authors' own package."""
+    import contextlib
+    import io
+
+    from prdc import compute_prdc
+
+    x, y = features(n, m, d)
+    with contextlib.redirect_stdout(io.StringIO()):
+        oracle = compute_prdc(real_features=y, fake_features=x, nearest_k=5)
+    ours = neighborhood(x, y, k=5)
+    for name, value in oracle.items():
+        assert getattr(ours, name) == pytest.approx(float(value), rel=1e-12)
+
+
+def test_precision_and_recall_equal_torch_fidelity() -> None:
+    """Generated first, real second; it counts a point on the edge of a ball, which is none here."""
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    x, y = features(40, 30, 8)
+    oracle = prc_features_to_metric(
+        torch.from_numpy(x),
+        torch.from_numpy(y),
+        prc_neighborhood=5,
+        prc_batch_size=64,
+        verbose=False,
+    )
+    ours = neighborhood(x, y, k=5)
+    assert ours.precision == pytest.approx(oracle["precision"])
+    assert ours.recall == pytest.approx(oracle["recall"])
+
+
+def test_neighborhood_tells_collapse_from_failure() -> None:
+    """One reference again and again is precise and covers nothing; strangers are neither."""
+    _, y = features(2, 60, 8)
+    near = np.random.default_rng(1).normal(0, 1e-3, (60, 8))
+    collapsed = neighborhood(y[:1] + near, y)
+    assert collapsed.precision == 1
+    assert collapsed.coverage < 0.2
+    strangers = neighborhood(y + 100, y)
+    assert (strangers.precision, strangers.coverage) == (0, 0)
+    with pytest.raises(BadInput, match="at least 6"):
+        neighborhood(y[:5], y)
+
+
+@pytest.mark.filterwarnings("ignore:Please import `csr_matrix`:DeprecationWarning")
+@pytest.mark.parametrize(("n", "d"), [(10, 30), (50, 12)])
+def test_vendi_equals_vendi_score(n: int, d: int) -> None:
+    """The same entropy as the authors' package, whichever Gram matrix is smaller."""
+    from vendi_score import vendi
+
+    x, _ = features(n, 2, d)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    assert vendi_score(x) == pytest.approx(float(vendi.score_K(unit @ unit.T)), rel=1e-6)
+
+
+def test_vendi_counts_different_images() -> None:
+    """Four directions, each ten times, are four images; one direction is one."""
+    assert vendi_score(np.repeat(np.eye(4), 10, axis=0)) == pytest.approx(4)
+    assert vendi_score(np.ones((5, 3))) == pytest.approx(1)
+
+
+def test_diversity_is_the_mean_distance_of_pairs() -> None:
+    """Of the images of one prompt only; a single seed has no diversity to measure."""
+    from scipy.spatial.distance import pdist
+
+    x, _ = features(12, 2, 8)
+    oracle = [pdist(x[i : i + 4], "cosine").mean() for i in (0, 4, 8)]
+    np.testing.assert_allclose(prompt_diversity(x, 3), oracle, rtol=1e-9)
+    assert np.isnan(prompt_diversity(x, 12)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    """A NaN would make every distance of sets NaN without a word."""
+    x, y = features(20, 20, 8)
+    x[3, 2] = value
+    for measure in (frechet_distance, kid, neighborhood):
+        with pytest.raises(BadInput, match="row 3"):
+            measure(x, y)
+
+
+def test_set_estimates_surround_their_values() -> None:
+    """Each has an interval around it; too few references leave the neighbors' undefined."""
+    x, y = features(40, 30, 8)
+    estimates = set_estimates(x, y, prompts=20)
+    assert set(estimates) == {metric.name for metric in SET_METRICS}
+    for e in estimates.values():
+        assert e.low <= e.value <= e.high
+    assert all(e.low < e.high for name, e in estimates.items() if name != "coverage")
+    few = set_estimates(x, y[:8], prompts=20)
+    assert np.isnan(few["precision"].value)
+    assert np.isfinite(few["fid"].value)
 
 
 def test_similarities_are_plain_cosines() -> None:

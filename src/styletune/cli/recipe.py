@@ -21,7 +21,7 @@ from styletune.cli.shared import (
     say,
 )
 from styletune.errors import CheckFailed, NotFound
-from styletune.runs.metrics import COLUMN_METRICS
+from styletune.runs.metrics import IMAGE_METRICS
 
 if TYPE_CHECKING:
     from styletune.job.run import RunResult
@@ -256,7 +256,7 @@ def _print_scores(summary: Summary) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("checkpoint", no_wrap=True)
-    for metric in COLUMN_METRICS:
+    for metric in IMAGE_METRICS:
         table.add_column(metric.short_label, justify="right", no_wrap=True)
     table.add_column("gate")
     chosen, anchors = summary.chosen, summary.anchors
@@ -274,10 +274,10 @@ def _print_scores(summary: Summary) -> None:
 
 
 def _cells(metrics: Metrics) -> list[str]:
-    values = [metrics[m.name].value if m.name in metrics else None for m in COLUMN_METRICS]
+    values = [metrics[m.name].value if m.name in metrics else None for m in IMAGE_METRICS]
     return [
         "–" if value is None else f"{value:.{metric.digits}f}"
-        for value, metric in zip(values, COLUMN_METRICS, strict=True)
+        for value, metric in zip(values, IMAGE_METRICS, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 _CLIP = "CLIP image features"
+_NEIGHBORS = f"{_CLIP}, 5 nearest neighbors"
 _NOT_INCEPTION = f"{_CLIP}, not Inception’s: not comparable with published values"
 
 
@@ -111,6 +112,14 @@ METRICS = (
         measured_on=_NOT_INCEPTION,
     ),
     Metric(
+        "cmmd",
+        "CMMD on this suite’s encoder",
+        "CMMD",
+        "lower",
+        digits=3,
+        measured_on=f"{_CLIP}, unbiased: published values are of ViT-L/14-336 and biased",
+    ),
+    Metric(
         "fid",
         "FID on CLIP features",
         "FID (CLIP)",
@@ -118,11 +127,53 @@ METRICS = (
         digits=3,
         measured_on=f"{_NOT_INCEPTION}; at this number of images no measure of quality",
     ),
+    Metric(
+        "precision",
+        "Images that could be the brand’s",
+        "precision",
+        "higher",
+        digits=2,
+        measured_on=_NEIGHBORS,
+    ),
+    Metric(
+        "recall",
+        "References that could be its own",
+        "recall",
+        "higher",
+        digits=2,
+        measured_on=_NEIGHBORS,
+    ),
+    Metric(
+        "density",
+        "References around each image",
+        "density",
+        "higher",
+        digits=2,
+        measured_on=_NEIGHBORS,
+    ),
+    Metric(
+        "coverage",
+        "References with an image nearby",
+        "coverage",
+        "higher",
+        digits=2,
+        measured_on=_NEIGHBORS,
+    ),
+    Metric(
+        "vendi",
+        "Effective number of different images",
+        "Vendi",
+        "higher",
+        digits=1,
+        measured_on=f"{_CLIP}; grows with the number of images",
+    ),
 )
 METRIC_OF = {metric.name: metric for metric in METRICS}
 # What a table of columns shows: the base has these too.
 COLUMN_METRICS = tuple(metric for metric in METRICS if not metric.against_base)
 IMAGE_METRICS = tuple(metric for metric in METRICS if metric.per_image)
+# Of a column as a whole: for statisticians, behind the metrics of images.
+SET_METRICS = tuple(metric for metric in COLUMN_METRICS if not metric.per_image)
 
 
 @dataclass(frozen=True, slots=True)

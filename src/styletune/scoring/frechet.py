@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from styletune.errors import BadInput
-from styletune.scoring.statistics import Estimate, jackknife_estimate
-
-MAX_GROUPS = 20
+from styletune.scoring.statistics import Estimate, feature_sets, sets_estimate
 
 
 def frechet_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
@@ -33,13 +30,9 @@ def frechet_distance(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
         float64, at least 0 up to rounding, in squared feature units.
 
     Raises:
-        BadInput: fewer than two rows, or widths differ.
+        BadInput: fewer than two rows, widths differ, or a feature is not finite.
     """
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise BadInput(f"feature sets of shapes {a.shape} and {b.shape} cannot be compared")
-    if min(len(a), len(b)) < 2:
-        raise BadInput("a Fréchet distance needs two images on each side")
+    a, b = feature_sets(x, y)
     shift = a.mean(0) - b.mean(0)
     a, b = _scaled_deviations(a), _scaled_deviations(b)
     few = min(len(a), len(b)) < a.shape[1]
@@ -71,14 +64,6 @@ def _trace_term_many(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def frechet_estimate(
     x: NDArray[np.floating], y: NDArray[np.floating], clusters: Sequence[int]
 ) -> Estimate:
-    """Fréchet distance with a 95 % interval from a delete-a-group jackknife of both sides.
-
-    ``clusters`` (n,) names the prompt of each row of ``x``; prompts leave together. The
-    interval shows sampling noise around a biased number; it does not contain the truth.
-    """
-    prompts = np.asarray(clusters) % MAX_GROUPS
-    refs = np.arange(len(y)) % min(MAX_GROUPS, len(y))
-    left_x = [frechet_distance(x[prompts != g], y) for g in np.unique(prompts)]
-    left_y = [frechet_distance(x, y[refs != g]) for g in np.unique(refs)] if len(y) > 2 else []
-    e = jackknife_estimate(frechet_distance(x, y), [left_x, left_y], n=len(x))
+    """Fréchet distance with a 95 % interval, as ``sets_estimate``; never below 0."""
+    e = sets_estimate(frechet_distance, *feature_sets(x, y), clusters)
     return Estimate(e.value, max(0.0, e.low), e.high, e.n)

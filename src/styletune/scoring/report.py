@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,13 @@ from styletune.files import write_text
 from styletune.models.names import public_base
 from styletune.runs.documents import DataFacts, RunFacts
 from styletune.runs.folder import BASE_COLUMN, Run
-from styletune.runs.metrics import COLUMN_METRICS, GATE_OF, IMAGE_METRICS, METRIC_OF, Metric
+from styletune.runs.metrics import (
+    GATE_OF,
+    IMAGE_METRICS,
+    METRIC_OF,
+    SET_METRICS,
+    Metric,
+)
 from styletune.runs.summary import GateVerdict, Metrics, MetricValue, Summary
 from styletune.scoring.figures import (
     Cross,
@@ -96,8 +103,10 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
         "gates": [_gate(gate) for gate in summary.gates],
         "curves": _curves(scored),
         "scatter": _scatter(scored),
-        "metrics": COLUMN_METRICS,
-        "table": _table(scored),
+        "tables": [
+            (IMAGE_METRICS, _table(scored, IMAGE_METRICS)),
+            (SET_METRICS, _table(scored, SET_METRICS)),
+        ],
         "losses": _losses(scored),
         "facts": _provenance(scored.facts),
     }
@@ -261,27 +270,27 @@ def _scatter(scored: ScoredRun) -> Markup:
     )
 
 
-def _table(scored: ScoredRun) -> list[dict[str, Any]]:
-    """All metrics of all columns, as text, and the references against themselves."""
+def _table(scored: ScoredRun, metrics: Sequence[Metric]) -> list[dict[str, Any]]:
+    """These metrics of all columns, as text, and of the references against themselves."""
     rows = [
         {
             "label": column.label,
             "chosen": column.chosen,
             "base": column.base,
             "passed": column.passed and not column.base,
-            "cells": _cells(column.metrics),
+            "cells": _cells(column.metrics, metrics),
         }
         for column in scored.columns
     ]
-    real = _cells(scored.summary.anchors.real)
+    real = _cells(scored.summary.anchors.real, metrics)
     no_column = {"chosen": False, "base": True, "passed": False}
     return [*rows, {"label": REFERENCES, **no_column, "cells": real}]
 
 
-def _cells(metrics: Metrics) -> list[tuple[str, str]]:
+def _cells(measured_of: Metrics, metrics: Sequence[Metric]) -> list[tuple[str, str]]:
     cells = []
-    for metric in COLUMN_METRICS:
-        measured = metrics.get(metric.name)
+    for metric in metrics:
+        measured = measured_of.get(metric.name)
         if measured is None:
             cells.append((DASH, ""))
         else:

@@ -18,6 +18,7 @@ from styletune.runs.summary import (
     ChosenCheckpoint,
     GateVerdict,
     Metrics,
+    MetricValue,
     Summary,
     missed_gates,
 )
@@ -27,19 +28,19 @@ from styletune.scoring.clip_score import (
     leave_one_out_similarity,
     text_similarity,
 )
-from styletune.scoring.frechet import frechet_distance, frechet_estimate
 from styletune.scoring.gates import apply_gates
-from styletune.scoring.kernel import kid, kid_estimate
 from styletune.scoring.palette import (
     cdf_distance,
     palette_distance,
     palette_estimates,
     palette_features,
 )
+from styletune.scoring.sets import set_estimates, set_values
 from styletune.scoring.statistics import (
     Array,
     Estimate,
     by_prompt,
+    finite,
     holm,
     mean_estimate,
     paired_difference,
@@ -190,13 +191,11 @@ def _measure(
 ) -> _Measured:
     column, p = compared.column, len(suite.prompts)
     distance, ratio = palette_estimates(compared.colors, base.colors, references.colors, p)
-    clusters = np.repeat(np.arange(p), len(suite.seeds)).tolist()
     metrics = {
         "clip_image": mean_estimate(compared.image, p),
         "clip_text": mean_estimate(compared.text, p),
         "palette": distance,
-        "kid": kid_estimate(column.image_features, references.features, p),
-        "fid": frechet_estimate(column.image_features, references.features, clusters),
+        **set_estimates(column.image_features, references.features, p),
         "clip_image_gain": paired_difference(compared.image, base.image, p),
         "clip_text_loss": relative_loss(compared.text, base.text, p),
         "palette_ratio": ratio,
@@ -228,7 +227,7 @@ def _rows(suite: Suite, measured: _Measured, encoder_id: str) -> list[ScoreRow]:
 
 REAL_HOW = (
     "The references against themselves. clip_image: each against the others (leave one out). "
-    f"palette, kid, fid: one random half against the other, mean and 95 % range of {HALF_SPLITS} "
+    "palette, kid, fid: one random half against the other, mean and 95 % range of {HALF_SPLITS} "
     "splits; a half is smaller than the whole, so these floors are a little too high."
 )
 FID_NOTE = (
@@ -245,13 +244,14 @@ def _real_anchor(references: _References) -> dict[str, Estimate]:
     # A pair enters two leave-one-out means, so the error is twice that of independent values.
     error = 2 * float(np.std(similar, ddof=1)) / m**0.5
     rng = np.random.default_rng(0)
-    splits: dict[str, list[float]] = {"palette": [], "kid": [], "fid": []}
+    splits: dict[str, list[float]] = {}
     for _ in range(HALF_SPLITS):
         order = rng.permutation(m)
         a, b = order[: m // 2], order[m // 2 :]
-        splits["palette"].append(palette_distance(colors[a], colors[b]))
-        splits["kid"].append(kid(features[a], features[b]))
-        splits["fid"].append(frechet_distance(features[a], features[b]))
+        measured = set_values(features[a], features[b])
+        measured["palette"] = palette_distance(colors[a], colors[b])
+        for name, value in measured.items():
+            splits.setdefault(name, []).append(value)
     anchors = {"clip_image": spread_interval(float(similar.mean()), error, m, m)}
     for name, values in splits.items():
         low, high = np.quantile(values, [0.025, 0.975])
@@ -312,4 +312,8 @@ def _checkpoint(measured: _Measured, p_holm: float) -> CheckpointScores:
 
 
 def _metrics(estimates: dict[str, Estimate]) -> Metrics:
-    return {name: estimate.as_metric() for name, estimate in estimates.items()}
+    """For a document, which has no NaN: undefined becomes None."""
+    return {
+        name: MetricValue(value=finite(e.value), low=finite(e.low), high=finite(e.high), n=e.n)
+        for name, e in estimates.items()
+    }

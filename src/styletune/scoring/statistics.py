@@ -8,16 +8,18 @@ is over prompts (Miller 2024, arXiv 2411.00640, sections 2 and 4).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from styletune.runs.summary import MetricValue
+from styletune.errors import BadInput
 
 Array = NDArray[np.float64]
+AnyFloats = NDArray[np.floating]
 LEVEL = 0.95
+MAX_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +30,6 @@ class Estimate:
     low: float
     high: float
     n: int
-
-    def as_metric(self) -> MetricValue:
-        """For a document, which has no NaN: undefined becomes None."""
-        return MetricValue(
-            value=finite(self.value), low=finite(self.low), high=finite(self.high), n=self.n
-        )
 
 
 def finite(value: float) -> float | None:
@@ -106,6 +102,54 @@ def bootstrap_weights(items: int, draws: int, seed: int) -> Array:
     """Multinomial resampling as counts: (draws, items), each row sums to ``items``."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.float64)
+
+
+def feature_sets(x: NDArray[np.floating], y: NDArray[np.floating]) -> tuple[Array, Array]:
+    """Two sets of features that can be compared, (n, d) and (m, d), as float64.
+
+    Raises:
+        BadInput: fewer than two rows, widths differ, or a feature is not finite.
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise BadInput(f"feature sets of shapes {a.shape} and {b.shape} cannot be compared")
+    if min(len(a), len(b)) < 2:
+        raise BadInput("a distance of two sets needs two images on each side")
+    for name, rows in (("first", a), ("second", b)):
+        bad = ~np.isfinite(rows).all(1)
+        if bad.any():
+            raise BadInput(f"row {int(bad.argmax())} of the {name} set is not finite")
+    return a, b
+
+
+def sets_estimate(
+    measure: Callable[[AnyFloats, AnyFloats], float],
+    x: AnyFloats,
+    y: AnyFloats,
+    clusters: Sequence[int],
+) -> Estimate:
+    """A measure of two sets, (n, d) and (m, d), with its interval from ``jackknife_estimate``.
+
+    ``clusters`` (n,) names the prompt of each row of ``x``; prompts leave together. The
+    interval shows sampling noise around a value that may be biased at this n; it does not
+    contain the value of endless images.
+    """
+    left = left_out(x, y, clusters)
+    return jackknife_estimate(measure(x, y), [[measure(*p) for p in side] for side in left], len(x))
+
+
+def left_out(
+    x: AnyFloats, y: AnyFloats, clusters: Sequence[int]
+) -> tuple[list[tuple[AnyFloats, AnyFloats]], list[tuple[AnyFloats, AnyFloats]]]:
+    """The pairs of sets with a group of prompts left out of ``x``, and of references out of ``y``.
+
+    At most ``MAX_GROUPS`` groups a side; none of ``y`` where it has only two rows.
+    """
+    prompts = np.asarray(clusters) % MAX_GROUPS
+    refs = np.arange(len(y)) % min(MAX_GROUPS, len(y))
+    of_x = [(x[prompts != g], y) for g in np.unique(prompts)]
+    of_y = [(x, y[refs != g]) for g in np.unique(refs)] if len(y) > 2 else []
+    return of_x, of_y
 
 
 def jackknife_estimate(value: float, sides: Sequence[Sequence[float]], n: int) -> Estimate:
