@@ -24,6 +24,7 @@ BUILD = Path(__file__).parents[1] / "build" / "mini"
 # What a stage leaves, by which ``all`` knows that it is done; None is done every time.
 STAGES: dict[str, tuple[str | None, Callable[..., object], int]] = {
     "vae": ("vae/config.json", vae.train, vae.STEPS),
+    "decoder": ("decoder.json", vae.train_decoder, vae.DECODER_STEPS),
     "unet": ("model_index.json", unet.train, unet.STEPS),
     "open_clip": ("open_clip/open_clip_model.safetensors", clip.train, clip.STEPS),
     "judge": ("judge.pt", judge.train, judge.STEPS),

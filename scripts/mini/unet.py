@@ -112,6 +112,7 @@ def train(out: Path, steps: int = STEPS, images: int = IMAGES) -> None:
     unet = make_unet().to(memory_format=torch.channels_last)
     one, two = make_text_encoders(out)
     modules = nn.ModuleList([unet, one, two])
+    start_from_parts(out, unet, one, two)
     alphas = make_scheduler().alphas_cumprod
     loop = Loop("unet", modules, out, steps, lr=8e-4, weight_decay=0.01)
     for step in loop:
@@ -153,6 +154,16 @@ def train(out: Path, steps: int = STEPS, images: int = IMAGES) -> None:
                 write_parts(out, unet, one, two)
     write_parts(out, unet, one, two)
     write_pipeline(out)
+
+
+def start_from_parts(out: Path, unet: PreTrained, one: PreTrained, two: PreTrained) -> None:
+    """Take the weights that lie in ``out``, if any: a checkpoint of ``Loop`` replaces them."""
+    from safetensors.torch import load_file
+
+    for module, name in ((unet, "unet"), (one, "text_encoder"), (two, "text_encoder_2")):
+        for file in (out / name).glob("*.safetensors"):
+            module.load_state_dict({k: v.float() for k, v in load_file(file).items()})
+            print(f"{name}: goes on from {file.name}", flush=True)
 
 
 def write_parts(out: Path, unet: PreTrained, one: PreTrained, two: PreTrained) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 IMAGES, STEPS, BATCH, CROP_PX = 12000, 9000, 8, 64
+DECODER_STEPS = 8000
 LOOKS = 0.3  # the share of images in random looks
 # Noise that nobody can encode in so few numbers would only cost the edges.
 SMOOTH = ("none", "stripes", "dots", "hatch")
@@ -75,6 +77,30 @@ def train(out: Path, steps: int = STEPS) -> None:
     whiten_latents(vae, pool[:512])
     vae.save_pretrained(out / "vae")
     print(f"vae: PSNR {psnr(vae):.2f} dB", flush=True)
+
+
+def train_decoder(out: Path, steps: int = DECODER_STEPS, measured_on: int = 256) -> None:
+    """The decoder alone, longer, on posterior means: what a UNet learned of the latents holds."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(4)
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(memory_format=torch.channels_last)
+    for module in (vae.encoder, vae.quant_conv):
+        module.requires_grad_(requires_grad=False)
+    pool = render_pool(draw_views(IMAGES, seed=5), seed=6, looks=LOOKS, textures=SMOOTH)
+    loop = Loop("decoder", vae, out, steps, lr=5e-4)
+    for step in loop:
+        pixels = random_crops(pool, np.random.default_rng([7, step]))
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.mode()
+        loss = image_loss(vae.decode(latents).sample, pixels)
+        loop.update(loss)
+        if step % 1000 == 0:
+            with loop.averaged():
+                print(f"decoder: PSNR {psnr(vae, count=64):.2f} dB at step {step}", flush=True)
+    vae.save_pretrained(out / "vae")
+    facts = {"steps": steps, "psnr_db": psnr(vae, count=measured_on)}
+    (out / "decoder.json").write_text(json.dumps(facts) + "\n")
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from mini import vae
 from mini.clip import style_loss
 from mini.judge import make_judge, targets
 from mini.loop import Loop
@@ -120,3 +122,18 @@ def test_the_judge_hears_every_word_of_a_view() -> None:
     soft = softened(many.clone(), np.random.default_rng(5))
     changed = (soft != many).flatten(1).any(1)
     assert 2 < int(changed.sum()) < 14
+
+
+def test_the_decoder_is_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights move, the encoder's do not: the latents that a UNet learned still hold."""
+    from diffusers import AutoencoderKL
+
+    monkeypatch.setattr(vae, "IMAGES", 16)
+    torch.manual_seed(0)
+    vae.make_vae().save_pretrained(tmp_path / "vae")
+    before = AutoencoderKL.from_pretrained(tmp_path / "vae").state_dict()
+    vae.train_decoder(tmp_path, steps=1, measured_on=2)
+    after = AutoencoderKL.from_pretrained(tmp_path / "vae").state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    assert json.loads((tmp_path / "decoder.json").read_text())["steps"] == 1
