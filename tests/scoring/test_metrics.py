@@ -265,7 +265,8 @@ def test_set_estimates_surround_their_values() -> None:
     assert set(estimates) == {metric.name for metric in SET_METRICS}
     for e in estimates.values():
         assert e.low <= e.value <= e.high
-    assert all(e.low < e.high for name, e in estimates.items() if name != "coverage")
+    wide = [estimates[name] for name in ("kid", "cmmd", "fid", "density", "vendi")]
+    assert all(e.low < e.high for e in wide)  # shares may be at their limit
     few = set_estimates(x, y[:8], prompts=20)
     assert np.isnan(few["precision"].value)
     assert np.isfinite(few["fid"].value)
