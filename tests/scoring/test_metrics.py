@@ -19,7 +19,7 @@ from styletune.scoring.clip_score import (
     leave_one_out_similarity,
     text_similarity,
 )
-from styletune.scoring.diversity import prompt_diversity, vendi_score
+from styletune.scoring.diversity import vendi_score
 from styletune.scoring.frechet import frechet_distance, frechet_estimate
 from styletune.scoring.kernel import cmmd, kid, kid_estimate, mmd, mmd_draws, polynomial_kernel
 from styletune.scoring.neighbors import neighborhood
@@ -236,16 +236,6 @@ def test_vendi_counts_different_images() -> None:
     """Four directions, each ten times, are four images; one direction is one."""
     assert vendi_score(np.repeat(np.eye(4), 10, axis=0)) == pytest.approx(4)
     assert vendi_score(np.ones((5, 3))) == pytest.approx(1)
-
-
-def test_diversity_is_the_mean_distance_of_pairs() -> None:
-    """Of the images of one prompt only; a single seed has no diversity to measure."""
-    from scipy.spatial.distance import pdist
-
-    x, _ = features(12, 2, 8)
-    oracle = [pdist(x[i : i + 4], "cosine").mean() for i in (0, 4, 8)]
-    np.testing.assert_allclose(prompt_diversity(x, 3), oracle, rtol=1e-9)
-    assert np.isnan(prompt_diversity(x, 12)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from styletune.errors import BadInput, RecipeError
 from styletune.runs import Run
-from styletune.runs.metrics import GATES, METRIC_OF
+from styletune.runs.metrics import GATES, METRIC_OF, SET_METRICS
 from styletune.runs.scores import read_scores, write_scores
 from styletune.runs.summary import (
     GateVerdict,
@@ -194,6 +194,9 @@ def test_anchors_bracket_the_good_adapter(planted: tuple[Scores, list[Column]]) 
     assert value_of(good, "palette") < 0.5 * value_of(base, "palette")
     assert value_of(real, "palette") < value_of(base, "palette")
     assert value_of(real, "clip_image") > value_of(base, "clip_image")
+    assert "of 20 splits" in summary.anchors_how
+    # Every measure that compares two sets has such a floor; Vendi is of one set.
+    assert set(real) >= {metric.name for metric in SET_METRICS} - {"vendi"}
 
 
 def value_of(metrics: Metrics, name: str) -> float:

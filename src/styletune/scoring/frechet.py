@@ -65,5 +65,4 @@ def frechet_estimate(
     x: NDArray[np.floating], y: NDArray[np.floating], clusters: Sequence[int]
 ) -> Estimate:
     """Fréchet distance with a 95 % interval, as ``sets_estimate``; never below 0."""
-    e = sets_estimate(frechet_distance, *feature_sets(x, y), clusters)
-    return Estimate(e.value, max(0.0, e.low), e.high, e.n)
+    return sets_estimate(frechet_distance, *feature_sets(x, y), clusters).within(0.0)

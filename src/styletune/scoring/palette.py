@@ -131,7 +131,7 @@ def palette_estimates(
     )
     center, low, high = np.exp([log_ratio.value, log_ratio.low, log_ratio.high]).tolist()
     ratio = Estimate(center, low, high, len(x))
-    return Estimate(value, max(0.0, distance.low), distance.high, len(x)), ratio
+    return distance.within(0.0), ratio
 
 
 def palette_of_files(files: Sequence[Path], k: int = 6) -> list[tuple[str, float]]:

@@ -227,8 +227,9 @@ def _rows(suite: Suite, measured: _Measured, encoder_id: str) -> list[ScoreRow]:
 
 REAL_HOW = (
     "The references against themselves. clip_image: each against the others (leave one out). "
-    "palette, kid, fid: one random half against the other, mean and 95 % range of {HALF_SPLITS} "
-    "splits; a half is smaller than the whole, so these floors are a little too high."
+    "palette and measures of sets: one random half against the other, mean and 95 % range of "
+    f"{HALF_SPLITS} splits; a half is smaller than the whole, so these floors are a little too "
+    "high."
 )
 FID_NOTE = (
     "FID and KID are computed on CLIP features here, not on Inception's, so they compare with no "

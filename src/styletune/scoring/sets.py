@@ -22,7 +22,6 @@ from styletune.scoring.statistics import (
 NEIGHBOR_METRICS = tuple(field.name for field in fields(Neighborhood))
 # Twice the neighborhood: below, every image is every other's neighbor.
 MIN_NEIGHBORS_SET = 2 * (K_NEAREST + 1)
-_UPPER = {"precision": 1.0, "recall": 1.0, "density": math.inf, "coverage": 1.0}
 
 
 def set_estimates(x: AnyFloats, references: AnyFloats, prompts: int) -> dict[str, Estimate]:
@@ -41,7 +40,7 @@ def set_estimates(x: AnyFloats, references: AnyFloats, prompts: int) -> dict[str
 
 
 def set_values(x: AnyFloats, y: AnyFloats) -> dict[str, float]:
-    """The same without intervals, of one half of the references against the other."""
+    """Those that compare two sets, without intervals: one half of the references, the other."""
     values = {"kid": kid(x, y), "cmmd": cmmd(x, y), "fid": frechet_distance(x, y)}
     if min(len(x), len(y)) >= MIN_NEIGHBORS_SET:
         near = neighborhood(x, y)
@@ -57,11 +56,10 @@ def _neighbor_estimates(x: AnyFloats, y: AnyFloats, clusters: Sequence[int]) -> 
     estimates = {}
     for i, name in enumerate(NEIGHBOR_METRICS):
         e = jackknife_estimate(values[i], [[each[i] for each in side] for side in sides], len(x))
-        estimates[name] = Estimate(e.value, max(0.0, e.low), min(_UPPER[name], e.high), e.n)
+        estimates[name] = e.within(0.0, math.inf if name == "density" else 1.0)
     return estimates
 
 
 def _vendi_estimate(x: AnyFloats, clusters: Sequence[int]) -> Estimate:
     left = [vendi_score(rows) for rows, _ in left_out(x, x[:2], clusters)[0]]
-    e = jackknife_estimate(vendi_score(x), [left], len(x))
-    return Estimate(e.value, max(1.0, e.low), min(float(len(x)), e.high), e.n)
+    return jackknife_estimate(vendi_score(x), [left], len(x)).within(1.0, float(len(x)))

@@ -31,6 +31,10 @@ class Estimate:
     high: float
     n: int
 
+    def within(self, low: float, high: float = math.inf) -> Estimate:
+        """The same with the interval cut to the values that are possible."""
+        return Estimate(self.value, max(low, self.low), min(high, self.high), self.n)
+
 
 def finite(value: float) -> float | None:
     """The value, or None for NaN and infinity."""
