@@ -21,9 +21,11 @@ from styletune.cli.shared import (
     say,
 )
 from styletune.errors import CheckFailed, NotFound
-from styletune.runs.metrics import IMAGE_METRICS
+from styletune.runs.metrics import IMAGE_METRICS, SCALE_METRICS, Metric
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from styletune.job.run import RunResult
     from styletune.recipe import LoadedRecipe
     from styletune.registry.versions import Published
@@ -249,14 +251,19 @@ def _print_published(published: Published, registry: str) -> None:
 
 
 def _print_scores(summary: Summary) -> None:
-    """The short table: base, every checkpoint, the references themselves; then the gates."""
+    """The short table: base, every checkpoint, the references themselves; then the gates.
+
+    On the scales of 0 to 100; in raw numbers where an earlier version scored the run.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("checkpoint", no_wrap=True)
-    for metric in IMAGE_METRICS:
+    is_scaled = SCALE_METRICS[0].name in summary.anchors.base
+    shown = SCALE_METRICS if is_scaled else IMAGE_METRICS
+    for metric in shown:
         table.add_column(metric.short_label, justify="right", no_wrap=True)
     table.add_column("gate")
     chosen, anchors = summary.chosen, summary.anchors
@@ -264,8 +271,8 @@ def _print_scores(summary: Summary) -> None:
     rows += [(scores.checkpoint, scores.metrics, scores.passed) for scores in summary.checkpoints]
     for label, metrics, passed in rows:
         mark = " ← chosen" if label == chosen.checkpoint else ""
-        table.add_row(label + mark, *_cells(metrics), "pass" if passed else "refused")
-    table.add_row("held-out images", *_cells(anchors.real), "")
+        table.add_row(label + mark, *_cells(metrics, shown), "pass" if passed else "refused")
+    table.add_row("held-out images", *_cells(anchors.real, shown), "")
     console = Console(width=110 if not sys.stdout.isatty() else None)
     console.print(table)
     console.print(f"chosen   {chosen.checkpoint}: {chosen.reason}", markup=False)
@@ -273,12 +280,20 @@ def _print_scores(summary: Summary) -> None:
         console.print(f"gate     {gate.name}: {gate.verdict}: {gate.explanation}", markup=False)
 
 
-def _cells(metrics: Metrics) -> list[str]:
-    values = [metrics[m.name].value if m.name in metrics else None for m in IMAGE_METRICS]
-    return [
-        "–" if value is None else f"{value:.{metric.digits}f}"
-        for value, metric in zip(values, IMAGE_METRICS, strict=True)
-    ]
+def _cells(metrics: Metrics, shown: Sequence[Metric]) -> list[str]:
+    """Values; those on a scale with their interval, where they have one."""
+    cells = []
+    for metric in shown:
+        measured = metrics.get(metric.name)
+        if measured is None or measured.value is None:
+            cells.append("–")
+            continue
+        cell = f"{round(measured.value, metric.digits) + 0.0:.{metric.digits}f}"  # no "-0"
+        low, high = measured.low, measured.high
+        if metric.on_scale and low is not None and high is not None and low < high:
+            cell += f" ({low:.0f} to {high:.0f})"
+        cells.append(cell)
+    return cells
 
 
 def _load(target: Target) -> LoadedRecipe:

@@ -24,6 +24,7 @@ class Metric:
         unit: "" for a pure number.
         per_image: every image has one, not only the whole column.
         against_base: it compares with the base model, whose own value says nothing.
+        on_scale: it runs from 0 to 100 between two known ends, for people.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Metric:
     unit: str = ""
     per_image: bool = False
     against_base: bool = False
+    on_scale: bool = False
 
     @property
     def direction(self) -> str:
@@ -48,6 +50,36 @@ class Metric:
 
 
 METRICS = (
+    Metric(
+        "style_score",
+        "Style: 0 is the base model, 100 the brand’s own images",
+        "style",
+        "higher",
+        digits=0,
+        measured_on=_CLIP,
+        against_base=True,
+        on_scale=True,
+    ),
+    Metric(
+        "palette_score",
+        "Colors: 0 is the base model, 100 the brand’s own images",
+        "colors",
+        "higher",
+        digits=0,
+        measured_on="colors in CIELAB",
+        against_base=True,
+        on_scale=True,
+    ),
+    Metric(
+        "prompt_score",
+        "Prompt: 0 is an image of something else, 100 the base model",
+        "prompt",
+        "higher",
+        digits=0,
+        measured_on="CLIP image and text features, own prompt against the others",
+        against_base=True,
+        on_scale=True,
+    ),
     Metric(
         "clip_image",
         "Similarity to the references",
@@ -171,6 +203,7 @@ METRICS = (
 METRIC_OF = {metric.name: metric for metric in METRICS}
 # What a table of columns shows: the base has these too.
 COLUMN_METRICS = tuple(metric for metric in METRICS if not metric.against_base)
+SCALE_METRICS = tuple(metric for metric in METRICS if metric.on_scale)
 IMAGE_METRICS = tuple(metric for metric in METRICS if metric.per_image)
 # Of a column as a whole: for statisticians, behind the metrics of images.
 SET_METRICS = tuple(metric for metric in COLUMN_METRICS if not metric.per_image)

@@ -186,6 +186,22 @@ def gate_svg(
     return _svg(title, parts, 300, 40)
 
 
+def scale_svg(title: str, values: tuple[float, float, float]) -> Markup:
+    """A score (value, low, high) on its way from 0 to 100."""
+    x = _scale([*values, 0.0, 100.0], 8, 292, 0.02)
+    zero, full = x(0.0), x(100.0)
+    parts = [
+        f'<rect class="track" x="{zero:.1f}" y="17" width="{full - zero:.1f}" height="6" rx="3"/>',
+        f'<line class="span" x1="{x(values[1]):.1f}" x2="{x(values[2]):.1f}" y1="20" y2="20"/>',
+        *(
+            f'<line class="edge" x1="{at:.1f}" x2="{at:.1f}" y1="10" y2="30"/>'
+            for at in (zero, full)
+        ),
+        f'<circle class="dot" cx="{x(values[0]):.1f}" cy="20" r="5.5"/>',
+    ]
+    return _svg(title, parts, 300, 40)
+
+
 def _label(cx: float, cy: float, cross: Cross, taken: list[tuple[float, float]]) -> str:
     """Beside the point, towards the middle, moved up until it is free of other labels."""
     anchor, dx = ("end", -11) if cx > WIDTH * 0.62 else ("start", 11)

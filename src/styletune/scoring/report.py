@@ -21,6 +21,7 @@ from styletune.runs.metrics import (
     GATE_OF,
     IMAGE_METRICS,
     METRIC_OF,
+    SCALE_METRICS,
     SET_METRICS,
     Metric,
 )
@@ -33,6 +34,7 @@ from styletune.scoring.figures import (
     draw_grid,
     gate_svg,
     load_rgb,
+    scale_svg,
     scatter_svg,
 )
 from styletune.scoring.palette import palette_of_files
@@ -94,6 +96,7 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
         "suite": suite,
         "summary": summary,
         "verdict": _verdict(summary),
+        "scores": _scores(scored.chosen.metrics),
         "grid": grid,
         "pick": scored.columns.index(scored.chosen),
         "strip": _strip(suite),
@@ -104,9 +107,27 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
         "curves": _curves(scored),
         "scatter": _scatter(scored),
         "tables": [
-            (IMAGE_METRICS, _table(scored, IMAGE_METRICS)),
-            (SET_METRICS, _table(scored, SET_METRICS)),
-        ],
+            _Table(
+                "Scores",
+                "What the scores above are made of, and every other column's.",
+                SCALE_METRICS,
+                _table(scored, SCALE_METRICS),
+            ),
+            _Table(
+                "Measured",
+                "As measured, on no scale. The last row is what the references score against "
+                "themselves.",
+                IMAGE_METRICS,
+                _table(scored, IMAGE_METRICS),
+            ),
+            _Table(
+                "As sets",
+                "All images of a column together, against all references together: for "
+                "statisticians, and no gate.",
+                SET_METRICS,
+                _table(scored, SET_METRICS),
+            ),
+        ][0 if _is_scaled(summary) else 1 :],
         "losses": _losses(scored),
         "facts": _provenance(scored.facts),
     }
@@ -118,6 +139,39 @@ class _GridColumn:
 
     column: ScoredColumn
     images: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of all columns: what it says, its metrics and its rows."""
+
+    head: str
+    text: str
+    metrics: Sequence[Metric]
+    rows: list[dict[str, Any]]
+
+
+def _is_scaled(summary: Summary) -> bool:
+    """Whether there are scores from 0 to 100; earlier versions made none."""
+    return SCALE_METRICS[0].name in summary.anchors.base
+
+
+def _scores(metrics: Metrics) -> list[dict[str, Any]]:
+    """The chosen checkpoint's scores from 0 to 100, as tiles; undefined ones say so."""
+    tiles = []
+    for metric in SCALE_METRICS:
+        if metric.name not in metrics:
+            continue
+        measured = metrics[metric.name]
+        name, _, ends = metric.label.partition(": ")
+        span = _span(measured)
+        value = _number(measured.value, 0)
+        interval, bar = "Base and references cannot be told apart", Markup("")
+        if span is not None:
+            interval = f"95 % interval {_number(span[1], 0)} to {_number(span[2], 0)}"
+            bar = scale_svg(f"{name}: {value}, {interval}", span)
+        tiles.append({"name": name, "ends": ends, "value": value, "interval": interval, "bar": bar})
+    return tiles
 
 
 def _side_px(count: int) -> int:
@@ -212,7 +266,8 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
+    # + 0.0: no "-0"
+    return DASH if value is None else f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def _signed(value: float, digits: int) -> str:
@@ -229,6 +284,8 @@ def _span(metric: MetricValue) -> tuple[float, float, float] | None:
 
 
 def _levels(summary: Summary, metric: Metric) -> list[Level]:
+    if metric.name == "prompt_score":
+        return [Level(BASE_COLUMN, 100.0)]
     anchors = ((BASE_COLUMN, summary.anchors.base), (REFERENCES, summary.anchors.real))
     values = [
         (name, metrics[metric.name].value) for name, metrics in anchors if metric.name in metrics
@@ -239,7 +296,7 @@ def _levels(summary: Summary, metric: Metric) -> list[Level]:
 def _curves(scored: ScoredRun) -> list[tuple[str, str, Markup]]:
     """(name, what is good, picture) of each metric over steps; none if steps are unknown."""
     curves = []
-    for metric in IMAGE_METRICS:
+    for metric in SCALE_METRICS if _is_scaled(scored.summary) else IMAGE_METRICS:
         series: dict[str, list[Point]] = {}
         for column in scored.columns[1:]:
             span = _span(column.metrics[metric.name])
@@ -295,7 +352,9 @@ def _cells(measured_of: Metrics, metrics: Sequence[Metric]) -> list[tuple[str, s
             cells.append((DASH, ""))
         else:
             low, high = _number(measured.low, metric.digits), _number(measured.high, metric.digits)
-            cells.append((_number(measured.value, metric.digits), f"{low} to {high}"))
+            is_end = metric.on_scale and (measured.low is None or measured.low == measured.high)
+            interval = "" if is_end else f"{low} to {high}"
+            cells.append((_number(measured.value, metric.digits), interval))
     return cells
 
 

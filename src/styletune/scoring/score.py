@@ -27,6 +27,7 @@ from styletune.scoring.clip_score import (
     image_similarity,
     leave_one_out_similarity,
     text_similarity,
+    unit_rows,
 )
 from styletune.scoring.gates import apply_gates
 from styletune.scoring.palette import (
@@ -34,6 +35,15 @@ from styletune.scoring.palette import (
     palette_distance,
     palette_estimates,
     palette_features,
+)
+from styletune.scoring.scale import (
+    HALF_SPLITS,
+    Scale,
+    palette_column,
+    palette_scale,
+    prompt_scale,
+    style_column,
+    style_scale,
 )
 from styletune.scoring.sets import set_estimates, set_values
 from styletune.scoring.statistics import (
@@ -50,7 +60,6 @@ from styletune.scoring.statistics import (
 )
 from styletune.scoring.suite import MIN_REFERENCES, Suite, prompt_id, suite_hash
 
-HALF_SPLITS = 20
 COLOR_SPACE = "cielab-64px"
 
 
@@ -87,12 +96,25 @@ class _References:
 
 @dataclass(frozen=True, slots=True)
 class _Compared:
-    """One column against references and prompts: cosines (n,), histograms (n, 64, 281)."""
+    """One column against references and prompts: cosines (n,), histograms (n, 64, 281).
+
+    ``texts`` (n, p): to every prompt, not only the own.
+    """
 
     column: Column
     image: Array
     text: Array
+    texts: Array
     colors: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Ends:
+    """What columns are compared with: the base, and the scales that begin at it."""
+
+    base: _Compared
+    style: Scale
+    palette: Scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +153,15 @@ def score_columns(
     _check(suite, columns, text_features, references, reference_features)
     anchor = _References(reference_features, palette_features(references))
     base = _compare(columns[0], text_features, anchor)
+    p = len(suite.prompts)
+    ends = _Ends(
+        base,
+        style_scale(style_column(columns[0].image_features, p), reference_features),
+        palette_scale(palette_column(base.colors, p), anchor.colors),
+    )
     measured = [
         _measure(
-            suite, base if c is base.column else _compare(c, text_features, anchor), base, anchor
+            suite, base if c is base.column else _compare(c, text_features, anchor), ends, anchor
         )
         for c in columns
     ]
@@ -182,20 +210,23 @@ def _compare(
         column,
         image=image_similarity(column.image_features, references.features),
         text=text_similarity(column.image_features, text_features),
+        texts=unit_rows(column.image_features) @ unit_rows(text_features).T,
         colors=palette_features(column.images),
     )
 
 
-def _measure(
-    suite: Suite, compared: _Compared, base: _Compared, references: _References
-) -> _Measured:
-    column, p = compared.column, len(suite.prompts)
+def _measure(suite: Suite, compared: _Compared, ends: _Ends, references: _References) -> _Measured:
+    column, base, p = compared.column, ends.base, len(suite.prompts)
+    features, n = column.image_features, len(column.images)
     distance, ratio = palette_estimates(compared.colors, base.colors, references.colors, p)
     metrics = {
+        "style_score": ends.style(style_column(features, p), n),
+        "palette_score": ends.palette(palette_column(compared.colors, p), n),
+        "prompt_score": prompt_scale(compared.texts, base.texts),
         "clip_image": mean_estimate(compared.image, p),
         "clip_text": mean_estimate(compared.text, p),
         "palette": distance,
-        **set_estimates(column.image_features, references.features, p),
+        **set_estimates(features, references.features, p),
         "clip_image_gain": paired_difference(compared.image, base.image, p),
         "clip_text_loss": relative_loss(compared.text, base.text, p),
         "palette_ratio": ratio,
@@ -253,7 +284,9 @@ def _real_anchor(references: _References) -> dict[str, Estimate]:
         measured["palette"] = palette_distance(colors[a], colors[b])
         for name, value in measured.items():
             splits.setdefault(name, []).append(value)
-    anchors = {"clip_image": spread_interval(float(similar.mean()), error, m, m)}
+    nan = float("nan")
+    anchors = {name: Estimate(100.0, nan, nan, m) for name in ("style_score", "palette_score")}
+    anchors["clip_image"] = spread_interval(float(similar.mean()), error, m, m)
     for name, values in splits.items():
         low, high = np.quantile(values, [0.025, 0.975])
         anchors[name] = Estimate(float(np.mean(values)), float(low), float(high), m)
