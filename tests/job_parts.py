@@ -165,3 +165,12 @@ def read_finished(folder: Path) -> Finished | None:
     document = json.loads(answer.read_text())
     recipe = folder / "project" / "small.toml"
     return Finished(recipe, Path(document["run_dir"]), folder / "registry", document)
+
+
+def without_nothings(tree: Any) -> Any:
+    """Without the keys whose value is null."""
+    if isinstance(tree, list):
+        return [without_nothings(each) for each in tree]
+    if isinstance(tree, dict):
+        return {key: without_nothings(v) for key, v in tree.items() if v is not None}
+    return tree

@@ -71,7 +71,7 @@ ORDER = {
     "runs": "folder form metrics answers documents log summary find scores",
     "sampling": "png prompts session shots images",
     "scoring": "clip_score figures statistics diversity neighbors suite choose frechet gates "
-    "kernel palette scale scored sets report score",
+    "kernel palette reason scale scored sets report score",
     "training": "batches cache_files ema groups identity noise objectives optimizer_state texts "
     "tracker images optimizer processes cache checkpoint denoise validation loop",
 }

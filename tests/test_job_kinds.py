@@ -175,7 +175,7 @@ def drawn_with(job: Job, packed: Package, folder: Path, *, as_trained: bool) -> 
         set_sampling_schedule(pipe, packed.release.adapter.prediction_type, zero_snr)
     pipe.load_lora_weights(str(folder), weight_name=weights.name)
     sampler = Sampler(job.suite.sampler.steps, job.suite.sampler.guidance_scale)
-    words = f"{job.trigger}, {job.suite.prompts[0]}"
+    words = f"{job.trigger}, {job.suite.texts[0]}"
     shot = square_shot(words, 1, folder / f"{as_trained}.png", 128)
     generate_images(pipe, [shot], sampler, {}, batch_size=1, title="published")
     return np.asarray(Image.open(shot.file), np.float32)

@@ -70,7 +70,7 @@ def test_every_key_of_the_card_stands_in_the_template(tmp_path: Path) -> None:
 def test_suite_is_balanced(tmp_path: Path) -> None:
     """Every place comes once at every hour: no gate rests on one kind of picture."""
     init_project(tmp_path / "p", "acme")
-    prompts = load_suite(tmp_path / "p" / "suite.toml").prompts
+    prompts = load_suite(tmp_path / "p" / "suite.toml").texts
     places, hours = zip(*(prompt.split(" at ") for prompt in prompts), strict=True)
     assert set(Counter(places).values()) == {4}
     assert set(Counter(hours).values()) == {8}

@@ -29,8 +29,15 @@ from styletune.runs.summary import (
 from styletune.scoring.choose import Candidate, choose
 from styletune.scoring.gates import apply_gates
 from styletune.scoring.score import Column, Scores, score_columns
-from styletune.scoring.statistics import Estimate
-from styletune.scoring.suite import Suite, SuiteGates, load_suite, prompt_id, suite_hash
+from styletune.scoring.statistics import Estimate, prompts_needed
+from styletune.scoring.suite import (
+    Suite,
+    SuiteGates,
+    SuitePrompt,
+    load_suite,
+    prompt_id,
+    suite_hash,
+)
 from world import EXTRAS, HORIZON, NATURAL, SCENES, TIMES, Look, View, caption, is_held_out, render
 
 SUITE_FILE = Path(__file__).parents[2] / "eval" / "mini-backgrounds.toml"
@@ -112,7 +119,9 @@ def make_column(
 
 
 def make_suite() -> Suite:
-    return Suite(name="planted", prompts=tuple(caption(v, 0) for v in VIEWS), seeds=SEEDS)
+    return Suite(
+        name="planted", prompts=tuple(SuitePrompt(text=caption(v, 0)) for v in VIEWS), seeds=SEEDS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +353,9 @@ def test_undefined_loss_is_inconclusive() -> None:
     assert gates[2].value is None
 
 
-def candidate(step: int, style: np.ndarray, verdict: Verdict = "pass") -> Candidate:
+def candidate(
+    step: int, style: np.ndarray, verdict: Verdict = "pass", strength: float = 1.0
+) -> Candidate:
     gate = GateVerdict(
         name="clip_text_loss",
         value=0,
@@ -354,7 +365,7 @@ def candidate(step: int, style: np.ndarray, verdict: Verdict = "pass") -> Candid
         verdict=verdict,
         explanation="",
     )
-    return Candidate(f"step-{step:06d}", step, 1.0, style, [gate])
+    return Candidate(f"step-{step:06d}", step, strength, style, [gate])
 
 
 BASE = np.linspace(0.3, 0.5, 16)
@@ -370,34 +381,57 @@ def test_ties_go_to_the_earlier_step() -> None:
             candidate(200, BASE + 0.20 + NOISE[1]),
             candidate(400, BASE + 0.2005 + NOISE[1] + 0.3 * NOISE[2]),
         ],
-        BASE,
+        points=1000.0,
     )
     assert chosen.column == 1
-    assert "within noise" in chosen.reason
-    assert "Best of 3".lower() in chosen.reason.lower()
+    assert "step 400, ahead by 1 of 100 (" in chosen.why_not_others
+    assert "within noise" in chosen.why_not_others
 
 
 def test_a_distinguishable_gain_wins() -> None:
     """A later step that is clearly better is chosen although it is later."""
     steps = [candidate(s, BASE + 0.001 * s + NOISE[i]) for i, s in enumerate((100, 200, 300))]
-    assert choose(steps, BASE).column == 2
+    best = choose(steps)
+    assert best.column == 2
+    assert best.why_not_others == ""
 
 
 def test_failing_checkpoints_are_not_chosen_over_passing_ones() -> None:
     """The highest style loses to a lower one that passes; if none passes, the reason says so."""
     high, low = candidate(300, BASE + 0.4 + NOISE[0], "fail"), candidate(100, BASE + 0.1 + NOISE[1])
-    assert choose([high, low], BASE).column == 1
+    assert choose([high, low]).column == 1
     nearly = candidate(100, BASE + 0.1 + NOISE[1], "inconclusive")
-    alone = choose([high, nearly], BASE)
+    alone = choose([high, nearly])
     assert alone.column == 1
-    assert "No candidate passes" in alone.reason
-    assert "clip_text_loss (inconclusive)" in alone.reason
+
+
+def test_strengths_that_do_as_well_are_told() -> None:
+    """Around the chosen one, of its own checkpoint, without a gap; ties go to the weaker one."""
+    rows = [
+        candidate(100, BASE + 0.1 + NOISE[0], "fail", strength=0.4),
+        candidate(100, BASE + 0.2 + NOISE[0], "pass", strength=0.6),
+        candidate(100, BASE + 0.3 + NOISE[1], "pass", strength=0.8),
+        candidate(100, BASE + 0.3 + NOISE[2], "pass", strength=1.0),
+        candidate(200, BASE + 0.9 + NOISE[0], "fail", strength=0.6),
+    ]
+    chosen = choose(rows)
+    assert (chosen.column, chosen.strengths) == (2, (0.6, 1.0))
+    assert choose([*rows[:1], rows[4]]).strengths == (0.6, 0.6)
+
+
+def test_more_prompts_are_named_where_they_would_tell() -> None:
+    """Two steps within noise, and differences too wide to show 5 points with 16 prompts."""
+    wide = np.random.default_rng(1).normal(0, 0.2, 16)
+    chosen = choose([candidate(100, BASE), candidate(200, BASE + wide)], points=100.0)
+    count = prompts_needed(wide, 0.05)
+    assert count > 40
+    assert f"about {count} prompts" in chosen.why_not_others
 
 
 def test_nothing_to_choose_is_an_error() -> None:
     """An empty list of checkpoints is refused."""
     with pytest.raises(BadInput):
-        choose([], BASE)
+        choose([])
 
 
 # -- suite ---------------------------------------------------------------------------------------
@@ -413,7 +447,7 @@ def test_shipped_suite_asks_for_untrained_compositions() -> None:
                 for extras in permutations(EXTRAS, count):
                     view = View(scene, time, extras, 0)
                     plain.setdefault(caption(view, 0), []).append(view)
-    views = [plain[p][0] for p in suite.prompts]
+    views = [plain[p][0] for p in suite.texts]
     assert all(is_held_out(view) for view in views)
     assert len({(v.scene, v.time, frozenset(v.extras)) for v in views}) == len(views) == 47
     for shares in (Counter(v.scene for v in views), Counter(v.time for v in views)):
@@ -422,12 +456,32 @@ def test_shipped_suite_asks_for_untrained_compositions() -> None:
     assert {v.time for v in views} == set(TIMES)
 
 
+def test_suites_for_photographs_are_neutral_and_whole() -> None:
+    """100 prompts, most of them to confirm; 24 of them for a first look; tags in every group."""
+    suite, quick = (load_suite(SUITE_FILE.with_name(f"{n}.toml")) for n in ("backgrounds", "quick"))
+    assert suite.confirm is not None
+    texts = {*suite.texts, *suite.confirm.texts}
+    assert (len(suite.texts), len(suite.confirm.texts), len(texts)) == (40, 60, 100)
+    assert suite.strengths == (0.6, 0.8, 1.0)
+    assert len(set(quick.texts) & texts) == 24
+    kinds = {"environment", "street", "interior", "staging", "game"}
+    for prompts in (suite.prompts, suite.confirm.prompts, quick.prompts):
+        assert {prompt.tags[0] for prompt in prompts} == kinds
+    assert not any("style" in text for text in texts)
+
+
 def test_suite_hash_is_of_the_images() -> None:
     """Another seed gives another hash; another threshold or name does not."""
     suite = make_suite()
     other = suite.model_copy(update={"seeds": (11, 13)})
     gates = suite.model_copy(update={"name": "x", "gates": SuiteGates(palette_ratio=0.5)})
     assert suite_hash(suite) == suite_hash(gates) != suite_hash(other)
+    tagged = tuple(SuitePrompt(text=p.text, tags=("x",)) for p in suite.prompts)
+    assert suite_hash(suite.model_copy(update={"prompts": tagged, "strengths": (0.5,)})) == (
+        suite_hash(suite)
+    )
+    sampler = suite.sampler.model_copy(update={"scheduler": "DDIMScheduler"})
+    assert suite_hash(suite.model_copy(update={"sampler": sampler})) != suite_hash(suite)
     assert prompt_id(3) == "p03"
 
 
@@ -439,6 +493,26 @@ def test_suite_hash_is_of_the_images() -> None:
         ('prompts = ["a", "b", "c"]\nseeds = [1]\n[sampler]\nstep = 3', 'did you mean "steps"'),
         ('prompts = ["a", "b", "c"]\nseeds = [1]\n[gates]\npalette_ratio = 1.5', "palette_ratio"),
         ('prompts = ["a", "b", "c"]\nseeds = []', "seeds"),
+        ('prompts = ["a", "b", "c"]\nseeds = [1]\nstrengths = [0.5, 0.5]', "twice in the list"),
+        ('prompts = ["a", "b", "c"]\nseeds = [1]\nstrengths = [0]', "not above 0"),
+        (
+            'prompts = ["a", "b", "c"]\nseeds = [1]\n'
+            '[confirm]\nprompts = ["d", " A ", "e"]\nseeds = [2]',
+            "among those chosen on",
+        ),
+        (
+            'prompts = ["a", "b", "c"]\nseeds = [1]\n'
+            '[confirm]\nprompts = ["d", "e", "f"]\nseeds = [2, 1]',
+            "a seed of [confirm]",
+        ),
+        ('prompts = ["a", {text = "b", tag = "x"}, "c"]\nseeds = [1]', 'did you mean "tags"'),
+        ('prompts = ["a", {text = "b", tag = "x"}, "c"]\nseeds = [1]', "prompts, entry 2: unknown"),
+        ('prompts = ["a", 3, "c"]\nseeds = [1]', "entry 2: a prompt is a text, or a table"),
+        (
+            'prompts = ["a", "b", "c"]\nseeds = [1]\n'
+            '[confirm]\nprompts = ["d", "", "e"]\nseeds = [2]',
+            "[confirm] prompts, entry 2: a prompt has no words",
+        ),
         ('prompts = ["a", "b", " "]\nseeds = [1]', "a prompt has no words"),
     ],
 )

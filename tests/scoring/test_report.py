@@ -25,11 +25,18 @@ from styletune.runs.documents import (
     write_facts,
 )
 from styletune.runs.scores import write_scores
-from styletune.runs.summary import ScoreInputs, read_summary, write_summary
+from styletune.runs.summary import ScoreInputs, missed_gates, read_summary, write_summary
 from styletune.scoring.figures import draw_grid
 from styletune.scoring.report import write_picture, write_report
-from styletune.scoring.score import Column, score_columns
-from styletune.scoring.suite import Suite, SuiteGates, sample_names, suite_hash
+from styletune.scoring.score import Column, score_columns, with_confirmation
+from styletune.scoring.suite import (
+    Suite,
+    SuiteConfirm,
+    SuiteGates,
+    SuitePrompt,
+    sample_names,
+    suite_hash,
+)
 from world import HORIZON, HORIZON_PALETTE, NATURAL, View, render
 
 SCENES = ("mountains", "sea", "city", "forest")
@@ -48,18 +55,22 @@ TEXTS = np.concatenate([np.zeros((4, 3)), np.eye(4)], axis=1)
 MIXES = {"base": 0.0, "step-000010": 0.3, "step-000020": 0.9, "step-000030": 1.0}
 
 
-def small_suite(gates: SuiteGates) -> Suite:
-    return Suite(name="small", prompts=PROMPTS, seeds=SEEDS, gates=gates)
+def small_suite(gates: SuiteGates, confirm: bool = False) -> Suite:
+    """``confirm``: the same scenes in other words, with one seed."""
+    prompts = tuple(SuitePrompt(text=text, tags=("outdoors",)) for text in PROMPTS)
+    again = tuple(SuitePrompt(text=f"{p.text}, again", tags=p.tags) for p in prompts)
+    fresh = SuiteConfirm(prompts=again, seeds=(77,)) if confirm else None
+    return Suite(name="small", prompts=prompts, seeds=SEEDS, gates=gates, confirm=fresh)
 
 
 def draw_column(run: Run, suite: Suite, name: str) -> Column:
     """Images between the base's look and the brand's, where a run keeps them."""
-    folder, mix = run.samples_dir(suite_hash(suite), name), MIXES[name]
+    folder, mix, seeds = run.samples_dir(suite_hash(suite), name), MIXES[name], suite.seeds
     files, features = [folder / file for file in sample_names(suite)], []
     folder.mkdir(parents=True)
     for i, file in enumerate(files):
-        scene = i // len(SEEDS)
-        view = View(SCENES[scene], "noon", (), SEEDS[i % len(SEEDS)])
+        scene = i // len(seeds)
+        view = View(SCENES[scene], "noon", (), seeds[i % len(seeds)])
         blend = render(view, NATURAL, 64) * (1 - mix) + render(view, HORIZON, 64) * mix
         pixels = blend.astype(np.uint8)
         Image.fromarray(pixels).save(file)
@@ -110,9 +121,10 @@ def make_scored(
     gates: SuiteGates | None = None,
     columns: Sequence[str] = tuple(MIXES),
     palette: Sequence[str] = HORIZON_PALETTE,
+    confirm: bool = False,
 ) -> Run:
     """A scored run: base and checkpoints of four prompts, one prompt with markup in it."""
-    run, suite = Run(folder), small_suite(gates or SuiteGates(clip_text_loss=0.6))
+    run, suite = Run(folder), small_suite(gates or SuiteGates(clip_text_loss=0.6), confirm)
     drawn = [draw_column(run, suite, name) for name in columns]
     references, features = draw_references(run, suite)
     scores = score_columns(
@@ -123,6 +135,20 @@ def make_scored(
         reference_features=features,
         encoder_id="hand-made",
     )
+    if suite.confirmation:
+        fresh = suite.confirmation
+        confirmed = score_columns(
+            suite=fresh,
+            columns=[
+                draw_column(run, fresh, n) for n in ("base", scores.summary.chosen.checkpoint)
+            ],
+            text_features=TEXTS,
+            references=references,
+            reference_features=features,
+            encoder_id="hand-made",
+            prompt_letter="c",
+        )
+        scores = with_confirmation(scores, confirmed)
     inputs = ScoreInputs(
         suite=suite.model_dump(mode="json"),
         base="c" * 64,
@@ -293,6 +319,42 @@ def test_failed_gates_change_the_headline(tmp_path: Path) -> None:
     html = run.report_file.read_text()
     assert "Not ready: step" in html
     assert "Ready for" not in html
+
+
+def test_a_confirmed_choice_is_reported_of_its_fresh_images(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Strip, gates, picture and worst prompts are of the confirmation; the grid has both."""
+    run = make_scored(tmp_path, confirm=True)
+    write_report(run)
+    write_picture(run)
+    summary = read_summary(run)
+    assert summary.confirmed is not None
+    assert (summary.confirmed.prompts, summary.confirmed.images) == (4, 4)
+    assert "no part in the choice" in summary.chosen.reason
+    assert summary.chosen.passed == (not missed_gates(summary.gates))
+    page, noise = open_page(browser, run.report_file)
+    assert page.locator(".strip figcaption").all_inner_texts()[0] == f"{PROMPTS[0]}, again"
+    rows = page.locator("#grid tbody tr")
+    assert rows.count() == 2 * len(PROMPTS)
+    assert rows.nth(0).locator(".cell").count() == len(MIXES)
+    assert rows.nth(len(PROMPTS)).locator(".cell").count() == 2
+    # The second seed: prompts that confirm have one alone, and keep it.
+    page.locator(".seeds button").nth(1).click()
+    hidden = "i => getComputedStyle(i).display === 'none'"
+    last = rows.nth(len(PROMPTS)).locator("img")
+    assert [last.nth(i).evaluate(hidden) for i in range(last.count())] == [False, False]
+    # Up and down between both halves, and the large view in the lower one.
+    rows.nth(len(PROMPTS)).locator(".cell").first.click()
+    assert page.locator("#ztitle").inner_text() == f"{PROMPTS[0]}, again"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Escape")
+    links = page.locator("td a, th a")
+    assert "row-c" in (links.first.get_attribute("href") or "")
+    assert page.locator("h2", has_text="By group").count() == 1
+    assert page.locator("th", has_text="confirmed").count() == 3 * 2
+    assert noise.said == []
+    page.close()
 
 
 def test_palette_must_be_hex(scored: Run, tmp_path: Path) -> None:

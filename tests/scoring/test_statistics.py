@@ -16,6 +16,7 @@ from styletune.scoring.statistics import (
     mean_estimate,
     paired_difference,
     paired_p_value,
+    prompts_needed,
     relative_loss,
 )
 
@@ -110,3 +111,15 @@ def test_bootstrap_weights_are_counts() -> None:
     assert w.shape == (50, 7)
     assert (w.sum(1) == 7).all()
     np.testing.assert_array_equal(w, bootstrap_weights(7, 50, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("deviation", "size", "count"), [(0.03, 0.01, 71), (0.03, 0.005, 283), (0.05, 0.01, 197)]
+)
+def test_prompts_needed_have_the_power(deviation: float, size: float, count: int) -> None:
+    """As published for 80 % power, and so many prompts find the difference in 80 % of trials."""
+    difference = np.array([-1.0, 1.0] * 50) * deviation / math.sqrt(100 / 99)
+    assert prompts_needed(difference, size) == pytest.approx(count, abs=1)
+    draws = np.random.default_rng(0).normal(size, deviation, (2000, count))
+    p = stats.ttest_1samp(draws, 0, axis=1).pvalue
+    assert 0.76 <= float((p < 0.05).mean()) <= 0.84

@@ -268,14 +268,18 @@ def _print_scores(summary: Summary) -> None:
     table.add_column("gate")
     chosen, anchors = summary.chosen, summary.anchors
     rows = [("base model", anchors.base, summary.base.passed)]
-    rows += [(scores.checkpoint, scores.metrics, scores.passed) for scores in summary.checkpoints]
+    rows += [(scores.label, scores.metrics, scores.passed) for scores in summary.checkpoints]
     for label, metrics, passed in rows:
-        mark = " ← chosen" if label == chosen.checkpoint else ""
+        mark = " ← chosen" if label == chosen.label else ""
         table.add_row(label + mark, *_cells(metrics, shown), "pass" if passed else "refused")
+    if summary.confirmed is not None:
+        verdict = "pass" if chosen.passed else "refused"
+        cells = _cells(summary.confirmed.metrics, shown)
+        table.add_row("the chosen, confirmed", *cells, verdict)
     table.add_row("held-out images", *_cells(anchors.real, shown), "")
     console = Console(width=110 if not sys.stdout.isatty() else None)
     console.print(table)
-    console.print(f"chosen   {chosen.checkpoint}: {chosen.reason}", markup=False)
+    console.print(f"chosen   {chosen.label}: {chosen.reason}", markup=False)
     for gate in summary.gates:
         console.print(f"gate     {gate.name}: {gate.verdict}: {gate.explanation}", markup=False)
 

@@ -27,8 +27,8 @@ from styletune.runs.documents import (
     RunFacts,
     write_facts,
 )
-from styletune.runs.summary import ScoreInputs
-from styletune.scoring.suite import Suite
+from styletune.runs.summary import ScoreInputs, Summary
+from styletune.scoring.suite import Suite, scored_suite, suite_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -118,6 +118,20 @@ def score_inputs(run: Run, suite: Suite, base_hash: str, data: LoadedData) -> Sc
         },
         styletune=__version__,
     )
+
+
+def is_scored_as(summary: Summary, inputs: ScoreInputs) -> bool:
+    """Whether these inputs would give these scores; a suite counts by what it says.
+
+    A run that an earlier version scored does not name settings that came later: they are the
+    ones that it was scored with.
+    """
+    if (
+        summary.inputs is None
+        or summary.inputs.model_copy(update={"suite": inputs.suite}) != inputs
+    ):
+        return False
+    return scored_suite(summary) == suite_of(inputs)
 
 
 # What stands in a published recipe for a folder of this machine.

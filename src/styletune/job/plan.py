@@ -81,7 +81,7 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
     needs = preflight(job.workload, configs, gpu)
     sees = entries(data)
     steps = train.checkpoint_steps
-    columns, suite = len(steps) + 1, job.suite
+    suite = job.suite
     problems = [
         *_data_problems(data.warnings),
         *_missing_base(job.missing_base),
@@ -102,7 +102,7 @@ def plan(job: Job, gpu: Gpu | None) -> Plan:
         compute=needs.compute,
         data=_data(data, sees, job.resolution),
         train=_training(recipe, sees, steps, max(job.run.checkpoint_steps(), default=0)),
-        score=PlanScoring(images=columns * len(sample_names(suite))) if suite else None,
+        score=PlanScoring(images=_scored_images(suite, len(steps))) if suite else None,
         run_dir=str(job.run.dir),
         outputs=tuple(map(str, _outputs(job.run, steps, bool(recipe.preview.prompts), suite))),
     )
@@ -300,12 +300,21 @@ def _training(
     )
 
 
+def _scored_images(suite: Suite, checkpoints: int) -> int:
+    """Of the base and every checkpoint at every strength; of two for a confirmation."""
+    screened = (1 + checkpoints * len(suite.strengths)) * len(sample_names(suite))
+    fresh = suite.confirmation
+    return screened + (2 * len(sample_names(fresh)) if fresh else 0)
+
+
 def _outputs(run: Run, steps: Sequence[int], previews: bool, suite: Suite | None) -> list[Path]:
     outputs = [run.recipe_file, run.facts_file, run.log_file]
     outputs += [run.checkpoint_dir(step) for step in steps]
     if previews:
         outputs.append(run.previews_dir)
     if suite:
-        outputs += [run.samples_dir(suite_hash(suite), ""), run.scores_file, run.summary_file]
+        suites = [suite, suite.confirmation] if suite.confirmation else [suite]
+        outputs += [run.samples_dir(suite_hash(each), "") for each in suites]
+        outputs += [run.scores_file, run.summary_file]
         outputs += [run.report_file, run.picture_file]
     return outputs

@@ -85,7 +85,10 @@ def prepare(
         check_text_lengths(texts, token_counter(base), where=str(loaded.file))
     if suite and recipe.score:
         from styletune.encoders.find import check_clip
+        from styletune.sampling.shots import check_scheduler
 
+        if suite.sampler.scheduler is not None:
+            check_scheduler(suite.sampler.scheduler, f"{recipe.score.suite}: [sampler] scheduler")
         check_clip(suite.encoder.name, loaded.path(recipe.score.suite).parent)
     return Job(
         loaded,
@@ -193,7 +196,10 @@ def _texts(recipe: Recipe, suite: Suite | None, trigger: str) -> dict[str, str]:
     if recipe.dreambooth.class_prompt is not None:
         texts["dreambooth class_prompt"] = recipe.dreambooth.class_prompt
     if suite is not None:
-        prompts = [prompt_with_trigger(p, trigger) for p in suite.prompts]
-        texts |= {f"suite prompt {i + 1}": p for i, p in enumerate(prompts)}
+        fresh = suite.confirmation
+        for name, asked in (("suite prompt", suite), ("suite [confirm] prompt", fresh)):
+            if asked is not None:
+                prompts = [prompt_with_trigger(text, trigger) for text in asked.texts]
+                texts |= {f"{name} {i}": prompt for i, prompt in enumerate(prompts, start=1)}
         texts["suite negative_prompt"] = suite.sampler.negative_prompt
     return texts

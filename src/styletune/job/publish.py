@@ -16,12 +16,13 @@ from styletune.data.licenses import license_problem
 from styletune.data.rights import LICENSE_FIX, publishable_problem
 from styletune.errors import BadInput, CheckFailed, Conflict, NotFound, RecipeError
 from styletune.files import require_writable
-from styletune.job.facts import data_facts, public_recipe, score_inputs
+from styletune.job.facts import data_facts, is_scored_as, public_recipe, score_inputs
 from styletune.job.job import Job
 from styletune.job.trainable import check_resumable
 from styletune.models.base import BaseFiles
 from styletune.models.names import base_words
 from styletune.recipe import LoadedRecipe, PublishSection, recipe_hash
+from styletune.runs import Run
 from styletune.runs.documents import read_facts
 from styletune.runs.summary import Summary, read_summary, refuse_unless_passed
 from styletune.scoring.suite import Suite, sample_names, suite_hash
@@ -110,7 +111,9 @@ def publish(job: Job, registry: str, who: str) -> Published:
     check_resumable(run, job.identity)
     summary = read_summary(run)
     suite = job.suite
-    if suite is None or summary.inputs != score_inputs(run, suite, job.base.hash, job.data):
+    if suite is None or not is_scored_as(
+        summary, score_inputs(run, suite, job.base.hash, job.data)
+    ):
         raise CheckFailed(
             "the scores are of another suite, trigger or set of checkpoints",
             where=str(run.summary_file),
@@ -193,7 +196,7 @@ def package(job: Job, summary: Summary) -> Package:
             for gate in summary.gates
         ),
     )
-    previews = _previews(run.samples_dir(suite_hash(suite), summary.chosen.checkpoint), suite)
+    previews = _previews(run, summary, suite.confirmation or suite)
     evidence = Evidence(
         family=base.family,
         facts=read_facts(run).model_copy(update={"data": data}),
@@ -258,11 +261,13 @@ def _weights(
     return weights
 
 
-def _previews(folder: Path, suite: Suite) -> list[Preview]:
+def _previews(run: Run, summary: Summary, suite: Suite) -> list[Preview]:
     """The first prompts' images, with the first seed, and the settings embedded in them."""
     from styletune.registry.release import Preview
     from styletune.sampling.png import read_settings
 
+    chosen = summary.chosen
+    folder = run.samples_dir(suite_hash(suite), chosen.checkpoint, chosen.strength)
     files = [folder / name for name in sample_names(suite)[:: len(suite.seeds)][:MAX_PREVIEWS]]
     return [Preview(read_settings(f) or {}, f.name, f.read_bytes()) for f in files]
 

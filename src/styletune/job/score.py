@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from styletune.data.checked import LoadedData, holdout_rows
 from styletune.data.read import read_square
 from styletune.errors import BadInput, NotFound
 from styletune.files import file_sha256
-from styletune.job.facts import data_facts, origin_facts, score_inputs
+from styletune.job.facts import data_facts, is_scored_as, origin_facts, score_inputs
 from styletune.job.job import Job
 from styletune.job.trainable import check_resumable
+from styletune.models.base import BaseFiles
 from styletune.places import device_name
 from styletune.planning.preflight import configs_of, require_room
 from styletune.runs import Run
 from styletune.runs.documents import DataFacts, read_facts, write_facts
+from styletune.runs.folder import BASE_COLUMN, checkpoint_name, column_label
 from styletune.runs.scores import write_scores
 from styletune.runs.summary import (
     Summary,
@@ -31,23 +33,49 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from styletune.sampling.session import TrainedAs
-    from styletune.sampling.shots import Sampler, TextShot
+    from styletune.sampling.shots import TextShot
     from styletune.scoring.score import Scores
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A column of the scores before its images are drawn; the base has no ``step`` and no file."""
+    """A column of the scores before its images are drawn.
+
+    The base has no ``step``, no file and the strength 0.
+    """
 
     name: str
     step: int | None
+    strength: float
     adapter: Path | None
     shots: tuple[TextShot, ...]
     origin: Mapping[str, object]
 
+    @property
+    def label(self) -> str:
+        """For people: ``step 200 at strength 0.8``."""
+        return column_label(self.name, self.step, self.strength)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """What all columns of a run have in common; ``references`` are PNG files."""
+
+    run: Run
+    base: BaseFiles
+    name: str
+    base_origin: Mapping[str, object]
+    trigger: str
+    side_px: int
+    precision: Literal["bf16", "fp16", "no"]
+    batch_size: int
+    trained_as: TrainedAs
+    suite_dir: Path
+    references: Sequence[Path]
+
 
 def score(job: Job) -> Summary:
-    """Sample, measure, choose, gate and report; what is current is not done again.
+    """Sample, measure, choose, confirm, gate and report; what is current is not done again.
 
     Raises:
         BadInput: the recipe has no [score].
@@ -64,45 +92,37 @@ def score(job: Job) -> Summary:
     inputs = score_inputs(run, suite, job.base.hash, job.data)
     if run.summary_file.is_file() and run.scores_file.is_file():
         summary = read_summary(run)
-        if summary.inputs == inputs:
+        if is_scored_as(summary, inputs):
             _write_pages(run)
             return summary
     require_room(replace(job.workload, trains=False), configs_of(job.base))
-    from styletune.sampling.session import DTYPES, TrainedAs, open_pipeline
-    from styletune.sampling.shots import Sampler, square_shot
-
-    prompts = [prompt_with_trigger(prompt, job.trigger) for prompt in suite.prompts]
-    base_origin = origin_facts(job.base, job.identity.training_hash)
-
-    def column(step: int | None) -> Sampled:
-        name = "base" if step is None else f"step-{step:06d}"
-        folder = run.samples_dir(suite_hash(suite), name)
-        shots = tuple(
-            square_shot(prompt, seed, folder / f"{prompt_id(i)}-{seed}.png", job.resolution)
-            for i, prompt in enumerate(prompts)
-            for seed in suite.seeds
-        )
-        if step is None:
-            return Sampled(
-                name, None, None, shots, {**base_origin, "adapter": None, "strength": 0.0}
-            )
-        file = run.adapter_file(step)
-        trained = {"adapter": job.loaded.name, "step": step, "strength": 1.0}
-        origin = {**base_origin, **trained, "adapter_sha256": file_sha256(file)}
-        return Sampled(name, step, file, shots, origin)
+    from styletune.sampling.session import TrainedAs
 
     train, adapter = job.recipe.train, job.recipe.adapter
     tokens = adapter.new_tokens, adapter.new_tokens_init
-    trained_as = TrainedAs(job.prediction_type, train.zero_terminal_snr, *tokens)
-    references = _write_references(job.data, run.references_dir(suite_hash(suite)), job.resolution)
-    columns = [column(step) for step in (None, *steps)]
-    # All images first: the base model and the encoder are never in memory together.
-    sampler = Sampler(
-        suite.sampler.steps, suite.sampler.guidance_scale, suite.sampler.negative_prompt
+    references = run.references_dir(suite_hash(suite))
+    setting = _Setting(
+        run=run,
+        base=job.base,
+        name=job.loaded.name,
+        base_origin=origin_facts(job.base, job.identity.training_hash),
+        trigger=job.trigger,
+        side_px=job.resolution,
+        precision=train.mixed_precision,
+        batch_size=section.batch_size,
+        trained_as=TrainedAs(job.prediction_type, train.zero_terminal_snr, *tokens),
+        suite_dir=job.loaded.path(section.suite).parent,
+        references=_write_references(job.data, references, job.resolution),
     )
-    with open_pipeline(job.base, DTYPES[train.mixed_precision], device_name()) as pipe:
-        _draw(pipe, columns, sampler, trained_as, section.batch_size)
-    scores = _measure(suite, job.loaded.path(section.suite).parent, columns, references)
+    every = [(step, strength) for step in steps for strength in suite.strengths]
+    scores = _scored(setting, suite, every, "p")
+    if suite.confirmation is not None:
+        from styletune.scoring.score import with_confirmation
+
+        chosen = scores.summary.chosen
+        assert chosen.step is not None
+        finalist = [(chosen.step, chosen.strength)]
+        scores = with_confirmation(scores, _scored(setting, suite.confirmation, finalist, "c"))
     summary = scores.summary.model_copy(update={"inputs": inputs})
     # A page is of the summary beside it: the old ones go before it is replaced.
     run.report_file.unlink(missing_ok=True)
@@ -114,8 +134,57 @@ def score(job: Job) -> Summary:
     return summary
 
 
+def _scored(
+    setting: _Setting, suite: Suite, candidates: Sequence[tuple[int, float]], prompt_letter: str
+) -> Scores:
+    """Draw what is missing of the base and the candidates (step, strength), and measure it.
+
+    All images first: the base model and the encoder are never in memory together.
+    """
+    from styletune.sampling.session import DTYPES, open_pipeline
+
+    columns = _columns(setting, suite, candidates)
+    with open_pipeline(setting.base, DTYPES[setting.precision], device_name()) as pipe:
+        _draw(pipe, columns, suite, setting.trained_as, setting.batch_size)
+    return _measure(suite, setting.suite_dir, columns, setting.references, prompt_letter)
+
+
+def _columns(
+    setting: _Setting, suite: Suite, candidates: Sequence[tuple[int, float]]
+) -> list[Sampled]:
+    """The base's column and the candidates'."""
+    run, of_suite, origin = setting.run, suite_hash(suite), setting.base_origin
+    shots = _shots(setting, suite, run.samples_dir(of_suite, BASE_COLUMN))
+    nothing = {**origin, "adapter": None, "strength": 0.0}
+    columns = [Sampled(BASE_COLUMN, None, 0.0, None, shots, nothing)]
+    for step, strength in candidates:
+        file, name = run.adapter_file(step), checkpoint_name(step)
+        shots = _shots(setting, suite, run.samples_dir(of_suite, name, strength))
+        trained = {"adapter": setting.name, "step": step, "strength": strength}
+        facts = {**origin, **trained, "adapter_sha256": file_sha256(file)}
+        columns.append(Sampled(name, step, strength, file, shots, facts))
+    return columns
+
+
+def _shots(setting: _Setting, suite: Suite, folder: Path) -> tuple[TextShot, ...]:
+    """A column's images, prompts-major, with the trigger in front of each prompt."""
+    from styletune.sampling.shots import TextShot
+
+    side, scheduler = setting.side_px, suite.sampler.scheduler
+    prompts = [prompt_with_trigger(text, setting.trigger) for text in suite.texts]
+    return tuple(
+        TextShot(prompt, seed, folder / f"{prompt_id(i)}-{seed}.png", side, side, scheduler)
+        for i, prompt in enumerate(prompts)
+        for seed in suite.seeds
+    )
+
+
 def _measure(
-    suite: Suite, folder: Path, columns: Sequence[Sampled], references: Sequence[Path]
+    suite: Suite,
+    folder: Path,
+    columns: Sequence[Sampled],
+    references: Sequence[Path],
+    prompt_letter: str,
 ) -> Scores:
     """Encode every column's images and compare them with the references.
 
@@ -128,16 +197,16 @@ def _measure(
     encoded = []
     for column in columns:
         files = [shot.file for shot in column.shots]
-        features = encode_images(encoder, files, title=f"encode {column.name}")
-        strength = 0.0 if column.step is None else 1.0
-        encoded.append(Column(column.name, column.step, strength, files, features))
+        features = encode_images(encoder, files, title=f"encode {column.label}")
+        encoded.append(Column(column.name, column.step, column.strength, files, features))
     return score_columns(
         suite=suite,
         columns=encoded,
-        text_features=encode_texts(encoder, suite.prompts),
+        text_features=encode_texts(encoder, suite.texts),
         references=references,
         reference_features=encode_images(encoder, references, title="references"),
         encoder_id=encoder.id,
+        prompt_letter=prompt_letter,
     )
 
 
@@ -178,16 +247,18 @@ def _write_references(data: LoadedData, folder: Path, resolution: int) -> list[P
 def _draw(
     pipe: DiffusionPipeline,
     columns: Sequence[Sampled],
-    sampler: Sampler,
+    suite: Suite,
     trained_as: TrainedAs,
     batch_size: int,
 ) -> None:
-    """The base's images, then every checkpoint's, with the same prompts and seeds."""
+    """The base's images, then every candidate's, with the same prompts and seeds."""
     from styletune.adapters.file import load_adapter
     from styletune.sampling.images import generate_images
     from styletune.sampling.session import make_ready, merged_adapter
+    from styletune.sampling.shots import Sampler
 
-    base, *checkpoints = columns
+    asked = suite.sampler
+    sampler = Sampler(asked.steps, asked.guidance_scale, asked.negative_prompt)
 
     def draw(column: Sampled) -> None:
         generate_images(
@@ -196,13 +267,14 @@ def _draw(
             sampler,
             column.origin,
             batch_size=batch_size,
-            title=column.name,
+            title=column.label,
         )
 
+    base, *candidates = columns
     draw(base)
     make_ready(pipe, trained_as)
-    for column in checkpoints:
+    for column in candidates:
         assert column.adapter is not None
         tensors, spec = load_adapter(column.adapter)
-        with merged_adapter(pipe, tensors, spec, 1.0):
+        with merged_adapter(pipe, tensors, spec, column.strength):
             draw(column)

@@ -10,9 +10,10 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -131,12 +132,25 @@ def validate(model: type[_M], tree: dict[str, Any], file: Path) -> _M:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        problems = [_explain(model, item) for item in error.errors()]
+        problems = [_explain(model, item) for item in _first_causes(error.errors())]
         where, message, fix = problems[0]
         for other_where, other_message, other_fix in problems[1:]:
             message += f"\n{file}: {other_where}: {other_message}"
             message += f" ({other_fix})" if other_fix else ""
         raise RecipeError(message, where=f"{file}: {where}", fix=fix) from None
+
+
+def _first_causes(items: Sequence[Any]) -> list[Any]:
+    """Without lists that are too short only because an entry of theirs is wrong."""
+    places = [item["loc"] for item in items]
+
+    def follows(item: Any) -> bool:
+        own = item["loc"]
+        return item["type"] == "too_short" and any(
+            place != own and place[: len(own)] == own for place in places
+        )
+
+    return [item for item in items if not follows(item)]
 
 
 def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
@@ -153,22 +167,54 @@ def _texts(value: object, key: str) -> Iterator[tuple[str, str]]:
 
 def _sections(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The sections of a settings model by name."""
-    sections: dict[str, type[BaseModel]] = {}
-    for name, info in model.model_fields.items():
-        for candidate in (info.annotation, *get_args(info.annotation)):
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                sections[name] = candidate
-    return sections
+    return {
+        name: candidate
+        for name, info in model.model_fields.items()
+        for candidate in (info.annotation, *_options(info.annotation))
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel)
+    }
+
+
+def _options(annotation: object) -> tuple[object, ...]:
+    """``A`` and ``None`` of ``A | None``; nothing of a list."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+
+
+def _tables(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """The keys that hold a list of tables, and what each table is."""
+    return {
+        name: each
+        for name, info in model.model_fields.items()
+        if get_origin(info.annotation) is tuple
+        for each in get_args(info.annotation)
+        if isinstance(each, type) and issubclass(each, BaseModel)
+    }
+
+
+def _place(
+    model: type[BaseModel], loc: Sequence[str | int]
+) -> tuple[str, type[BaseModel], list[str]]:
+    """Where a problem is, for people, the settings that it is in, and the rest of its path."""
+    where, owner, at = "top level", model, 0
+    while at < len(loc):
+        name = str(loc[at])
+        if name in _sections(owner) and at + 1 < len(loc):
+            owner, where, at = _sections(owner)[name], f"[{name}]", at + 1
+        elif name in _tables(owner) and at + 1 < len(loc) and isinstance(loc[at + 1], int):
+            entry = f"{name}, entry {int(loc[at + 1]) + 1}"
+            where = entry if where == "top level" else f"{where} {entry}"
+            owner, at = _tables(owner)[name], at + 2
+        else:
+            break
+    return where, owner, [str(part) for part in loc[at:]]
 
 
 def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
     """One pydantic error as (where, what, fix) in our words."""
-    loc = [str(part) for part in item["loc"]]
     sections = _sections(model)
-    in_section = bool(loc) and loc[0] in sections and len(loc) > 1
-    where = f"[{loc[0]}]" if in_section else "top level"
-    key = _cut(loc[1] if in_section else (loc[0] if loc else ""))
-    owner = sections[loc[0]] if in_section else model
+    where, owner, loc = _place(model, item["loc"])
+    in_section = owner is not model
+    key = _cut(loc[0] if loc else "")
     known = sorted(owner.model_fields)
     match item["type"]:
         case "extra_forbidden":
@@ -182,14 +228,15 @@ def _explain(model: type[BaseModel], item: Any) -> tuple[str, str, str]:
     message = message[0].lower() + message[1:]
     if not loc or (loc == [key] and key in sections):
         # A rule between keys: its words name them; the whole section would say less.
-        return f"[{key}]" if key else "recipe", message, ""
+        whole = where if in_section else "recipe"
+        return f"[{key}]" if key else whole, message, ""
     value = _cut(json.dumps(item.get("input"), default=str))
     choices = _choices(owner, key) if item["type"] == "literal_error" else []
     if choices:
         near = difflib.get_close_matches(_cut(str(item.get("input"))), choices, n=1)
         fix = f'did you mean "{near[0]}"? ' if near else ""
         return where, f"{key} = {value} is not possible", f"{fix}choices: {', '.join(choices)}"
-    path = ".".join(map(_cut, loc[1:] if in_section else loc))
+    path = ".".join(map(_cut, loc))
     return where, f"{path} = {value}: {message}", _fix(owner.model_fields.get(key), item["type"])
 
 

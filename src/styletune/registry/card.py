@@ -205,8 +205,8 @@ def _literal(text: str) -> str:
 
 def _scores(summary: Summary) -> str:
     lines = ["| Measure | This adapter | Interval | Base model | n |", "|---|---|---|---|---|"]
-    base = summary.anchors.base
-    for name, measured in summary.chosen_scores.metrics.items():
+    mine, base = summary.reported
+    for name, measured in mine.items():
         label = METRIC_OF[name].description if name in METRIC_OF else name
         anchor = base[name].value if name in base else None
         lines.append(

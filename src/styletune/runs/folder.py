@@ -126,9 +126,10 @@ class Run:
         for file in self.checkpoints_dir.glob(f"{_STEP}*/.*"):
             file.unlink(missing_ok=True)
 
-    def samples_dir(self, suite_hash: str, column: str) -> Path:
-        """Images of one column (``BASE_COLUMN`` or a checkpoint's name) of one suite."""
-        return self.dir / "samples" / suite_hash[:12] / column
+    def samples_dir(self, suite_hash: str, column: str, strength: float | None = None) -> Path:
+        """Images of one column of one suite: ``BASE_COLUMN``, or a checkpoint at a strength."""
+        name = column if strength in (None, 1) else f"{column}-at-{strength:g}"
+        return self.dir / "samples" / suite_hash[:12] / name
 
     def references_dir(self, suite_hash: str) -> Path:
         """The held-out images that one suite's columns were compared with."""

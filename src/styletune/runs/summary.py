@@ -64,13 +64,14 @@ class CheckpointScores(DocumentPart):
 
 
 class ChosenCheckpoint(DocumentPart):
-    """The checkpoint to hand over, and why."""
+    """The checkpoint to hand over, and why; ``strengths`` (low, high) do as well at the gates."""
 
     checkpoint: str
     step: int | None
     strength: float
     reason: str
     passed: bool
+    strengths: tuple[float, float] | None = None
 
     @property
     def label(self) -> str:
@@ -92,6 +93,16 @@ class BaseVerdict(DocumentPart):
     passed: bool
 
 
+class Confirmation(DocumentPart):
+    """The chosen checkpoint and the base on prompts and seeds that had no part in the choice."""
+
+    suite_hash: str
+    prompts: int
+    images: int
+    metrics: Metrics
+    base: Metrics
+
+
 class ScoreInputs(DocumentPart):
     """Everything that the scores depend on; another value makes a summary stale.
 
@@ -109,7 +120,11 @@ class ScoreInputs(DocumentPart):
 
 
 class Summary(Document):
-    """``scores/summary.json``; a published version holds it without ``inputs``."""
+    """``scores/summary.json``; a published version holds it without ``inputs``.
+
+    ``gates`` are those of the chosen checkpoint: on the confirmation's images where there are any,
+    else on those that it was chosen by.
+    """
 
     suite: str
     suite_hash: str
@@ -123,6 +138,7 @@ class Summary(Document):
     gates: tuple[GateVerdict, ...]
     anchors_how: str
     fid_note: str
+    confirmed: Confirmation | None = None
     inputs: ScoreInputs | None = None
 
     @property
@@ -139,6 +155,13 @@ class Summary(Document):
             where="scores/summary.json",
             fix=FIX_SUMMARY,
         )
+
+    @property
+    def reported(self) -> tuple[Metrics, Metrics]:
+        """What to report of the chosen checkpoint and of the base: confirmed, if anything was."""
+        if self.confirmed is not None:
+            return self.confirmed.metrics, self.confirmed.base
+        return self.chosen_scores.metrics, self.anchors.base
 
     def public_json(self) -> dict[str, Any]:
         """As it is published: trigger, palette and hashes of a run stand elsewhere."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, assert_never
+
+from styletune.errors import NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,21 @@ Shot: TypeAlias = TextShot
 def square_shot(prompt: str, seed: int, file: Path, side: int) -> TextShot:
     """A square image with the base model's own scheduler."""
     return TextShot(prompt, seed, file, side, side)
+
+
+def check_scheduler(name: str, where: str) -> None:
+    """Refuse a scheduler that diffusers does not have, before anything is loaded.
+
+    Raises:
+        NotFound: no such scheduler, or one of another kind than those of Stable Diffusion.
+    """
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+
+    known = sorted(each.name for each in KarrasDiffusionSchedulers)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        fix = f"did you mean {' or '.join(near)}?" if near else f"choices: {', '.join(known)}"
+        raise NotFound(f'diffusers has no scheduler "{name}"', where=where, fix=fix)
 
 
 def shot_settings(shot: Shot, sampler: Sampler, own_scheduler: str) -> dict[str, object]:

@@ -1,7 +1,8 @@
-"""Which checkpoint to hand over, and why, in words."""
+"""Which checkpoint to hand over, and at which strength."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,15 +11,19 @@ from numpy.typing import NDArray
 
 from styletune.errors import BadInput
 from styletune.runs.folder import column_label
-from styletune.runs.summary import GateVerdict, missed_gates
-from styletune.scoring.statistics import holm, paired_difference, paired_p_value
+from styletune.runs.summary import GateVerdict
+from styletune.scoring.statistics import holm, paired_difference, paired_p_value, prompts_needed
 
 SIGNIFICANCE = 0.05
+POINTS = 5  # a difference in style that is worth more prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A checkpoint at a strength: ``style`` (p,) is its mean reference similarity by prompt."""
+    """A checkpoint at a strength: ``style`` (p,) is its mean reference similarity by prompt.
+
+    ``gates`` are the verdicts to expect of it where it will be gated.
+    """
 
     name: str
     step: int | None
@@ -34,22 +39,28 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """``column`` is the index among the candidates."""
+    """``column`` is the index among the candidates.
+
+    ``why_not_others`` is what could not be told apart, as sentences after a space, or nothing;
+    ``strengths`` (low, high) of the chosen checkpoint do as well at the gates.
+    """
 
     column: int
-    reason: str
+    why_not_others: str
+    strengths: tuple[float, float]
 
 
-def choose(candidates: Sequence[Candidate], base_style: NDArray[np.float64]) -> Chosen:
+def choose(candidates: Sequence[Candidate], points: float = math.nan) -> Chosen:
     """Choose the earliest candidate that cannot be told from the best.
 
     Among those that pass all gates (or, if none does, those that miss fewest), the best is
-    the one closest to the references. Every other is compared with it, paired by prompt,
-    Holm-corrected; of those within noise the earliest step wins, for less overfitting.
+    the one closest to the references: gates hold the prompt, style decides, so the choice lies
+    on the front of both. Every other is compared with it, paired by prompt, Holm-corrected; of
+    those within noise the earliest step wins, for less overfitting, then the lower strength.
 
     Args:
         candidates: at least one; the base is not one of them.
-        base_style: (p,) the base's mean reference similarity by prompt.
+        points: on the scale of 0 to 100 per unit of ``style``, for the words; NaN if unknown.
 
     Raises:
         BadInput: no candidates.
@@ -61,7 +72,8 @@ def choose(candidates: Sequence[Candidate], base_style: NDArray[np.float64]) -> 
     best = max(pool, key=lambda i: float(candidates[i].style.mean()))
     ties = [best, *_within_noise(candidates, pool, best)]
     column = min(ties, key=lambda i: (_step(candidates[i]), candidates[i].strength, i))
-    return Chosen(column, _reason(candidates, base_style, pool, best, column, ties))
+    strengths = _strengths(candidates, misses, column)
+    return Chosen(column, _why_not_others(candidates, points, best, column, ties), strengths)
 
 
 def _misses(candidate: Candidate) -> int:
@@ -80,43 +92,57 @@ def _within_noise(candidates: Sequence[Candidate], pool: Sequence[int], best: in
     return [i for i, value in zip(others, p, strict=True) if value > SIGNIFICANCE]
 
 
-def _reason(
+def _strengths(
+    candidates: Sequence[Candidate], misses: Sequence[int], column: int
+) -> tuple[float, float]:
+    """The strengths of the chosen checkpoint around the chosen one that miss no more gates."""
+    chosen = candidates[column]
+    same = sorted(
+        (c.strength, m) for c, m in zip(candidates, misses, strict=True) if c.name == chosen.name
+    )
+    at = [strength for strength, _ in same].index(chosen.strength)
+    low = high = at
+    while low > 0 and same[low - 1][1] <= misses[column]:
+        low -= 1
+    while high + 1 < len(same) and same[high + 1][1] <= misses[column]:
+        high += 1
+    return same[low][0], same[high][0]
+
+
+def _why_not_others(
     candidates: Sequence[Candidate],
-    base_style: NDArray[np.float64],
-    pool: Sequence[int],
+    points: float,
     best: int,
     column: int,
     ties: Sequence[int],
 ) -> str:
-    chosen, prompts = candidates[column], len(base_style)
-    gain = paired_difference(chosen.style, base_style, prompts)
-    text = _standing(candidates, column, pool)
-    text += (
-        f" Its similarity to the references is {chosen.style.mean():.3f}, {gain.value:+.3f} against"
-        f" the base (95 % interval {gain.low:+.3f} to {gain.high:+.3f}, {prompts} prompts)."
-    )
+    """Why not another one: what could not be told apart, and what would tell it."""
+    chosen = candidates[column]
+    others = [i for i in ties if i != column]
+    if not others:
+        return ""
+    prompts = len(chosen.style)
     if column != best:
         lead = paired_difference(candidates[best].style, chosen.style, prompts)
-        text += (
-            f" The highest is {candidates[best].label}, ahead by {lead.value:.3f}"
-            f" ({lead.low:+.3f} to {lead.high:+.3f}): within noise, so the earlier step is kept."
+        scale, unit = (points, " of 100") if math.isfinite(points) else (1.0, "")
+        digits = 0 if unit else 3
+        low, high = (f"{scale * end:.{digits}f}" for end in (lead.low, lead.high))
+        text = (
+            f" Closest to the references is {candidates[best].label}, ahead by"
+            f" {scale * lead.value:.{digits}f}{unit} ({low} to {high}): within noise, so the"
+            " earlier and weaker one is kept."
         )
-    elif len(ties) > 1:
-        later = ", ".join(candidates[i].label for i in ties if i != column)
-        text += f" Not distinguishable from it, but no earlier: {later}."
-    if len(candidates) > 1:
-        text += (
-            f" The best of {len(candidates)} looks better than it is: expect a little less on new"
-            " prompts and seeds."
-        )
+        other = best
+    else:
+        names = ", ".join(candidates[i].label for i in others)
+        text = f" No difference can be shown to {names}, no earlier or weaker one."
+        other = others[0]
+    if math.isfinite(points) and points > 0:
+        difference = candidates[other].style - chosen.style
+        count = prompts_needed(difference, POINTS / points)
+        if count > prompts:
+            text += (
+                f" To show a difference of {POINTS} points between {chosen.label} and"
+                f" {candidates[other].label}, about {count} prompts are needed."
+            )
     return text
-
-
-def _standing(candidates: Sequence[Candidate], column: int, pool: Sequence[int]) -> str:
-    chosen = candidates[column]
-    label = chosen.label[0].upper() + chosen.label[1:]
-    missed = missed_gates(chosen.gates)
-    if not missed:
-        return f"{label} passes all gates ({len(pool)} of {len(candidates)} candidates do)."
-    names = ", ".join(f"{gate.name} ({gate.verdict})" for gate in missed)
-    return f"No candidate passes all gates. {label} is the least bad; it misses {names}."

@@ -38,7 +38,7 @@ from styletune.scoring.figures import (
     scatter_svg,
 )
 from styletune.scoring.palette import palette_of_files
-from styletune.scoring.scored import ScoredColumn, ScoredRun, load_scored
+from styletune.scoring.scored import ScoredRun, load_scored
 from styletune.scoring.suite import Suite, prompt_id
 
 STRIP = 6
@@ -46,6 +46,8 @@ REFERENCES_SHOWN = 12
 PICTURE_CELLS = 8
 REFERENCES = "references themselves"
 DASH = "–"
+# What changed against the base, by prompt and by group.
+CHANGES = tuple(METRIC_OF[name] for name in ("clip_text", "clip_image", "palette"))
 
 
 def write_report(run: Run) -> None:
@@ -74,12 +76,13 @@ def write_picture(run: Run) -> None:
     Raises as ``write_report``.
     """
     scored = load_scored(run)
-    every = len(scored.suite.seeds)
+    shown = scored.shown
+    every = len(shown.suite.seeds)
     rows = [
-        ("base model", scored.base.images[::every][:PICTURE_CELLS]),
+        ("base model", shown.base[::every][:PICTURE_CELLS]),
         (
-            f"{scored.facts.recipe}, {scored.chosen.name}",
-            scored.chosen.images[::every][:PICTURE_CELLS],
+            f"{scored.facts.recipe}, {scored.chosen.label}",
+            shown.chosen[::every][:PICTURE_CELLS],
         ),
         ("held-out references", scored.references[:PICTURE_CELLS]),
     ]
@@ -88,19 +91,23 @@ def write_picture(run: Run) -> None:
 
 def _page(scored: ScoredRun) -> dict[str, Any]:
     """Everything that the template names."""
-    summary, suite = scored.summary, scored.suite
-    side_px = _side_px(sum(len(column.images) for column in scored.columns))
-    grid = [_GridColumn(c, [_data_uri(f, side_px) for f in c.images]) for c in scored.columns]
+    summary, shown = scored.summary, scored.shown
+    count = sum(len(column.images) for column in scored.columns)
+    if shown.suite is not scored.suite:
+        count += len(shown.base) + len(shown.chosen)
+    side_px = _side_px(count)
     return {
         "title": scored.facts.recipe,
-        "suite": suite,
+        "suite": scored.suite,
+        "shown": shown.suite,
+        "confirmed": summary.confirmed,
         "summary": summary,
         "verdict": _verdict(summary),
-        "scores": _scores(scored.chosen.metrics),
-        "grid": grid,
-        "pick": scored.columns.index(scored.chosen),
-        "strip": _strip(suite),
-        "prompt_ids": [prompt_id(i) for i in range(len(suite.prompts))],
+        "scores": _scores(summary.reported[0]),
+        "columns": scored.columns,
+        "chosen": scored.chosen,
+        "grid": _grid(scored, side_px),
+        "strip": _strip(scored, side_px),
         "references": [_data_uri(f, 256) for f in scored.references[:REFERENCES_SHOWN]],
         "palettes": _palettes(scored),
         "gates": [_gate(gate) for gate in summary.gates],
@@ -129,16 +136,45 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
             ),
         ][0 if _is_scaled(summary) else 1 :],
         "losses": _losses(scored),
+        "groups": _groups(scored),
         "facts": _provenance(scored.facts),
     }
 
 
 @dataclass(frozen=True, slots=True)
-class _GridColumn:
-    """One column of the grid, with its images as data URIs (prompts-major)."""
+class _GridRow:
+    """A prompt's images by column, each with its seed, as data URIs; () where none was drawn."""
 
-    column: ScoredColumn
-    images: list[str]
+    id: str
+    prompt: str
+    tags: tuple[str, ...]
+    cells: list[list[tuple[int, str]]]
+
+
+def _grid(scored: ScoredRun, side_px: int) -> list[_GridRow]:
+    """The prompts of the choice, then those of the confirmation: two columns have them."""
+    rows = _grid_rows(scored.suite, "p", [c.images for c in scored.columns], side_px)
+    shown = scored.shown
+    if shown.suite is not scored.suite:
+        drawn = {BASE_COLUMN: shown.base, scored.chosen.label: shown.chosen}
+        images = [drawn.get(column.label, []) for column in scored.columns]
+        rows += _grid_rows(shown.suite, shown.letter, images, side_px)
+    return rows
+
+
+def _grid_rows(
+    suite: Suite, letter: str, images: Sequence[Sequence[Path]], side_px: int
+) -> list[_GridRow]:
+    seeds = suite.seeds
+    rows = []
+    for i, prompt in enumerate(suite.prompts):
+        own = slice(i * len(seeds), (i + 1) * len(seeds))
+        cells = [
+            [(s, _data_uri(f, side_px)) for s, f in zip(seeds, files[own], strict=False)]
+            for files in images
+        ]
+        rows.append(_GridRow(prompt_id(i, letter), prompt.text, prompt.tags, cells))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +247,20 @@ def _verdict(summary: Summary) -> dict[str, str]:
     }
 
 
-def _strip(suite: Suite) -> list[int]:
-    """Prompts of the before/after strip, spread evenly over the suite."""
-    count = min(STRIP, len(suite.prompts))
-    return [i * len(suite.prompts) // count for i in range(count)]
+def _strip(scored: ScoredRun, side_px: int) -> list[tuple[str, str, str]]:
+    """(prompt, base, chosen) of the before/after strip, spread evenly over the prompts."""
+    shown = scored.shown
+    texts, seeds = shown.suite.texts, len(shown.suite.seeds)
+    count = min(STRIP, len(texts))
+    places = [i * len(texts) // count for i in range(count)]
+    return [
+        (
+            texts[i],
+            _data_uri(shown.base[i * seeds], side_px),
+            _data_uri(shown.chosen[i * seeds], side_px),
+        )
+        for i in places
+    ]
 
 
 def _palettes(scored: ScoredRun) -> list[dict[str, Any]]:
@@ -223,8 +269,8 @@ def _palettes(scored: ScoredRun) -> list[dict[str, Any]]:
     palettes = [{"name": "Brand palette", "colors": even, "measured": False}] if declared else []
     for name, files in (
         ("References", scored.references),
-        ("Chosen", scored.chosen.images),
-        ("Base", scored.base.images),
+        ("Chosen", scored.shown.chosen),
+        ("Base", scored.shown.base),
     ):
         colors = palette_of_files(files[:: max(1, len(files) // 24)], 7)
         palettes.append({"name": name, "colors": colors, "measured": True})
@@ -339,9 +385,19 @@ def _table(scored: ScoredRun, metrics: Sequence[Metric]) -> list[dict[str, Any]]
         }
         for column in scored.columns
     ]
-    real = _cells(scored.summary.anchors.real, metrics)
+    more = [(REFERENCES, scored.summary.anchors.real)]
+    confirmed = scored.summary.confirmed
+    if confirmed is not None:
+        more = [
+            (f"{BASE_COLUMN}, confirmed", confirmed.base),
+            (f"{scored.chosen.label}, confirmed", confirmed.metrics),
+            *more,
+        ]
     no_column = {"chosen": False, "base": True, "passed": False}
-    return [*rows, {"label": REFERENCES, **no_column, "cells": real}]
+    return rows + [
+        {"label": label, **no_column, "cells": _cells(measured, metrics)}
+        for label, measured in more
+    ]
 
 
 def _cells(measured_of: Metrics, metrics: Sequence[Metric]) -> list[tuple[str, str]]:
@@ -360,27 +416,46 @@ def _cells(measured_of: Metrics, metrics: Sequence[Metric]) -> list[tuple[str, s
 
 def _losses(scored: ScoredRun) -> list[dict[str, Any]]:
     """Per prompt: change of each metric against the base; most prompt similarity lost first."""
-    metrics = [METRIC_OF[name] for name in ("clip_text", "clip_image", "palette")]
-    base, chosen = _prompt_means(scored, scored.base), _prompt_means(scored, scored.chosen)
+    shown = scored.shown
+    changes = _changes(scored)
     rows = []
-    for i, prompt in enumerate(scored.suite.prompts):
-        changes = [
-            chosen[prompt_id(i), metric.name] - base[prompt_id(i), metric.name]
-            for metric in metrics
-        ]
-        cells = [_signed(c, metric.digits) for c, metric in zip(changes, metrics, strict=True)]
-        rows.append({"id": prompt_id(i), "prompt": prompt, "lost": changes[0], "cells": cells})
+    for i, prompt in enumerate(shown.suite.prompts):
+        name = prompt_id(i, shown.letter)
+        lost = changes[name, CHANGES[0].name]
+        cells = [_signed(changes[name, metric.name], metric.digits) for metric in CHANGES]
+        rows.append({"id": name, "prompt": prompt.text, "lost": lost, "cells": cells})
     return sorted(rows, key=lambda row: float(row["lost"]))
 
 
-def _prompt_means(scored: ScoredRun, column: ScoredColumn) -> dict[tuple[str, str], float]:
-    """Mean over seeds by (prompt, metric)."""
-    sums: dict[tuple[str, str], float] = {}
+def _groups(scored: ScoredRun) -> list[dict[str, Any]]:
+    """The same by tag: mean change over its prompts, most prompt similarity lost first."""
+    shown, changes = scored.shown, _changes(scored)
+    names: dict[str, list[str]] = {}
+    for i, prompt in enumerate(shown.suite.prompts):
+        for tag in prompt.tags:
+            names.setdefault(tag, []).append(prompt_id(i, shown.letter))
+    rows = []
+    for tag, own in names.items():
+        means = [sum(changes[n, m.name] for n in own) / len(own) for m in CHANGES]
+        cells = [_signed(mean, m.digits) for mean, m in zip(means, CHANGES, strict=True)]
+        rows.append({"tag": tag, "prompts": len(own), "lost": means[0], "cells": cells})
+    return sorted(rows, key=lambda row: float(row["lost"]))
+
+
+def _changes(scored: ScoredRun) -> dict[tuple[str, str], float]:
+    """Chosen minus base, mean over seeds, by (prompt, metric) of what is shown."""
+    changes: dict[tuple[str, str], float] = {}
     for row in scored.rows:
-        if row.checkpoint == column.name and column.strength in (None, row.strength):
+        if row.prompt_id.startswith(scored.shown.letter):
+            sign = 0
+            if row.checkpoint == BASE_COLUMN:
+                sign = -1
+            elif (row.checkpoint, row.strength) == (scored.chosen.name, scored.chosen.strength):
+                sign = 1
             key = row.prompt_id, row.metric
-            sums[key] = sums.get(key, 0.0) + row.value / len(scored.suite.seeds)
-    return sums
+            share = row.value / len(scored.shown.suite.seeds)
+            changes[key] = changes.get(key, 0.0) + sign * share
+    return changes
 
 
 def _provenance(facts: RunFacts) -> dict[str, str]:

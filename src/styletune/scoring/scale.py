@@ -46,6 +46,16 @@ class Scale:
     base: Jackknifed
     real: Jackknifed
 
+    @property
+    def points(self) -> float:
+        """Points of the scale per unit of the measure; NaN where there is no scale."""
+        return math.nan if self._is_closed() else 100 / (self.real.value - self.base.value)
+
+    def _is_closed(self) -> bool:
+        """Whether the two ends cannot be told apart."""
+        gap = _estimate(_combined(lambda b, r: r - b, self.base, self.real), 0)
+        return not gap.low * gap.high > 0
+
     def __call__(self, column: AnyFloats, n: int) -> Estimate:
         """100 (column - base) / (real - base), with a 95 % interval over prompts and references.
 
@@ -54,8 +64,7 @@ class Scale:
         Undefined where base and references cannot be told apart: their gap's interval has zero.
         """
         mine = _jackknifed(self.measure, column, self.references)
-        gap = _estimate(_combined(lambda b, r: r - b, self.base, self.real), n)
-        if not gap.low * gap.high > 0:
+        if self._is_closed():
             return Estimate(math.nan, math.nan, math.nan, n)
         return _estimate(
             _combined(lambda c, b, r: 100 * (c - b) / (r - b), mine, self.base, self.real), n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from styletune.runs.summary import (
     BaseVerdict,
     CheckpointScores,
     ChosenCheckpoint,
+    Confirmation,
     GateVerdict,
     Metrics,
     MetricValue,
     Summary,
     missed_gates,
 )
-from styletune.scoring.choose import Candidate, choose
+from styletune.scoring.choose import Candidate, Chosen, choose
 from styletune.scoring.clip_score import (
     image_similarity,
     leave_one_out_similarity,
@@ -36,6 +38,7 @@ from styletune.scoring.palette import (
     palette_estimates,
     palette_features,
 )
+from styletune.scoring.reason import confirmed_reason, screened_reason
 from styletune.scoring.scale import (
     HALF_SPLITS,
     Scale,
@@ -80,10 +83,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Long-form rows, and the summary, still without its inputs."""
+    """Long-form rows, and the summary, still without its inputs.
+
+    ``why_not_others``: the part of the reason that no confirmation changes.
+    """
 
     rows: list[ScoreRow]
     summary: Summary
+    why_not_others: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +126,16 @@ class _Ends:
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """One column's per-image scores, (n,) each, and its estimates by metric name."""
+    """One column's per-image scores, (n,) each, and its estimates by metric name.
+
+    ``expected_gates``: the verdicts to expect on the suite's confirmation, see ``_expected``.
+    """
 
     column: Column
     per_image: dict[str, Array]
     metrics: dict[str, Estimate]
     gates: list[GateVerdict]
+    expected_gates: list[GateVerdict]
 
 
 def score_columns(
@@ -135,6 +146,7 @@ def score_columns(
     references: Sequence[Path],
     reference_features: NDArray[np.floating],
     encoder_id: str,
+    prompt_letter: str = "p",
 ) -> Scores:
     """Measure every column, gate it against the base, choose one.
 
@@ -145,6 +157,7 @@ def score_columns(
         references: held-out reference images, at least four, never seen in training.
         reference_features: (m, d), in the order of ``references``.
         encoder_id: what made the features; goes into every row.
+        prompt_letter: what the rows' ids of prompts begin with.
 
     Raises:
         BadInput: counts or shapes do not fit together, or a column comes twice.
@@ -165,9 +178,48 @@ def score_columns(
         )
         for c in columns
     ]
-    rows = [row for m in measured for row in _rows(suite, m, encoder_id)]
+    rows = [row for m in measured for row in _rows(suite, m, encoder_id, prompt_letter)]
+    choice = choose(
+        [
+            Candidate(
+                m.column.name,
+                m.column.step,
+                m.column.strength,
+                by_prompt(m.per_image["clip_image"], p),
+                m.expected_gates,
+            )
+            for m in measured[1:]
+        ],
+        ends.style.points,
+    )
     real = _real_anchor(anchor)
-    return Scores(rows, _summary(suite, measured, real, len(references), encoder_id))
+    summary = _summary(suite, measured, choice, real, len(references), encoder_id)
+    return Scores(rows, summary, choice.why_not_others)
+
+
+def with_confirmation(screened: Scores, confirmed: Scores) -> Scores:
+    """What was chosen on some images, reported and gated on others.
+
+    ``confirmed``: of the suite's confirmation, with the base and the chosen column alone.
+    """
+    summary, fresh = screened.summary, confirmed.summary
+    (line,) = fresh.checkpoints
+    prompts = len({row.prompt_id for row in confirmed.rows})
+    confirmation = Confirmation(
+        suite_hash=fresh.suite_hash,
+        prompts=prompts,
+        images=fresh.images,
+        metrics=line.metrics,
+        base=fresh.anchors.base,
+    )
+    reason = confirmed_reason(line, prompts, summary, screened.why_not_others)
+    chosen = summary.chosen.model_copy(update={"passed": line.passed, "reason": reason})
+    update = {"confirmed": confirmation, "gates": line.gates, "chosen": chosen}
+    return Scores(
+        [*screened.rows, *confirmed.rows],
+        summary.model_copy(update=update),
+        screened.why_not_others,
+    )
 
 
 def _check(
@@ -236,16 +288,26 @@ def _measure(suite: Suite, compared: _Compared, ends: _Ends, references: _Refere
         "clip_text": compared.text,
         "palette": cdf_distance(compared.colors, references.colors.mean(0)),
     }
-    return _Measured(column, per_image, metrics, apply_gates(suite.gates, metrics))
+    gates = apply_gates(suite.gates, metrics)
+    expected = apply_gates(suite.gates, _expected(suite, metrics))
+    return _Measured(column, per_image, metrics, gates, expected)
 
 
-def _rows(suite: Suite, measured: _Measured, encoder_id: str) -> list[ScoreRow]:
+def _expected(suite: Suite, metrics: dict[str, Estimate]) -> dict[str, Estimate]:
+    """The same values with intervals as narrow as the confirmation's prompts will make them."""
+    if suite.confirm is None:
+        return metrics
+    factor = math.sqrt(len(suite.prompts) / len(suite.confirm.prompts))
+    return {name: estimate.narrowed(factor) for name, estimate in metrics.items()}
+
+
+def _rows(suite: Suite, measured: _Measured, encoder_id: str, letter: str) -> list[ScoreRow]:
     seeds = len(suite.seeds)
     return [
         ScoreRow(
             checkpoint=measured.column.name,
             strength=measured.column.strength,
-            prompt_id=prompt_id(i // seeds),
+            prompt_id=prompt_id(i // seeds, letter),
             seed=suite.seeds[i % seeds],
             metric=metric,
             value=float(value),
@@ -296,6 +358,7 @@ def _real_anchor(references: _References) -> dict[str, Estimate]:
 def _summary(
     suite: Suite,
     measured: Sequence[_Measured],
+    choice: Chosen,
     real: dict[str, Estimate],
     references: int,
     encoder_id: str,
@@ -303,11 +366,6 @@ def _summary(
     base, rest = measured[0], measured[1:]
     p = len(suite.prompts)
     style = [by_prompt(m.per_image["clip_image"], p) for m in measured]
-    candidates = [
-        Candidate(m.column.name, m.column.step, m.column.strength, s, m.gates)
-        for m, s in zip(rest, style[1:], strict=True)
-    ]
-    choice = choose(candidates, style[0])
     adjusted = holm([paired_p_value(s, style[0], p) for s in style[1:]])
     checkpoints = [_checkpoint(m, p_holm) for m, p_holm in zip(rest, adjusted, strict=True)]
     pick = checkpoints[choice.column]
@@ -321,8 +379,9 @@ def _summary(
             checkpoint=pick.checkpoint,
             step=pick.step,
             strength=pick.strength,
-            reason=choice.reason,
+            reason=screened_reason(checkpoints, choice),
             passed=pick.passed,
+            strengths=choice.strengths,
         ),
         checkpoints=tuple(checkpoints),
         anchors=Anchors(base=_metrics(base.metrics), real=_metrics(real)),

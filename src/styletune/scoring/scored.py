@@ -37,6 +37,19 @@ class ScoredColumn:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What is reported of: the confirmation's images of base and chosen, if there is one.
+
+    Else those of the choice. ``letter`` begins the ids of its prompts.
+    """
+
+    suite: Suite
+    letter: str
+    base: list[Path]
+    chosen: list[Path]
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredRun:
     """Columns with the base first; the references; per-image rows of all columns."""
 
@@ -46,6 +59,7 @@ class ScoredRun:
     columns: list[ScoredColumn]
     references: list[Path]
     rows: Sequence[ScoreRow]
+    shown: Shown
 
     @property
     def base(self) -> ScoredColumn:
@@ -77,7 +91,7 @@ def load_scored(run: Run) -> ScoredRun:
         chosen=False,
         passed=summary.base.passed,
         metrics=summary.anchors.base,
-        images=_images(run, summary, suite, BASE_COLUMN),
+        images=_images(run.samples_dir(summary.suite_hash, BASE_COLUMN), suite),
     )
     checkpoints = [
         ScoredColumn(
@@ -88,17 +102,39 @@ def load_scored(run: Run) -> ScoredRun:
             chosen=scores is chosen,
             passed=scores.passed,
             metrics=scores.metrics,
-            images=_images(run, summary, suite, scores.checkpoint),
+            images=_images(
+                run.samples_dir(summary.suite_hash, scores.checkpoint, scores.strength), suite
+            ),
         )
         for scores in summary.checkpoints
     ]
+    columns = [base, *checkpoints]
     return ScoredRun(
-        facts, summary, suite, [base, *checkpoints], _references(run, summary), read_scores(run)
+        facts,
+        summary,
+        suite,
+        columns,
+        _references(run, summary),
+        read_scores(run),
+        _shown(run, summary, suite, columns),
     )
 
 
-def _images(run: Run, summary: Summary, suite: Suite, column: str) -> list[Path]:
-    folder = run.samples_dir(summary.suite_hash, column)
+def _shown(run: Run, summary: Summary, suite: Suite, columns: Sequence[ScoredColumn]) -> Shown:
+    fresh, chosen = suite.confirmation, summary.chosen
+    if summary.confirmed is None or fresh is None:
+        images = next(column.images for column in columns if column.chosen)
+        return Shown(suite, "p", columns[0].images, images)
+    of_suite = summary.confirmed.suite_hash
+    return Shown(
+        fresh,
+        "c",
+        _images(run.samples_dir(of_suite, BASE_COLUMN), fresh),
+        _images(run.samples_dir(of_suite, chosen.checkpoint, chosen.strength), fresh),
+    )
+
+
+def _images(folder: Path, suite: Suite) -> list[Path]:
     images = [folder / name for name in sample_names(suite)]
     for image in images:
         if not image.is_file():

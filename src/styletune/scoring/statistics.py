@@ -31,6 +31,11 @@ class Estimate:
     high: float
     n: int
 
+    def narrowed(self, factor: float) -> Estimate:
+        """The same with the interval's two sides multiplied by ``factor``."""
+        low, high = (self.value + factor * (end - self.value) for end in (self.low, self.high))
+        return Estimate(self.value, low, high, self.n)
+
     def within(self, low: float, high: float = math.inf) -> Estimate:
         """The same with the interval cut to the values that are possible."""
         return Estimate(self.value, max(low, self.low), min(high, self.high), self.n)
@@ -84,6 +89,19 @@ def paired_p_value(column: NDArray[np.floating], base: NDArray[np.floating], pro
     if error < 1e-15:
         return 1.0 if abs(float(difference.mean())) < 1e-12 else 0.0
     return float(2 * t.sf(abs(float(difference.mean())) / error, prompts - 1))
+
+
+def prompts_needed(difference: NDArray[np.floating], size: float, power: float = 0.8) -> int:
+    """How many prompts show a mean paired difference of ``size`` with this power, at 95 %.
+
+    ``difference`` (prompts,): its standard deviation is what more prompts must beat. Normal
+    approximation, at least 2: n = ((z(0.975) + z(power)) sd / size)^2 (Miller 2024, section 5).
+    """
+    from scipy.stats import norm
+
+    z = float(norm.ppf(0.5 + LEVEL / 2) + norm.ppf(power))
+    deviation = float(np.std(np.asarray(difference, np.float64), ddof=1))
+    return max(2, math.ceil((z * deviation / size) ** 2))
 
 
 def relative_loss(

@@ -6,23 +6,54 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
 from styletune.errors import IntegrityError
-from styletune.recipe.section import Section
+from styletune.recipe.section import Section, Strings, as_tuple
 from styletune.recipe.toml import load_toml
 from styletune.runs.form import parse_document
 from styletune.runs.metrics import GATE_OF
-from styletune.runs.summary import FIX_SUMMARY, Summary
+from styletune.runs.summary import FIX_SUMMARY, ScoreInputs, Summary
 from styletune.text import has_words
 
 MIN_REFERENCES = 4
 
 
+class SuitePrompt(Section):
+    """A prompt, and what groups it belongs to: a string, or a table with ``text`` and ``tags``."""
+
+    text: str = Field(description="The prompt, without the trigger word.")
+    tags: Strings = Field(default=(), description="Groups that results are read by.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        if isinstance(value, str):
+            return {"text": value}
+        if not isinstance(value, dict | SuitePrompt):
+            raise ValueError("a prompt is a text, or a table with text and tags")
+        return value
+
+    @model_validator(mode="after")
+    def _worded(self) -> Self:
+        if not has_words(self.text):
+            raise ValueError("a prompt has no words")
+        return self
+
+    @model_serializer
+    def _plain(self) -> str | dict[str, Any]:
+        """A prompt without tags is its text, as version 0.1.0 wrote it."""
+        return {"text": self.text, "tags": self.tags} if self.tags else self.text
+
+
 class SuiteSampler(Section):
     """How every column's images are sampled."""
 
+    scheduler: str | None = Field(
+        default=None, description="A diffusers scheduler; the base model's own if left out."
+    )
     steps: int = Field(default=25, ge=1, le=1000, description="Sampler steps.")
     guidance_scale: float = Field(
         default=5.0, ge=1, le=50, description="Classifier-free guidance scale."
@@ -59,29 +90,28 @@ class SuiteGates(Section):
     )
 
 
-class Suite(Section):
-    """One evaluation suite, as in its TOML file."""
+class _Drawn(Section):
+    """Prompts and seeds: every prompt is drawn with every seed."""
 
-    name: str = Field(min_length=1, description="What the suite is called in reports.")
-    prompts: tuple[str, ...] = Field(
+    prompts: tuple[SuitePrompt, ...] = Field(
         min_length=3, description="At least three different prompts, without the trigger word."
     )
     seeds: tuple[int, ...] = Field(min_length=1, description="At least one seed per prompt.")
-    sampler: SuiteSampler = SuiteSampler()
-    encoder: SuiteEncoder = SuiteEncoder()
-    gates: SuiteGates = SuiteGates()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts' texts, in order."""
+        return tuple(prompt.text for prompt in self.prompts)
 
     @field_validator("prompts", "seeds", mode="before")
     @classmethod
     def _tuple(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
+        return as_tuple(value)
 
     @field_validator("prompts")
     @classmethod
-    def _distinct_prompts(cls, prompts: tuple[str, ...]) -> tuple[str, ...]:
-        if any(not has_words(p) for p in prompts):
-            raise ValueError("a prompt has no words")
-        _refuse_duplicates([p.strip().casefold() for p in prompts])
+    def _distinct_prompts(cls, prompts: tuple[SuitePrompt, ...]) -> tuple[SuitePrompt, ...]:
+        _refuse_duplicates([_same(p.text) for p in prompts])
         return prompts
 
     @field_validator("seeds")
@@ -91,6 +121,70 @@ class Suite(Section):
             raise ValueError("a seed is below 0 or above 2147483647")
         _refuse_duplicates([str(s) for s in seeds])
         return seeds
+
+
+class SuiteConfirm(_Drawn):
+    """What only the chosen checkpoint and the base draw: prompts and seeds that chose nothing."""
+
+
+class Suite(_Drawn):
+    """One evaluation suite, as in its TOML file.
+
+    ``prompts`` and ``seeds`` are what the choice is made on. With ``confirm``, what is reported
+    and gated is measured on its prompts and seeds instead.
+    """
+
+    name: str = Field(min_length=1, description="What the suite is called in reports.")
+    strengths: tuple[float, ...] = Field(
+        default=(1.0,),
+        min_length=1,
+        max_length=10,
+        description="Strengths at which every checkpoint is drawn.",
+    )
+    confirm: SuiteConfirm | None = None
+    sampler: SuiteSampler = SuiteSampler()
+    encoder: SuiteEncoder = SuiteEncoder()
+    gates: SuiteGates = SuiteGates()
+
+    @field_validator("strengths", mode="before")
+    @classmethod
+    def _tuple_of_strengths(cls, value: object) -> object:
+        return as_tuple(value)
+
+    @field_validator("strengths")
+    @classmethod
+    def _possible_strengths(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < s <= 2 for s in strengths):
+            raise ValueError("a strength is not above 0 and at most 2")
+        _refuse_duplicates([f"{s:g}" for s in strengths])
+        return tuple(sorted(strengths))
+
+    @model_validator(mode="after")
+    def _fresh_confirmation(self) -> Self:
+        """What was chosen on cannot confirm the choice."""
+        if self.confirm is None:
+            return self
+        asked = {_same(text) for text in self.texts}
+        seen = [text for text in self.confirm.texts if _same(text) in asked]
+        if seen:
+            raise ValueError(f"a prompt of [confirm] is among those chosen on: {seen[0]}")
+        seeds = sorted(set(self.seeds) & set(self.confirm.seeds))
+        if seeds:
+            raise ValueError(f"a seed of [confirm] is among those chosen on: {seeds[0]}")
+        return self
+
+    @property
+    def confirmation(self) -> Suite | None:
+        """The confirmation as a suite of its own: other prompts and seeds, the rest the same."""
+        if self.confirm is None:
+            return None
+        drawn = {"prompts": self.confirm.prompts, "seeds": self.confirm.seeds}
+        return self.model_copy(update={**drawn, "strengths": (1.0,), "confirm": None})
+
+
+def _same(text: str) -> str:
+    """What two spellings of one prompt have in common."""
+    return " ".join(text.split()).casefold()
 
 
 def _refuse_duplicates(values: list[str]) -> None:
@@ -111,18 +205,21 @@ def load_suite(file: Path) -> Suite:
 
 
 def suite_hash(suite: Suite) -> str:
-    """SHA-256 (hex) of what decides the images and their features: not of name and gates.
+    """SHA-256 (hex) of what decides the images and their features.
 
-    A changed threshold needs no new images, so it keeps the hash.
+    Not of name, tags, strengths, confirmation and gates, which need no new image of a column.
     """
-    content = suite.model_dump(mode="json", include={"prompts", "seeds", "sampler", "encoder"})
+    content = suite.model_dump(mode="json", include={"seeds", "sampler", "encoder"})
+    content["prompts"] = list(suite.texts)
+    if suite.sampler.scheduler is None:  # as version 0.1.0 hashed it
+        del content["sampler"]["scheduler"]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def prompt_id(index: int) -> str:
+def prompt_id(index: int, letter: str = "p") -> str:
     """Name of the prompt at ``index`` (from 0) in tables and file names: ``p00``."""
-    return f"p{index:02d}"
+    return f"{letter}{index:02d}"
 
 
 def sample_names(suite: Suite) -> list[str]:
@@ -138,5 +235,10 @@ def scored_suite(summary: Summary) -> Suite:
     """
     if summary.inputs is None:
         raise IntegrityError("no inputs", where="scores/summary.json", fix=FIX_SUMMARY)
-    content = json.dumps(summary.inputs.suite).encode()
+    return suite_of(summary.inputs)
+
+
+def suite_of(inputs: ScoreInputs) -> Suite:
+    """The suite among everything that scores depend on. Raises IntegrityError if damaged."""
+    content = json.dumps(inputs.suite).encode()
     return parse_document(Suite, content, "scores/summary.json: inputs.suite", FIX_SUMMARY)
