@@ -50,6 +50,7 @@ seeds = [1]
 [sampler]
 steps = 8
 [gates]
+copies = 0.9
 clip_image_gain = 0.0
 palette_ratio = 0.99
 clip_text_loss = 0.95

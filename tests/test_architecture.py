@@ -58,8 +58,8 @@ ORDER = {
     "data.sources": "files items records source tar_headers archives card hub metadata unread "
     "layout tables item_bytes listing",
     "encoders": "find clip",
-    "job": "adapt base facts generate job refusals trainable check earlier encode prepare publish "
-    "score start_from plan train run",
+    "job": "adapt base facts features generate job refusals trainable check earlier encode prepare "
+    "publish score start_from plan train run",
     "mini": "",
     "models": "checkpointing family int8_linear latents placement recognize schedule weight_files "
     "meta model_folder names quantize sdxl single_file base families conditioning load locate "
@@ -70,7 +70,7 @@ ORDER = {
     "registry": "provenance store manifest release card versions package resolve pull",
     "runs": "folder form metrics answers documents log summary find scores",
     "sampling": "png prompts session shots images",
-    "scoring": "clip_score figures statistics diversity neighbors suite choose frechet gates "
+    "scoring": "clip_score figures statistics copies diversity neighbors suite choose frechet gates "
     "kernel palette reason scale scored sets report score",
     "training": "batches cache_files ema groups identity noise objectives optimizer_state texts "
     "tracker images optimizer processes cache checkpoint denoise validation loop",

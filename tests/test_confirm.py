@@ -29,6 +29,7 @@ seeds = [2]
 steps = 4
 scheduler = "EulerAncestralDiscreteScheduler"
 [gates]
+copies = 0.9
 clip_image_gain = 0.0
 palette_ratio = 0.999
 clip_text_loss = 0.999
@@ -59,7 +60,8 @@ def test_a_choice_is_confirmed_on_fresh_images(
     assert planned.code == 0, planned.err
     answer = styletune("score", recipe, *where, "--json")
     assert answer.code in (0, 1), answer.err
-    drawn = [p for p in run.dir.glob("samples/*/*/*.png") if p.parent.name != "references"]
+    real = {"references", "training"}
+    drawn = [p for p in run.dir.glob("samples/*/*/*.png") if p.parent.name not in real]
     assert len(drawn) == planned.json["score"]["images"] == (1 + 2 * 2) * 3 + 2 * 3
 
     summary = read_summary(run)
@@ -75,6 +77,13 @@ def test_a_choice_is_confirmed_on_fresh_images(
     ]
     prompts = {row.prompt_id for row in read_scores(run)}
     assert prompts == {f"{letter}0{i}" for letter in "pc" for i in range(3)}
+
+    assert summary.nearest is not None
+    assert {near.prompt_id[0] for near in summary.nearest} == {"c"}
+    similarities = [near.similarity for near in summary.nearest]
+    assert similarities == sorted(similarities, reverse=True)
+    assert all((recipe.parent / "brand" / near.training).is_file() for near in summary.nearest)
+    assert "nearest" not in summary.public_json()
 
     folder = run.samples_dir(confirmed.suite_hash, chosen.checkpoint, chosen.strength)
     settings = read_settings(folder / "p00-2.png")

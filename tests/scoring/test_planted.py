@@ -119,9 +119,14 @@ def make_column(
 
 
 def make_suite() -> Suite:
-    return Suite(
-        name="planted", prompts=tuple(SuitePrompt(text=caption(v, 0)) for v in VIEWS), seeds=SEEDS
-    )
+    prompts = tuple(SuitePrompt(text=caption(v, 0)) for v in VIEWS)
+    return Suite(name="planted", prompts=prompts, seeds=SEEDS, gates=SuiteGates(copies=0.7))
+
+
+def training_features() -> np.ndarray:
+    """Other images of the brand."""
+    views = [(VIEWS[i % len(VIEWS)], 1000 + i) for i in range(24)]
+    return np.stack([oracle_features(pixels_of(v, HORIZON, seed), v) for v, seed in views])
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, list[Colu
         text_features=text_features(),
         references=references,
         reference_features=np.stack(features),
+        training_features=training_features(),
         encoder_id="planted",
     )
     return scores, columns
@@ -219,6 +225,7 @@ def test_fid_is_no_gate(planted: tuple[Scores, list[Column]]) -> None:
     summary = planted[0].summary
     assert all("fid" in c.metrics for c in summary.checkpoints)
     assert {gate.name for c in summary.checkpoints for gate in c.gates} == {
+        "copies",
         "clip_image_gain",
         "palette_ratio",
         "clip_text_loss",
@@ -276,6 +283,7 @@ def test_same_input_same_scores(planted: tuple[Scores, list[Column]]) -> None:
             text_features=text_features(),
             references=columns[2].images,
             reference_features=columns[2].image_features,
+            training_features=training_features(),
             encoder_id="planted",
         )
 
@@ -296,6 +304,7 @@ def test_columns_that_do_not_fit_are_refused(planted: tuple[Scores, list[Column]
             text_features=text_features(),
             references=columns[2].images[:count],
             reference_features=columns[2].image_features[:count],
+            training_features=training_features(),
             encoder_id="x",
         )
 
@@ -313,8 +322,12 @@ def test_columns_that_do_not_fit_are_refused(planted: tuple[Scores, list[Column]
 
 
 def judge(gain: Estimate, ratio: Estimate, loss: Estimate) -> list[GateVerdict]:
+    """Of style, palette and prompt, in this order; nothing is copied."""
     metrics = {"clip_image_gain": gain, "palette_ratio": ratio, "clip_text_loss": loss}
-    return apply_gates(SuiteGates(), metrics)
+    metrics["copies"] = Estimate(0.0, -0.05, 0.05, 9)
+    verdicts = {gate.name: gate for gate in apply_gates(SuiteGates(), metrics)}
+    assert verdicts.pop("copies").verdict == "pass"
+    return [verdicts[name] for name in ("clip_image_gain", "palette_ratio", "clip_text_loss")]
 
 
 def test_gate_verdicts_follow_the_interval() -> None:
@@ -524,3 +537,48 @@ def test_bad_suites_are_explained(tmp_path: Path, line: str, message: str) -> No
         load_suite(file)
     assert message in str(error.value)
     assert str(file) in str(error.value)
+
+
+def test_a_copier_is_flagged_and_its_pairs_are_named(tmp_path: Path) -> None:
+    """Training images drawn again: the copies gate fails, and every pair names its source."""
+    base = make_column(tmp_path, "base", None, NATURAL, VIEWS)
+    good = make_column(tmp_path, "good", 200, HORIZON, VIEWS)
+    training = training_features()
+    # Of each view, both seeds draw a training image again, with a little noise.
+    sources = [i + len(VIEWS) * j for i in range(len(VIEWS)) for j in range(len(SEEDS))]
+    drawn = training[sources] + np.random.default_rng(0).normal(0, 1e-3, (16, training.shape[1]))
+    references, features = [], []
+    for i in range(24):
+        view = VIEWS[i % len(VIEWS)]
+        pixels = pixels_of(view, HORIZON, 5000 + i)
+        references.append(tmp_path / f"ref-{i}.png")
+        Image.fromarray(pixels).save(references[-1])
+        features.append(oracle_features(pixels, view))
+    scores = score_columns(
+        suite=make_suite(),
+        columns=[base, good, Column("copier", 100, 1.0, good.images, drawn)],
+        text_features=text_features(),
+        references=references,
+        reference_features=np.stack(features),
+        training_features=training,
+        encoder_id="planted",
+    )
+    gates = {c.checkpoint: {g.name: g for g in c.gates} for c in scores.summary.checkpoints}
+    assert gates["copier"]["copies"].value == pytest.approx(1, abs=0.01)
+    assert gates["copier"]["copies"].verdict == "inconclusive"  # 8 prompts are few
+    assert gates["good"]["copies"].verdict == "pass"
+    assert scores.summary.chosen.checkpoint == "good"
+    strict = make_suite().model_copy(update={"gates": SuiteGates(copies=0.1)})
+    alone = score_columns(
+        suite=strict,
+        columns=[base, Column("copier", 100, 1.0, good.images, drawn)],
+        text_features=text_features(),
+        references=references,
+        reference_features=np.stack(features),
+        training_features=training,
+        encoder_id="planted",
+    )
+    assert all(pair.is_suspect for pair in alone.nearest)
+    assert {g.name: g.verdict for g in alone.summary.gates}["copies"] == "fail"
+    place = {(prompt_id(i), s): i * len(SEEDS) + j for i in range(8) for j, s in enumerate(SEEDS)}
+    assert all(p.training == sources[place[p.prompt_id, p.seed]] for p in alone.nearest)

@@ -124,7 +124,10 @@ def make_scored(
     confirm: bool = False,
 ) -> Run:
     """A scored run: base and checkpoints of four prompts, one prompt with markup in it."""
-    run, suite = Run(folder), small_suite(gates or SuiteGates(clip_text_loss=0.6), confirm)
+    run, suite = (
+        Run(folder),
+        small_suite(gates or SuiteGates(clip_text_loss=0.6, copies=0.9), confirm),
+    )
     drawn = [draw_column(run, suite, name) for name in columns]
     references, features = draw_references(run, suite)
     scores = score_columns(
@@ -133,6 +136,7 @@ def make_scored(
         text_features=TEXTS,
         references=references,
         reference_features=features,
+        training_features=features + 0.01,
         encoder_id="hand-made",
     )
     if suite.confirmation:
@@ -145,6 +149,7 @@ def make_scored(
             text_features=TEXTS,
             references=references,
             reference_features=features,
+            training_features=features + 0.01,
             encoder_id="hand-made",
             prompt_letter="c",
         )

@@ -280,6 +280,10 @@ def _print_scores(summary: Summary) -> None:
     console = Console(width=110 if not sys.stdout.isatty() else None)
     console.print(table)
     console.print(f"chosen   {chosen.label}: {chosen.reason}", markup=False)
+    for near in summary.nearest or ():
+        if near.is_suspect:
+            text = f"{near.prompt_id}-{near.seed} is nearest to {near.training}"
+            console.print(f"suspect  {text} (cosine {near.similarity:.3f})", markup=False)
     for gate in summary.gates:
         console.print(f"gate     {gate.name}: {gate.verdict}: {gate.explanation}", markup=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,13 @@ from styletune.progress import progress
 
 @dataclass(frozen=True, slots=True)
 class ClipEncoder:
-    """A loaded open_clip model. ``id`` names it together with a hash of its weights."""
+    """A loaded open_clip model. ``id`` names it together with a hash of its weights.
+
+    ``preprocess_id`` is a hash of the preprocessing's description.
+    """
 
     id: str
+    preprocess_id: str
     model: torch.nn.Module
     preprocess: Callable[[Image.Image], torch.Tensor]
     tokenize: Callable[[list[str]], torch.Tensor]
@@ -55,8 +60,15 @@ def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
         digest.update(value.detach().float().cpu().numpy().tobytes())
     # The id is published: a folder is this machine's business, the hash names its weights.
     shown = "local-dir" if name.startswith("local-dir:") else name
+    # A function's description holds its address, another one in every process.
+    described = re.sub(r" at 0x[0-9a-f]+", "", repr(preprocess))
     return ClipEncoder(
-        f"open_clip:{shown}:{digest.hexdigest()[:12]}", model.eval(), preprocess, tokenize, device
+        id=f"open_clip:{shown}:{digest.hexdigest()[:12]}",
+        preprocess_id=hashlib.sha256(described.encode()).hexdigest()[:12],
+        model=model.eval(),
+        preprocess=preprocess,
+        tokenize=tokenize,
+        device=device,
     )
 
 
@@ -64,18 +76,23 @@ def load_clip(name: str, relative_to: Path, device: str) -> ClipEncoder:
 def encode_images(
     encoder: ClipEncoder,
     images: Sequence[Path | Image.Image],
-    batch_size: int = 32,
+    batch_size: int = 8,
     title: str = "encode",
     show_progress: bool = True,
 ) -> NDArray[np.float64]:
-    """Unit-length image features: (n, d) float64. Paths must be plain RGB PNG of our own."""
+    """Unit-length image features: (n, d) float64. Paths must be plain RGB PNG of our own.
+
+    The last batch is filled up, so an image's features do not depend on what comes with it: they
+    may be computed now or found where they are kept.
+    """
     parts: list[NDArray[np.float64]] = []
     with progress(title, len(images), shown=show_progress) as advance:
         for i in range(0, len(images), batch_size):
             batch = [_preprocess(encoder, image) for image in images[i : i + batch_size]]
             model: Any = encoder.model
-            features = model.encode_image(torch.stack(batch).to(encoder.device))
-            parts.append(_unit(features))
+            full = batch + batch[-1:] * (batch_size - len(batch))
+            features = model.encode_image(torch.stack(full).to(encoder.device))
+            parts.append(_unit(features[: len(batch)]))
             advance(len(batch), "")
     return np.concatenate(parts)
 

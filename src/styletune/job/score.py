@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from styletune.data.checked import LoadedData, holdout_rows
+from styletune.data.checked import LoadedData, holdout_rows, train_rows
+from styletune.data.inspection.store import kept_facts
 from styletune.data.read import read_square
+from styletune.data.rows import Row
 from styletune.errors import BadInput, NotFound
-from styletune.files import file_sha256
+from styletune.files import atomic_write, file_sha256
 from styletune.job.facts import data_facts, is_scored_as, origin_facts, score_inputs
+from styletune.job.features import ToEncode, picture_features, picture_of_file, picture_of_row
 from styletune.job.job import Job
 from styletune.job.trainable import check_resumable
 from styletune.models.base import BaseFiles
@@ -22,6 +25,7 @@ from styletune.runs.documents import DataFacts, read_facts, write_facts
 from styletune.runs.folder import BASE_COLUMN, checkpoint_name, column_label
 from styletune.runs.scores import write_scores
 from styletune.runs.summary import (
+    NearestImage,
     Summary,
     read_summary,
     write_summary,
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
 
     from styletune.sampling.session import TrainedAs
     from styletune.sampling.shots import TextShot
-    from styletune.scoring.score import Scores
+    from styletune.scoring.score import NearPair, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class _Setting:
     trained_as: TrainedAs
     suite_dir: Path
     references: Sequence[Path]
+    training: Sequence[ToEncode]
 
 
 def score(job: Job) -> Summary:
@@ -113,6 +118,7 @@ def score(job: Job) -> Summary:
         trained_as=TrainedAs(job.prediction_type, train.zero_terminal_snr, *tokens),
         suite_dir=job.loaded.path(section.suite).parent,
         references=_write_references(job.data, references, job.resolution),
+        training=[picture_of_row(row, job.resolution) for row in train_rows(job.data)],
     )
     every = [(step, strength) for step in steps for strength in suite.strengths]
     scores = _scored(setting, suite, every, "p")
@@ -123,7 +129,10 @@ def score(job: Job) -> Summary:
         assert chosen.step is not None
         finalist = [(chosen.step, chosen.strength)]
         scores = with_confirmation(scores, _scored(setting, suite.confirmation, finalist, "c"))
-    summary = scores.summary.model_copy(update={"inputs": inputs})
+    nearest = _write_nearest(
+        scores.nearest, train_rows(job.data), run.training_dir(suite_hash(suite)), job.resolution
+    )
+    summary = scores.summary.model_copy(update={"inputs": inputs, "nearest": nearest})
     # A page is of the summary beside it: the old ones go before it is replaced.
     run.report_file.unlink(missing_ok=True)
     run.picture_file.unlink(missing_ok=True)
@@ -146,7 +155,7 @@ def _scored(
     columns = _columns(setting, suite, candidates)
     with open_pipeline(setting.base, DTYPES[setting.precision], device_name()) as pipe:
         _draw(pipe, columns, suite, setting.trained_as, setting.batch_size)
-    return _measure(suite, setting.suite_dir, columns, setting.references, prompt_letter)
+    return _measure(setting, suite, columns, prompt_letter)
 
 
 def _columns(
@@ -180,34 +189,31 @@ def _shots(setting: _Setting, suite: Suite, folder: Path) -> tuple[TextShot, ...
 
 
 def _measure(
-    suite: Suite,
-    folder: Path,
-    columns: Sequence[Sampled],
-    references: Sequence[Path],
-    prompt_letter: str,
+    setting: _Setting, suite: Suite, columns: Sequence[Sampled], prompt_letter: str
 ) -> Scores:
-    """Encode every column's images and compare them with the references.
-
-    ``folder`` is the suite's, which its encoder's name may be relative to.
-    """
-    from styletune.encoders.clip import encode_images, encode_texts, load_clip
+    """Encode every column's images and compare them with references and training images."""
+    from styletune.encoders.clip import encode_texts, load_clip
     from styletune.scoring.score import Column, score_columns
 
-    encoder = load_clip(suite.encoder.name, folder, device_name())
-    encoded = []
-    for column in columns:
-        files = [shot.file for shot in column.shots]
-        features = encode_images(encoder, files, title=f"encode {column.label}")
-        encoded.append(Column(column.name, column.step, column.strength, files, features))
-    return score_columns(
-        suite=suite,
-        columns=encoded,
-        text_features=encode_texts(encoder, suite.texts),
-        references=references,
-        reference_features=encode_images(encoder, references, title="references"),
-        encoder_id=encoder.id,
-        prompt_letter=prompt_letter,
-    )
+    encoder = load_clip(suite.encoder.name, setting.suite_dir, device_name())
+    with kept_facts() as store:
+        encoded = []
+        for column in columns:
+            files = [shot.file for shot in column.shots]
+            pictures = [picture_of_file(file) for file in files]
+            features = picture_features(encoder, pictures, store, f"encode {column.label}")
+            encoded.append(Column(column.name, column.step, column.strength, files, features))
+        references = [picture_of_file(file) for file in setting.references]
+        return score_columns(
+            suite=suite,
+            columns=encoded,
+            text_features=encode_texts(encoder, suite.texts),
+            references=setting.references,
+            reference_features=picture_features(encoder, references, store, "references"),
+            training_features=picture_features(encoder, setting.training, store, "training images"),
+            encoder_id=encoder.id,
+            prompt_letter=prompt_letter,
+        )
 
 
 def _refresh_facts(run: Run, data: DataFacts) -> None:
@@ -227,21 +233,44 @@ def _write_pages(run: Run) -> None:
         write_picture(run)
 
 
+def _write_nearest(
+    pairs: Sequence[NearPair], training: Sequence[Row], folder: Path, resolution: int
+) -> tuple[NearestImage, ...]:
+    """The pairs with the training images' names; their squares go into the run folder, as PNG."""
+    found = []
+    for pair in pairs:
+        row = training[pair.training]
+        _write_square(row, folder / f"{row.pixel_hash[:12]}.png", resolution)
+        found.append(
+            NearestImage(
+                prompt_id=pair.prompt_id,
+                seed=pair.seed,
+                training=row.file_name,
+                pixels=row.pixel_hash,
+                similarity=pair.similarity,
+                is_suspect=pair.is_suspect,
+            )
+        )
+    return tuple(found)
+
+
 def _write_references(data: LoadedData, folder: Path, resolution: int) -> list[Path]:
     """Held-out images through the same decode and crop as training, as PNG."""
-    from PIL import Image
-
-    from styletune.files import atomic_write
-
     files = []
     for i, row in enumerate(holdout_rows(data)):
-        file = folder / f"{i:04d}-{row.pixel_hash[:12]}.png"
-        if not file.is_file():
-            crop = read_square(row, resolution)
-            with atomic_write(file) as stream:
-                Image.fromarray(crop.pixels).save(stream, format="PNG")
-        files.append(file)
+        files.append(folder / f"{i:04d}-{row.pixel_hash[:12]}.png")
+        _write_square(row, files[-1], resolution)
     return files
+
+
+def _write_square(row: Row, file: Path, resolution: int) -> None:
+    """An image's central square as PNG, unless it is there."""
+    from PIL import Image
+
+    if not file.is_file():
+        crop = read_square(row, resolution)
+        with atomic_write(file) as stream:
+            Image.fromarray(crop.pixels).save(stream, format="PNG")
 
 
 def _draw(

@@ -134,3 +134,7 @@ class Run:
     def references_dir(self, suite_hash: str) -> Path:
         """The held-out images that one suite's columns were compared with."""
         return self.samples_dir(suite_hash, "references")
+
+    def training_dir(self, suite_hash: str) -> Path:
+        """The training images that some image of one suite came nearest to."""
+        return self.samples_dir(suite_hash, "training")

@@ -136,6 +136,15 @@ METRICS = (
         against_base=True,
     ),
     Metric(
+        "copies",
+        "Prompts with an image too near to a training image, less the base’s",
+        "copies",
+        "lower",
+        digits=3,
+        measured_on=f"{_CLIP}, against what held-out images reach",
+        against_base=True,
+    ),
+    Metric(
         "kid",
         "KID on CLIP features",
         "KID (CLIP)",
@@ -234,7 +243,28 @@ class Gate:
     unit: Literal["", "%"] = ""
 
 
+# In the order in which they are asked: what was copied need not be followed or liked.
 GATES = (
+    Gate(
+        "copies",
+        metric="copies",
+        side="at most",
+        question="Does it draw, not copy?",
+        label="prompts with a suspected copy, less the base’s",
+        phrase="of the prompts have an image too near to a training image, beyond the base's share",
+        description="Prompts with a suspected copy, less the base's share, at most: upper bound.",
+        unit="%",
+    ),
+    Gate(
+        "clip_text_loss",
+        metric="clip_text_loss",
+        side="at most",
+        question="Does it still follow the prompt?",
+        label="prompt similarity lost",
+        phrase="of the base's prompt similarity lost",
+        description="Prompt similarity lost, as a share of the base's, at most: upper bound.",
+        unit="%",
+    ),
     Gate(
         "clip_image_gain",
         metric="clip_image_gain",
@@ -252,16 +282,6 @@ GATES = (
         label="color distance, share of base",
         phrase="of the base's distance to the reference colors",
         description="Palette distance as a share of the base's, at most: upper bound.",
-        unit="%",
-    ),
-    Gate(
-        "clip_text_loss",
-        metric="clip_text_loss",
-        side="at most",
-        question="Does it still follow the prompt?",
-        label="prompt similarity lost",
-        phrase="of the base's prompt similarity lost",
-        description="Prompt similarity lost, as a share of the base's, at most: upper bound.",
         unit="%",
     ),
 )

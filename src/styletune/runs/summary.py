@@ -103,6 +103,20 @@ class Confirmation(DocumentPart):
     base: Metrics
 
 
+class NearestImage(DocumentPart):
+    """An image of the chosen checkpoint and the training image nearest to it.
+
+    ``training`` is that image's file name in its data set, ``pixels`` its pixel hash.
+    """
+
+    prompt_id: str
+    seed: int
+    training: str
+    pixels: str
+    similarity: float
+    is_suspect: bool
+
+
 class ScoreInputs(DocumentPart):
     """Everything that the scores depend on; another value makes a summary stale.
 
@@ -139,6 +153,7 @@ class Summary(Document):
     anchors_how: str
     fid_note: str
     confirmed: Confirmation | None = None
+    nearest: tuple[NearestImage, ...] | None = None
     inputs: ScoreInputs | None = None
 
     @property
@@ -164,8 +179,11 @@ class Summary(Document):
         return self.chosen_scores.metrics, self.anchors.base
 
     def public_json(self) -> dict[str, Any]:
-        """As it is published: trigger, palette and hashes of a run stand elsewhere."""
-        return self.model_dump(mode="json", exclude={"inputs"})
+        """As it is published: trigger, palette and hashes of a run stand elsewhere.
+
+        The names of training images are nobody's business.
+        """
+        return self.model_dump(mode="json", exclude={"inputs", "nearest"})
 
 
 def read_summary(run: Run) -> Summary:

@@ -135,6 +135,17 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
                 _table(scored, SET_METRICS),
             ),
         ][0 if _is_scaled(summary) else 1 :],
+        "nearest": [
+            {
+                "image": _data_uri(pair.image, 256),
+                "training": _data_uri(pair.training, 256),
+                "prompt": pair.prompt,
+                "seed": pair.near.seed,
+                "similarity": _number(pair.near.similarity),
+                "suspect": pair.near.is_suspect,
+            }
+            for pair in scored.nearest
+        ],
         "losses": _losses(scored),
         "groups": _groups(scored),
         "facts": _provenance(scored.facts),

@@ -31,6 +31,7 @@ from styletune.scoring.clip_score import (
     text_similarity,
     unit_rows,
 )
+from styletune.scoring.copies import Nearest, copy_estimate, copy_threshold, nearest_training
 from styletune.scoring.gates import apply_gates
 from styletune.scoring.palette import (
     cdf_distance,
@@ -64,6 +65,7 @@ from styletune.scoring.statistics import (
 from styletune.scoring.suite import MIN_REFERENCES, Suite, prompt_id, suite_hash
 
 COLOR_SPACE = "cielab-64px"
+PAIRS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +87,28 @@ class Column:
 class Scores:
     """Long-form rows, and the summary, still without its inputs.
 
-    ``why_not_others``: the part of the reason that no confirmation changes.
+    ``why_not_others``: the part of the reason that no confirmation changes. ``nearest``: the chosen
+    one's images that are nearest to a training image, nearest first.
     """
 
     rows: list[ScoreRow]
     summary: Summary
-    why_not_others: str = ""
+    why_not_others: str
+    nearest: list[NearPair]
+
+
+@dataclass(frozen=True, slots=True)
+class NearPair:
+    """An image and the training image nearest to it; ``training`` is that one's index.
+
+    ``is_suspect``: nearer than nearly all held-out images come to any.
+    """
+
+    prompt_id: str
+    seed: int
+    training: int
+    similarity: float
+    is_suspect: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +135,17 @@ class _Compared:
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """What columns are compared with: the base, and the scales that begin at it."""
+    """What columns are compared with: the base, the scales that begin at it, the training set.
+
+    ``training`` (t, d) are its features; above ``copy_threshold`` an image is suspect.
+    """
 
     base: _Compared
     style: Scale
     palette: Scale
+    training: NDArray[np.floating]
+    base_nearest: Nearest
+    copy_threshold: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +160,7 @@ class _Measured:
     metrics: dict[str, Estimate]
     gates: list[GateVerdict]
     expected_gates: list[GateVerdict]
+    nearest: Nearest
 
 
 def score_columns(
@@ -145,6 +170,7 @@ def score_columns(
     text_features: NDArray[np.floating],
     references: Sequence[Path],
     reference_features: NDArray[np.floating],
+    training_features: NDArray[np.floating],
     encoder_id: str,
     prompt_letter: str = "p",
 ) -> Scores:
@@ -156,6 +182,7 @@ def score_columns(
         text_features: (p, d), one row per prompt.
         references: held-out reference images, at least four, never seen in training.
         reference_features: (m, d), in the order of ``references``.
+        training_features: (t, d) of the images that were trained on.
         encoder_id: what made the features; goes into every row.
         prompt_letter: what the rows' ids of prompts begin with.
 
@@ -164,6 +191,8 @@ def score_columns(
         DataError: an image cannot be read.
     """
     _check(suite, columns, text_features, references, reference_features)
+    if not len(training_features):
+        raise BadInput("no training image to compare with: copies could not be told")
     anchor = _References(reference_features, palette_features(references))
     base = _compare(columns[0], text_features, anchor)
     p = len(suite.prompts)
@@ -171,6 +200,9 @@ def score_columns(
         base,
         style_scale(style_column(columns[0].image_features, p), reference_features),
         palette_scale(palette_column(base.colors, p), anchor.colors),
+        training_features,
+        nearest_training(columns[0].image_features, training_features),
+        copy_threshold(nearest_training(reference_features, training_features)),
     )
     measured = [
         _measure(
@@ -194,7 +226,8 @@ def score_columns(
     )
     real = _real_anchor(anchor)
     summary = _summary(suite, measured, choice, real, len(references), encoder_id)
-    return Scores(rows, summary, choice.why_not_others)
+    pairs = _pairs(suite, measured[1 + choice.column].nearest, ends.copy_threshold, prompt_letter)
+    return Scores(rows, summary, choice.why_not_others, pairs)
 
 
 def with_confirmation(screened: Scores, confirmed: Scores) -> Scores:
@@ -219,6 +252,7 @@ def with_confirmation(screened: Scores, confirmed: Scores) -> Scores:
         [*screened.rows, *confirmed.rows],
         summary.model_copy(update=update),
         screened.why_not_others,
+        confirmed.nearest,
     )
 
 
@@ -288,9 +322,27 @@ def _measure(suite: Suite, compared: _Compared, ends: _Ends, references: _Refere
         "clip_text": compared.text,
         "palette": cdf_distance(compared.colors, references.colors.mean(0)),
     }
+    nearest = nearest_training(features, ends.training)
+    metrics["copies"] = copy_estimate(nearest, ends.base_nearest, ends.copy_threshold, p)
     gates = apply_gates(suite.gates, metrics)
     expected = apply_gates(suite.gates, _expected(suite, metrics))
-    return _Measured(column, per_image, metrics, gates, expected)
+    return _Measured(column, per_image, metrics, gates, expected, nearest)
+
+
+def _pairs(suite: Suite, nearest: Nearest, threshold: float, letter: str) -> list[NearPair]:
+    """The nearest pairs, at most ``PAIRS``; all that are above the threshold come first."""
+    order = np.argsort(-nearest.similarity, kind="stable")[:PAIRS]
+    seeds = len(suite.seeds)
+    return [
+        NearPair(
+            prompt_id(int(i) // seeds, letter),
+            suite.seeds[int(i) % seeds],
+            int(nearest.index[i]),
+            float(nearest.similarity[i]),
+            bool(nearest.similarity[i] > threshold),
+        )
+        for i in order
+    ]
 
 
 def _expected(suite: Suite, metrics: dict[str, Estimate]) -> dict[str, Estimate]:

@@ -10,8 +10,8 @@ from styletune.errors import IntegrityError
 from styletune.runs.documents import RunFacts, read_facts
 from styletune.runs.folder import BASE_COLUMN, Run
 from styletune.runs.scores import ScoreRow, read_scores
-from styletune.runs.summary import FIX_SUMMARY, Metrics, Summary, read_summary
-from styletune.scoring.suite import Suite, sample_names, scored_suite
+from styletune.runs.summary import FIX_SUMMARY, Metrics, NearestImage, Summary, read_summary
+from styletune.scoring.suite import Suite, prompt_id, sample_names, scored_suite
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,16 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownPair:
+    """An image of the chosen checkpoint and the training image nearest to it."""
+
+    image: Path
+    training: Path
+    prompt: str
+    near: NearestImage
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredRun:
     """Columns with the base first; the references; per-image rows of all columns."""
 
@@ -60,6 +70,7 @@ class ScoredRun:
     references: list[Path]
     rows: Sequence[ScoreRow]
     shown: Shown
+    nearest: list[ShownPair]
 
     @property
     def base(self) -> ScoredColumn:
@@ -109,6 +120,7 @@ def load_scored(run: Run) -> ScoredRun:
         for scores in summary.checkpoints
     ]
     columns = [base, *checkpoints]
+    shown = _shown(run, summary, suite, columns)
     return ScoredRun(
         facts,
         summary,
@@ -116,8 +128,32 @@ def load_scored(run: Run) -> ScoredRun:
         columns,
         _references(run, summary),
         read_scores(run),
-        _shown(run, summary, suite, columns),
+        shown,
+        _nearest(run, summary, shown),
     )
+
+
+def _nearest(run: Run, summary: Summary, shown: Shown) -> list[ShownPair]:
+    """None of a run that an earlier version scored."""
+    suite, folder = shown.suite, run.training_dir(summary.suite_hash)
+    places = {
+        (prompt_id(i, shown.letter), seed): i * len(suite.seeds) + j
+        for i in range(len(suite.prompts))
+        for j, seed in enumerate(suite.seeds)
+    }
+    pairs = []
+    for near in summary.nearest or ():
+        place = places.get((near.prompt_id, near.seed))
+        training = folder / f"{near.pixels[:12]}.png"
+        if place is None or not training.is_file():
+            raise IntegrityError(
+                f"the training image nearest to {near.prompt_id} is missing",
+                where=str(folder),
+                fix=FIX_SUMMARY,
+            )
+        prompt = suite.texts[place // len(suite.seeds)]
+        pairs.append(ShownPair(shown.chosen[place], training, prompt, near))
+    return pairs
 
 
 def _shown(run: Run, summary: Summary, suite: Suite, columns: Sequence[ScoredColumn]) -> Shown:
