@@ -178,12 +178,20 @@ def job_facts(done: Finished, folder: Path) -> dict[str, Any]:
 
 
 def scores(summary: Mapping[str, Any]) -> dict[str, float]:
-    """``checkpoint/metric/value`` of a summary, for base, references and every checkpoint."""
+    """``checkpoint/metric/value`` of a summary, for base, references and every checkpoint.
+
+    Other strengths than 1 have names of their own; what a confirmation measured does too.
+    """
     columns = {
         "base": summary["anchors"]["base"],
         "real": summary["anchors"]["real"],
-        **{c["checkpoint"]: c["metrics"] for c in summary["checkpoints"]},
+        **{
+            c["checkpoint"] + ("" if c["strength"] == 1 else f" at {c['strength']}"): c["metrics"]
+            for c in summary["checkpoints"]
+        },
     }
+    if confirmed := summary["confirmed"]:
+        columns |= {"confirmed": confirmed["metrics"], "confirmed base": confirmed["base"]}
     return {
         f"{name}/{metric}/{part}": value
         for name, metrics in columns.items()
@@ -205,6 +213,7 @@ def demo_facts(run_dir: Path) -> dict[str, Any]:
     summary = json.loads((run_dir / "scores" / "summary.json").read_text())
     chosen = summary["chosen"]["checkpoint"]
     return {
+        "strength": summary["chosen"]["strength"],
         "kernels": kernels(),
         "machine": machine(),
         "log": log_lines(run_dir / "log.jsonl"),

@@ -70,8 +70,8 @@ ORDER = {
     "registry": "provenance store manifest release card versions package resolve pull",
     "runs": "folder form metrics answers documents log summary find scores",
     "sampling": "png prompts session shots images",
-    "scoring": "clip_score figures statistics copies diversity neighbors suite choose frechet gates "
-    "kernel palette reason scale scored sets report score",
+    "scoring": "clip_score figures statistics copies diversity neighbors suite choose frechet "
+    "gates kernel palette reason scale scored sets report score",
     "training": "batches cache_files ema groups identity noise objectives optimizer_state texts "
     "tracker images optimizer processes cache checkpoint denoise validation loop",
 }

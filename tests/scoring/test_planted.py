@@ -184,6 +184,13 @@ def test_untrained_adapter_fails(planted: tuple[Scores, list[Column]]) -> None:
     assert found["palette_ratio"] == "fail"
 
 
+def test_collapse_fails_on_variety(planted: tuple[Scores, list[Column]]) -> None:
+    """One image for all prompts; nobody else is blamed for it."""
+    assert verdicts(planted[0], "collapsed")["variety"] == "fail"
+    for name in ("untrained", "good", "off-palette", "deaf"):
+        assert verdicts(planted[0], name)["variety"] == "pass"
+
+
 @pytest.mark.parametrize(("name", "palette"), [("collapsed", "inconclusive"), ("deaf", "pass")])
 def test_color_copiers_fail_on_text(
     planted: tuple[Scores, list[Column]], name: str, palette: str
@@ -226,6 +233,7 @@ def test_fid_is_no_gate(planted: tuple[Scores, list[Column]]) -> None:
     assert all("fid" in c.metrics for c in summary.checkpoints)
     assert {gate.name for c in summary.checkpoints for gate in c.gates} == {
         "copies",
+        "variety",
         "clip_image_gain",
         "palette_ratio",
         "clip_text_loss",
@@ -325,8 +333,9 @@ def judge(gain: Estimate, ratio: Estimate, loss: Estimate) -> list[GateVerdict]:
     """Of style, palette and prompt, in this order; nothing is copied."""
     metrics = {"clip_image_gain": gain, "palette_ratio": ratio, "clip_text_loss": loss}
     metrics["copies"] = Estimate(0.0, -0.05, 0.05, 9)
+    metrics["variety_score"] = Estimate(90.0, 80.0, 100.0, 9)
     verdicts = {gate.name: gate for gate in apply_gates(SuiteGates(), metrics)}
-    assert verdicts.pop("copies").verdict == "pass"
+    assert (verdicts.pop("copies").verdict, verdicts.pop("variety").verdict) == ("pass", "pass")
     return [verdicts[name] for name in ("clip_image_gain", "palette_ratio", "clip_text_loss")]
 
 
@@ -344,7 +353,8 @@ def test_gate_verdicts_follow_the_interval() -> None:
 def test_every_gate_of_the_table_has_a_threshold_and_a_metric() -> None:
     """A suite sets exactly the gates of the table, and each judges a metric that is measured."""
     assert set(SuiteGates.model_fields) == {gate.name for gate in GATES}
-    assert all(METRIC_OF[gate.metric].against_base for gate in GATES)
+    metrics = [METRIC_OF[gate.metric] for gate in GATES]
+    assert all(metric.against_base or metric.on_scale for metric in metrics)
 
 
 def test_every_measured_metric_is_in_the_table(planted: tuple[Scores, list[Column]]) -> None:
@@ -460,13 +470,18 @@ def test_shipped_suite_asks_for_untrained_compositions() -> None:
                 for extras in permutations(EXTRAS, count):
                     view = View(scene, time, extras, 0)
                     plain.setdefault(caption(view, 0), []).append(view)
-    views = [plain[p][0] for p in suite.texts]
+    assert suite.confirm is not None
+    parts = [[plain[p][0] for p in part.texts] for part in (suite, suite.confirm)]
+    views = parts[0] + parts[1]
     assert all(is_held_out(view) for view in views)
     assert len({(v.scene, v.time, frozenset(v.extras)) for v in views}) == len(views) == 47
-    for shares in (Counter(v.scene for v in views), Counter(v.time for v in views)):
-        assert max(shares.values()) - min(shares.values()) <= 1
-    assert {v.scene for v in views} == set(SCENES)
-    assert {v.time for v in views} == set(TIMES)
+    for part in (*parts, views):
+        for shares in (Counter(v.scene for v in part), Counter(v.time for v in part)):
+            assert max(shares.values()) - min(shares.values()) <= 1
+        assert {v.scene for v in part} == set(SCENES)
+        assert {v.time for v in part} == set(TIMES)
+    for prompt in (*suite.prompts, *suite.confirm.prompts):
+        assert prompt.tags == (plain[prompt.text][0].scene, plain[prompt.text][0].time)
 
 
 def test_suites_for_photographs_are_neutral_and_whole() -> None:

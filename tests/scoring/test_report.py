@@ -379,7 +379,7 @@ def test_one_checkpoint_and_no_palette_make_a_report(tmp_path: Path) -> None:
     write_report(run)
     html = run.report_file.read_text()
     assert html.rstrip().endswith("</html>")
-    assert html.count('<figure class="fig">') == 4
+    assert html.count('<figure class="fig">') == 5
 
 
 def test_same_folder_same_report(scored: Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from styletune.scoring.scale import (
     prompt_scale,
     style_column,
     style_scale,
+    variety_scale,
 )
 
 Array = NDArray[np.float64]
@@ -132,3 +133,28 @@ def test_a_base_that_ignores_prompts_has_no_prompt_scale() -> None:
     text = np.full((PROMPTS, PROMPTS), 0.2)
     text[np.arange(PROMPTS), np.arange(PROMPTS)] = 0.1
     assert math.isnan(prompt_scale(text, text).value)
+
+
+def test_variety_is_the_mean_distance_of_different_prompts() -> None:
+    """By hand, pair by pair; one image for all prompts is 0, the brand's own are about 100."""
+    _, column, references = draw(np.random.default_rng(8), PROMPTS, REFERENCES)
+    own = np.repeat(np.arange(PROMPTS), SEEDS)
+    mine = [
+        1 - x @ y for i, x in enumerate(column) for j, y in enumerate(column) if own[i] != own[j]
+    ]
+    theirs = [
+        1 - x @ y for i, x in enumerate(references) for j, y in enumerate(references) if i != j
+    ]
+    estimate = variety_scale(style_column(column, PROMPTS), references, len(column))
+    assert estimate.value == pytest.approx(100 * np.mean(mine) / np.mean(theirs))
+    assert estimate.low < estimate.value < estimate.high
+    one = np.repeat(column[:1], PROMPTS * SEEDS, axis=0)
+    collapsed = variety_scale(style_column(one, PROMPTS), references, len(one))
+    assert collapsed.value == pytest.approx(0, abs=1e-9)
+    rng = np.random.default_rng(9)
+    hits = 0
+    for _ in range(300):
+        brand = draw(rng, PROMPTS, PROMPTS + REFERENCES)[2]
+        e = variety_scale(brand[:PROMPTS], brand[PROMPTS:], PROMPTS)
+        hits += e.low <= 100 <= e.high
+    assert 0.92 <= hits / 300 <= 0.98

@@ -81,6 +81,15 @@ METRICS = (
         on_scale=True,
     ),
     Metric(
+        "variety_score",
+        "Variety: 0 is one image for all prompts, 100 as varied as the brand’s own images",
+        "variety",
+        "higher",
+        digits=0,
+        measured_on=f"{_CLIP} of different prompts",
+        on_scale=True,
+    ),
+    Metric(
         "clip_image",
         "Similarity to the references",
         "style (CLIP-I)",
@@ -215,7 +224,7 @@ COLUMN_METRICS = tuple(metric for metric in METRICS if not metric.against_base)
 SCALE_METRICS = tuple(metric for metric in METRICS if metric.on_scale)
 IMAGE_METRICS = tuple(metric for metric in METRICS if metric.per_image)
 # Of a column as a whole: for statisticians, behind the metrics of images.
-SET_METRICS = tuple(metric for metric in COLUMN_METRICS if not metric.per_image)
+SET_METRICS = tuple(m for m in COLUMN_METRICS if not m.per_image and not m.on_scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +282,15 @@ GATES = (
         label="gain in reference similarity",
         phrase="gained in similarity to the references, over the base",
         description="Similarity to the references gained over the base, at least: lower bound.",
+    ),
+    Gate(
+        "variety",
+        metric="variety_score",
+        side="above",
+        question="Does it draw different images?",
+        label="variety, of 100 as the references’",
+        phrase="of 100 in variety, which is as varied as the references",
+        description="Variety between prompts, 100 as the references’, at least: lower bound.",
     ),
     Gate(
         "palette_ratio",

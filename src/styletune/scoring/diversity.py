@@ -8,6 +8,17 @@ from numpy.typing import NDArray
 from styletune.scoring.clip_score import unit_rows
 
 
+def variety(rows: NDArray[np.floating]) -> float:
+    """Mean of 1 - cosine over pairs of different rows: (p, d), p >= 2 -> 0 to 2.
+
+    A row is an image's unit vector, or the mean of those of a prompt: then it is the mean over
+    pairs of images of different prompts, from 0 for one image over and over.
+    """
+    total, count = rows.sum(0), len(rows)
+    pairs = float(total @ total - (rows * rows).sum())
+    return 1 - pairs / (count * (count - 1))
+
+
 def vendi_score(features: NDArray[np.floating]) -> float:
     """Effective number of different images among n: (n, d) -> 1 to n.
 

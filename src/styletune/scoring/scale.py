@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styletune.scoring.clip_score import leave_one_out_similarity, unit_rows
+from styletune.scoring.diversity import variety
 from styletune.scoring.palette import palette_distance
 from styletune.scoring.statistics import (
     AnyFloats,
@@ -23,6 +24,7 @@ from styletune.scoring.statistics import (
     jackknife_estimate,
     left_out,
     relative_loss,
+    sets_estimate,
 )
 
 HALF_SPLITS = 20
@@ -123,6 +125,19 @@ def prompt_scale(text: AnyFloats, base_text: AnyFloats) -> Estimate:
     left = relative_loss(_margin(text), _margin(base_text), prompts)
     kept = [100 * (1 - end) for end in (left.value, left.high, left.low)]
     return Estimate(kept[0], kept[1], kept[2], left.n)
+
+
+def variety_scale(column: AnyFloats, references: AnyFloats, n: int) -> Estimate:
+    """How varied images of different prompts are: 0 is one image for all, 100 as the references.
+
+    ``column`` (p, d) as from ``style_column``, ``references`` (m, d), ``n`` images in the column.
+    95 % interval over prompts and references.
+    """
+    rows = unit_rows(references)
+    estimate = sets_estimate(
+        lambda x, y: 100 * variety(x) / variety(y), column, rows, range(len(column))
+    )
+    return Estimate(estimate.value, max(0.0, estimate.low), estimate.high, n)
 
 
 def _margin(text: AnyFloats) -> Array:

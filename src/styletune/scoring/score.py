@@ -48,6 +48,7 @@ from styletune.scoring.scale import (
     prompt_scale,
     style_column,
     style_scale,
+    variety_scale,
 )
 from styletune.scoring.sets import set_estimates, set_values
 from styletune.scoring.statistics import (
@@ -64,6 +65,7 @@ from styletune.scoring.statistics import (
 )
 from styletune.scoring.suite import MIN_REFERENCES, Suite, prompt_id, suite_hash
 
+REAL_IS_100 = ("style_score", "palette_score", "variety_score")
 COLOR_SPACE = "cielab-64px"
 PAIRS = 12
 
@@ -309,6 +311,7 @@ def _measure(suite: Suite, compared: _Compared, ends: _Ends, references: _Refere
         "style_score": ends.style(style_column(features, p), n),
         "palette_score": ends.palette(palette_column(compared.colors, p), n),
         "prompt_score": prompt_scale(compared.texts, base.texts),
+        "variety_score": variety_scale(style_column(features, p), references.features, n),
         "clip_image": mean_estimate(compared.image, p),
         "clip_text": mean_estimate(compared.text, p),
         "palette": distance,
@@ -399,7 +402,7 @@ def _real_anchor(references: _References) -> dict[str, Estimate]:
         for name, value in measured.items():
             splits.setdefault(name, []).append(value)
     nan = float("nan")
-    anchors = {name: Estimate(100.0, nan, nan, m) for name in ("style_score", "palette_score")}
+    anchors = {name: Estimate(100.0, nan, nan, m) for name in REAL_IS_100}
     anchors["clip_image"] = spread_interval(float(similar.mean()), error, m, m)
     for name, values in splits.items():
         low, high = np.quantile(values, [0.025, 0.975])

@@ -77,6 +77,7 @@ class SuiteGates(Section):
         lt=2,
         description=GATE_OF["clip_image_gain"].description,
     )
+    variety: float = Field(default=50, ge=0, lt=200, description=GATE_OF["variety"].description)
     palette_ratio: float = Field(
         default=0.7,
         gt=0,
