@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from styletune.data.inspection.duplicates import perceptual_hash
 from styletune.data.inspection.store import close_store, open_facts
 from styletune.encoders.clip import ClipEncoder, encode_images, load_clip
-from styletune.job.features import ToEncode, picture_features, picture_of_file
+from styletune.job.features import ToEncode, picture_of_file, picture_views
 from world import NATURAL, SCENES, View, render
 
 
@@ -46,9 +47,14 @@ def test_known_features_are_not_computed_again(
     """Kept by pixels: a renamed copy is known, a changed image is not; a new process has them."""
     store = open_facts(tmp_path / "facts.sqlite")
     pictures = [picture_of_file(file) for file in files]
-    first = picture_features(encoder, pictures, store, "first")
+    first = picture_views(encoder, pictures, store, "first")
     close_store(store)
-    assert np.abs(first - encode_images(encoder, files, show_progress=False)).max() < 1e-7
+    computed = encode_images(encoder, files, show_progress=False)
+    assert np.abs(first.features - computed).max() < 1e-7
+    assert set(np.unique(first.structure)) == {-1.0, 1.0}
+    bits = [perceptual_hash(Image.open(file)) for file in files[:2]]
+    apart = (first.structure[0] != first.structure[1]).sum()
+    assert apart == (bits[0] ^ bits[1]).bit_count()
 
     def forbidden() -> Image.Image:
         raise AssertionError("it is known")
@@ -57,16 +63,17 @@ def test_known_features_are_not_computed_again(
     copy = tmp_path / "another name.png"
     copy.write_bytes(files[3].read_bytes())
     known = [ToEncode(picture_of_file(file).key, forbidden) for file in [copy, *files]]
-    again = picture_features(encoder, known, store, "again")
-    assert again.tobytes() == np.concatenate([first[3:4], first]).tobytes()
+    again = picture_views(encoder, known, store, "again")
+    for mine, kept in ((again.features, first.features), (again.structure, first.structure)):
+        assert mine.tobytes() == np.concatenate([kept[3:4], kept]).tobytes()
     changed = Image.open(files[0]).convert("RGB")
     changed.putpixel((0, 0), (1, 2, 3))
     changed.save(copy)
     with pytest.raises(AssertionError, match="it is known"):
-        picture_features(encoder, [ToEncode(picture_of_file(copy).key, forbidden)], store, "new")
+        picture_views(encoder, [ToEncode(picture_of_file(copy).key, forbidden)], store, "new")
     other = ClipEncoder(
         encoder.id, "0" * 12, encoder.model, encoder.preprocess, encoder.tokenize, "cpu"
     )
     with pytest.raises(AssertionError, match="it is known"):
-        picture_features(other, known[:1], store, "other preprocessing")
+        picture_views(other, known[:1], store, "other preprocessing")
     close_store(store)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from styletune.errors import BadInput, RecipeError
+from styletune.job.features import structures
 from styletune.runs import Run
 from styletune.runs.metrics import GATES, METRIC_OF, SET_METRICS
 from styletune.runs.scores import read_scores, write_scores
@@ -27,6 +28,7 @@ from styletune.runs.summary import (
     write_summary,
 )
 from styletune.scoring.choose import Candidate, choose
+from styletune.scoring.copies import Views
 from styletune.scoring.gates import apply_gates
 from styletune.scoring.score import Column, Scores, score_columns
 from styletune.scoring.statistics import Estimate, prompts_needed
@@ -107,7 +109,7 @@ def make_column(
     same_seed: bool = False,
 ) -> Column:
     folder.mkdir(parents=True, exist_ok=True)
-    files, features = [], []
+    files, features, drawn = [], [], []
     for i, view in enumerate(shown):
         for seed in SEEDS:
             pixels = pixels_of(view, look, 11 if same_seed else seed + 100 * i)
@@ -115,7 +117,8 @@ def make_column(
             Image.fromarray(pixels).save(file)
             files.append(file)
             features.append(oracle_features(pixels, view))
-    return Column(name, step, 1.0, files, np.stack(features))
+            drawn.append(Image.fromarray(pixels))
+    return Column(name, step, 1.0, files, Views(np.stack(features), structures(drawn)))
 
 
 def make_suite() -> Suite:
@@ -123,10 +126,11 @@ def make_suite() -> Suite:
     return Suite(name="planted", prompts=prompts, seeds=SEEDS, gates=SuiteGates(copies=0.7))
 
 
-def training_features() -> np.ndarray:
-    """Other images of the brand."""
-    views = [(VIEWS[i % len(VIEWS)], 1000 + i) for i in range(24)]
-    return np.stack([oracle_features(pixels_of(v, HORIZON, seed), v) for v, seed in views])
+def brand_views(first_seed: int) -> tuple[Views, list[np.ndarray]]:
+    """24 images of the brand, with their pixels."""
+    pixels = [pixels_of(VIEWS[i % len(VIEWS)], HORIZON, first_seed + i) for i in range(24)]
+    features = [oracle_features(p, VIEWS[i % len(VIEWS)]) for i, p in enumerate(pixels)]
+    return Views(np.stack(features), structures([Image.fromarray(p) for p in pixels])), pixels
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +147,11 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, list[Colu
         make_column(folder, "deaf", 400, HORIZON, deaf),
     ]
     rng = np.random.default_rng(5)
-    references, features = [], []
+    references, features, drawn = [], [], []
     for i in range(24):
         view = VIEWS[i % len(VIEWS)]
         pixels = pixels_of(view, HORIZON, int(rng.integers(2**31)))
+        drawn.append(Image.fromarray(pixels))
         references.append(folder / f"ref-{i}.png")
         Image.fromarray(pixels).save(references[-1])
         features.append(oracle_features(pixels, view))
@@ -155,11 +160,15 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, list[Colu
         columns=columns,
         text_features=text_features(),
         references=references,
-        reference_features=np.stack(features),
-        training_features=training_features(),
+        reference_views=Views(np.stack(features), structures(drawn)),
+        training_views=brand_views(1000)[0],
         encoder_id="planted",
     )
     return scores, columns
+
+
+def first_of(column: Column, count: int) -> Views:
+    return Views(column.views.features[:count], column.views.structure[:count])
 
 
 def verdicts(scores: Scores, name: str) -> dict[str, Verdict]:
@@ -290,8 +299,8 @@ def test_same_input_same_scores(planted: tuple[Scores, list[Column]]) -> None:
             columns=columns[:2],
             text_features=text_features(),
             references=columns[2].images,
-            reference_features=columns[2].image_features,
-            training_features=training_features(),
+            reference_views=columns[2].views,
+            training_views=brand_views(1000)[0],
             encoder_id="planted",
         )
 
@@ -303,7 +312,7 @@ def test_same_input_same_scores(planted: tuple[Scores, list[Column]]) -> None:
 def test_columns_that_do_not_fit_are_refused(planted: tuple[Scores, list[Column]]) -> None:
     """A missing image, a column given twice, and too few references stop the scoring."""
     _, columns = planted
-    short = Column("short", 1, 1.0, columns[1].images[:-1], columns[1].image_features[:-1])
+    short = Column("short", 1, 1.0, columns[1].images[:-1], first_of(columns[1], 15))
 
     def score(cols: list[Column], count: int = 16) -> Scores:
         return score_columns(
@@ -311,8 +320,8 @@ def test_columns_that_do_not_fit_are_refused(planted: tuple[Scores, list[Column]
             columns=cols,
             text_features=text_features(),
             references=columns[2].images[:count],
-            reference_features=columns[2].image_features[:count],
-            training_features=training_features(),
+            reference_views=first_of(columns[2], count),
+            training_views=first_of(columns[3], 16),
             encoder_id="x",
         )
 
@@ -558,41 +567,35 @@ def test_a_copier_is_flagged_and_its_pairs_are_named(tmp_path: Path) -> None:
     """Training images drawn again: the copies gate fails, and every pair names its source."""
     base = make_column(tmp_path, "base", None, NATURAL, VIEWS)
     good = make_column(tmp_path, "good", 200, HORIZON, VIEWS)
-    training = training_features()
+    training, _ = brand_views(1000)
+    references, pixels = brand_views(5000)
     # Of each view, both seeds draw a training image again, with a little noise.
     sources = [i + len(VIEWS) * j for i in range(len(VIEWS)) for j in range(len(SEEDS))]
-    drawn = training[sources] + np.random.default_rng(0).normal(0, 1e-3, (16, training.shape[1]))
-    references, features = [], []
-    for i in range(24):
-        view = VIEWS[i % len(VIEWS)]
-        pixels = pixels_of(view, HORIZON, 5000 + i)
-        references.append(tmp_path / f"ref-{i}.png")
-        Image.fromarray(pixels).save(references[-1])
-        features.append(oracle_features(pixels, view))
-    scores = score_columns(
-        suite=make_suite(),
-        columns=[base, good, Column("copier", 100, 1.0, good.images, drawn)],
-        text_features=text_features(),
-        references=references,
-        reference_features=np.stack(features),
-        training_features=training,
-        encoder_id="planted",
-    )
+    noise = np.random.default_rng(0).normal(0, 1e-3, (len(sources), training.features.shape[1]))
+    again = Views(training.features[sources] + noise, training.structure[sources])
+    files = [tmp_path / f"ref-{i}.png" for i in range(len(pixels))]
+    for file, image in zip(files, pixels, strict=True):
+        Image.fromarray(image).save(file)
+    copier = Column("copier", 100, 1.0, good.images, again)
+
+    def scored(columns: list[Column], gates: SuiteGates) -> Scores:
+        return score_columns(
+            suite=make_suite().model_copy(update={"gates": gates}),
+            columns=[base, *columns],
+            text_features=text_features(),
+            references=files,
+            reference_views=references,
+            training_views=training,
+            encoder_id="planted",
+        )
+
+    scores = scored([good, copier], SuiteGates(copies=0.7))
     gates = {c.checkpoint: {g.name: g for g in c.gates} for c in scores.summary.checkpoints}
     assert gates["copier"]["copies"].value == pytest.approx(1, abs=0.01)
     assert gates["copier"]["copies"].verdict == "inconclusive"  # 8 prompts are few
     assert gates["good"]["copies"].verdict == "pass"
     assert scores.summary.chosen.checkpoint == "good"
-    strict = make_suite().model_copy(update={"gates": SuiteGates(copies=0.1)})
-    alone = score_columns(
-        suite=strict,
-        columns=[base, Column("copier", 100, 1.0, good.images, drawn)],
-        text_features=text_features(),
-        references=references,
-        reference_features=np.stack(features),
-        training_features=training,
-        encoder_id="planted",
-    )
+    alone = scored([copier], SuiteGates(copies=0.1))
     assert all(pair.is_suspect for pair in alone.nearest)
     assert {g.name: g.verdict for g in alone.summary.gates}["copies"] == "fail"
     place = {(prompt_id(i), s): i * len(SEEDS) + j for i in range(8) for j, s in enumerate(SEEDS)}

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from browser_parts import LOW_CONTRAST, open_page
 from styletune.errors import BadInput, IntegrityError
+from styletune.job.features import structures
 from styletune.runs import Run
 from styletune.runs.documents import (
     BaseFacts,
@@ -26,6 +27,7 @@ from styletune.runs.documents import (
 )
 from styletune.runs.scores import write_scores
 from styletune.runs.summary import ScoreInputs, missed_gates, read_summary, write_summary
+from styletune.scoring.copies import Views
 from styletune.scoring.figures import draw_grid
 from styletune.scoring.report import write_picture, write_report
 from styletune.scoring.score import Column, score_columns, with_confirmation
@@ -66,7 +68,7 @@ def small_suite(gates: SuiteGates, confirm: bool = False) -> Suite:
 def draw_column(run: Run, suite: Suite, name: str) -> Column:
     """Images between the base's look and the brand's, where a run keeps them."""
     folder, mix, seeds = run.samples_dir(suite_hash(suite), name), MIXES[name], suite.seeds
-    files, features = [folder / file for file in sample_names(suite)], []
+    files, features, drawn = [folder / file for file in sample_names(suite)], [], []
     folder.mkdir(parents=True)
     for i, file in enumerate(files):
         scene = i // len(seeds)
@@ -75,8 +77,10 @@ def draw_column(run: Run, suite: Suite, name: str) -> Column:
         pixels = blend.astype(np.uint8)
         Image.fromarray(pixels).save(file)
         features.append(feature(pixels, scene, 1 - 0.2 * mix))
+        drawn.append(Image.fromarray(pixels))
     step = None if name == "base" else int(name.removeprefix("step-"))
-    return Column(name, step, 0.0 if step is None else 1.0, files, np.stack(features))
+    views = Views(np.stack(features), structures(drawn))
+    return Column(name, step, 0.0 if step is None else 1.0, files, views)
 
 
 def draw_references(run: Run, suite: Suite) -> tuple[list[Path], np.ndarray]:
@@ -130,13 +134,14 @@ def make_scored(
     )
     drawn = [draw_column(run, suite, name) for name in columns]
     references, features = draw_references(run, suite)
+    views = Views(features, structures([Image.open(file) for file in references]))
     scores = score_columns(
         suite=suite,
         columns=drawn,
         text_features=TEXTS,
         references=references,
-        reference_features=features,
-        training_features=features + 0.01,
+        reference_views=views,
+        training_views=Views(features + 0.01, -views.structure),
         encoder_id="hand-made",
     )
     if suite.confirmation:
@@ -148,8 +153,8 @@ def make_scored(
             ],
             text_features=TEXTS,
             references=references,
-            reference_features=features,
-            training_features=features + 0.01,
+            reference_views=views,
+            training_views=Views(features + 0.01, -views.structure),
             encoder_id="hand-made",
             prompt_letter="c",
         )

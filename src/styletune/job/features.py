@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from styletune.data.inspection.duplicates import perceptual_hash
 from styletune.data.inspection.store import FactsStore, get_features, put_features
 from styletune.data.pixels.fingerprint import pixel_hash
 from styletune.data.read import read_square
 from styletune.data.rows import Row
 from styletune.progress import progress
+from styletune.scoring.copies import Views
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -55,24 +57,48 @@ def picture_of_row(row: Row, side_px: int) -> ToEncode:
     return ToEncode(f"{row.pixel_hash} square {side_px}", load)
 
 
-def picture_features(
+def picture_views(
     encoder: ClipEncoder, pictures: Sequence[ToEncode], store: FactsStore, title: str
-) -> NDArray[np.float64]:
-    """Unit-length features (n, d), float32 in precision; what ``store`` has is not computed.
+) -> Views:
+    """What an encoder and what structure sees of n images; what ``store`` has is not computed.
 
     Raises:
         DataError: an image of the data set changed since it was loaded.
     """
     from styletune.encoders.clip import encode_images
 
+    def encode(images: Sequence[Image.Image]) -> NDArray[np.floating]:
+        return encode_images(encoder, images, show_progress=False)
+
     name = f"{encoder.id}, preprocessing {encoder.preprocess_id}"
+    return Views(
+        _kept(name, encode, pictures, store, title),
+        _kept("structure 1", structures, pictures, store),
+    )
+
+
+def structures(images: Sequence[Image.Image]) -> NDArray[np.float32]:
+    """``perceptual_hash`` as (n, 768) of +1 and -1."""
+    raw = b"".join(perceptual_hash(image).to_bytes(96, "big") for image in images)
+    bits = np.unpackbits(np.frombuffer(raw, np.uint8)).reshape(len(images), -1)
+    return bits.astype(np.float32) * 2 - 1
+
+
+def _kept(
+    name: str,
+    encode: Callable[[Sequence[Image.Image]], NDArray[np.floating]],
+    pictures: Sequence[ToEncode],
+    store: FactsStore,
+    title: str = "",
+) -> NDArray[np.float64]:
+    """(n, d), float32 in precision: found in the store, or encoded and put there."""
     known = get_features(store, name, [picture.key for picture in pictures])
     missing = list({p.key: p for p in pictures if p.key not in known}.values())
-    with progress(title, len(pictures), done=len(pictures) - len(missing)) as advance:
+    done = len(pictures) - len(missing)
+    with progress(title, len(pictures), done=done, shown=bool(title)) as advance:
         for start in range(0, len(missing), SAVE_EVERY):
             part = missing[start : start + SAVE_EVERY]
-            images = [picture.load() for picture in part]
-            encoded = encode_images(encoder, images, show_progress=False).astype(np.float32)
+            encoded = encode([picture.load() for picture in part]).astype(np.float32)
             new = {p.key: row for p, row in zip(part, encoded, strict=True)}
             put_features(store, name, new)
             known |= new

@@ -14,7 +14,7 @@ from styletune.data.rows import Row
 from styletune.errors import BadInput, NotFound
 from styletune.files import atomic_write, file_sha256
 from styletune.job.facts import data_facts, is_scored_as, origin_facts, score_inputs
-from styletune.job.features import ToEncode, picture_features, picture_of_file, picture_of_row
+from styletune.job.features import ToEncode, picture_of_file, picture_of_row, picture_views
 from styletune.job.job import Job
 from styletune.job.trainable import check_resumable
 from styletune.models.base import BaseFiles
@@ -201,16 +201,16 @@ def _measure(
         for column in columns:
             files = [shot.file for shot in column.shots]
             pictures = [picture_of_file(file) for file in files]
-            features = picture_features(encoder, pictures, store, f"encode {column.label}")
-            encoded.append(Column(column.name, column.step, column.strength, files, features))
+            seen = picture_views(encoder, pictures, store, f"encode {column.label}")
+            encoded.append(Column(column.name, column.step, column.strength, files, seen))
         references = [picture_of_file(file) for file in setting.references]
         return score_columns(
             suite=suite,
             columns=encoded,
             text_features=encode_texts(encoder, suite.texts),
             references=setting.references,
-            reference_features=picture_features(encoder, references, store, "references"),
-            training_features=picture_features(encoder, setting.training, store, "training images"),
+            reference_views=picture_views(encoder, references, store, "references"),
+            training_views=picture_views(encoder, setting.training, store, "training images"),
             encoder_id=encoder.id,
             prompt_letter=prompt_letter,
         )

@@ -17,8 +17,23 @@ from styletune.errors import BadInput
 from styletune.scoring.clip_score import unit_rows
 from styletune.scoring.statistics import LEVEL, Array, Estimate
 
-# Of 20 held-out images one may be above the threshold: 5 % of innocent outputs are expected there.
-ONE_OF = 20
+# Of 50 held-out images one may be above the threshold, so few innocent images are.
+ONE_OF = 50
+# Of 768 bits of structure: copies differ in up to 50, different pictures of one series in at least
+# 82 (``data.inspection.duplicates``); as a cosine of +1 and -1.
+SAME_STRUCTURE = 1 - 2 * 50 / 768
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Two views of the same n images: an encoder's features (n, d), which see what is shown.
+
+    ``structure`` (n, 768), +1 and -1, sees the same pixels again, also where an encoder finds all
+    images of a tight brand alike.
+    """
+
+    features: NDArray[np.floating]
+    structure: NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +42,41 @@ class Nearest:
 
     similarity: Array
     index: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Which of n images are suspect, their nearest training image, and their cosine to it."""
+
+    is_suspect: NDArray[np.bool_]
+    nearest: Nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """Training images, and how near an image may come to one of them in each view."""
+
+    training: Views
+    feature_threshold: float
+    structure_threshold: float
+
+    def __call__(self, images: Views) -> Copies:
+        """Look for copies. Raises BadInput for features of another width."""
+        seen = nearest_training(images.features, self.training.features)
+        again = nearest_training(images.structure, self.training.structure)
+        same = again.similarity > self.structure_threshold
+        index = np.where(same, again.index, seen.index)
+        suspect = same | (seen.similarity > self.feature_threshold)
+        return Copies(suspect, Nearest(seen.similarity, index))
+
+
+def copy_detector(training: Views, heldout: Views) -> Detector:
+    """Thresholds from what held-out images of the brand reach. Raises BadInput."""
+    if not len(training.features):
+        raise BadInput("no training image to compare with: copies could not be told")
+    feature = copy_threshold(nearest_training(heldout.features, training.features))
+    structure = copy_threshold(nearest_training(heldout.structure, training.structure))
+    return Detector(training, feature, max(structure, SAME_STRUCTURE))
 
 
 def nearest_training(features: NDArray[np.floating], training: NDArray[np.floating]) -> Nearest:
@@ -40,37 +90,38 @@ def nearest_training(features: NDArray[np.floating], training: NDArray[np.floati
 
 
 def copy_threshold(heldout: Nearest) -> float:
-    """The k-th largest similarity of the held-out images, k one of 20 and at least 1.
+    """The k-th largest similarity of the held-out images, k one of 50 and at least 1.
 
-    The largest alone would accuse somebody nearly always: of m held-out and n innocent images
-    one of the n is the nearest of all with probability n / (m + n).
+    Of m held-out images and one innocent image, that one is among the k nearest with probability
+    k / (m + 1).
     """
     k = max(1, round(len(heldout.similarity) / ONE_OF))
     return float(np.sort(heldout.similarity)[-k])
 
 
-def copy_estimate(column: Nearest, base: Nearest, threshold: float, prompts: int) -> Estimate:
-    """Share of prompts with an image above the threshold, minus the base's, -1 to 1.
+def copy_estimate(column: Copies, base: Copies, prompts: int) -> Estimate:
+    """Share of prompts with a suspect image, minus the base's, -1 to 1.
 
-    A prompt counts once, whichever of its seeds is above. The interval is exact, and so wide:
-    the share of prompts with a suspect in the column alone, and that in the base alone, each have
-    a Clopper-Pearson interval (Biometrika 26, 1934) at half the error, and the difference is
-    between their farthest ends.
+    A prompt counts once, whichever of its seeds is suspect. The interval is exact, and so wide.
+    With shares of prompts that are suspect in the column alone (p) and in the base alone (q), and
+    Clopper and Pearson's ends (Biometrika 26, 1934): its upper end is that of p, as q is not
+    negative; its lower end that of p less the upper end of q, at half of the error each.
     """
-    mine, theirs = (
-        (each.similarity.reshape(prompts, -1) > threshold).any(1) for each in (column, base)
-    )
+    mine, theirs = (each.is_suspect.reshape(prompts, -1).any(1) for each in (column, base))
     gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    more, less = _exact(gained, prompts), _exact(lost, prompts)
-    value = (gained - lost) / prompts
-    return Estimate(value, more[0] - less[1], more[1] - less[0], len(column.similarity))
+    tail = (1 - LEVEL) / 2
+    high = _upper(gained, prompts, tail)
+    low = _lower(gained, prompts, tail / 2) - _upper(lost, prompts, tail / 2)
+    return Estimate((gained - lost) / prompts, low, high, len(column.is_suspect))
 
 
-def _exact(count: int, trials: int) -> tuple[float, float]:
-    """Clopper-Pearson's interval of a share at half of the error that ``LEVEL`` leaves."""
+def _lower(count: int, trials: int, tail: float) -> float:
     from scipy.stats import beta
 
-    tail = (1 - LEVEL) / 4
-    low = float(beta.ppf(tail, count, trials - count + 1)) if count else 0.0
-    high = float(beta.ppf(1 - tail, count + 1, trials - count)) if count < trials else 1.0
-    return low, high
+    return float(beta.ppf(tail, count, trials - count + 1)) if count else 0.0
+
+
+def _upper(count: int, trials: int, tail: float) -> float:
+    from scipy.stats import beta
+
+    return float(beta.ppf(1 - tail, count + 1, trials - count)) if count < trials else 1.0

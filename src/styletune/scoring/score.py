@@ -31,7 +31,7 @@ from styletune.scoring.clip_score import (
     text_similarity,
     unit_rows,
 )
-from styletune.scoring.copies import Nearest, copy_estimate, copy_threshold, nearest_training
+from styletune.scoring.copies import Copies, Detector, Views, copy_detector, copy_estimate
 from styletune.scoring.gates import apply_gates
 from styletune.scoring.palette import (
     cdf_distance,
@@ -75,14 +75,19 @@ class Column:
     """One model's images of the suite.
 
     ``images``: PNG files, prompts-major, seeds-minor: prompt 0 with each seed, then prompt 1.
-    ``image_features``: (n, d), in the same order. ``step`` is None for the base.
+    ``views`` are of these, in the same order. ``step`` is None for the base.
     """
 
     name: str
     step: int | None
     strength: float
     images: list[Path]
-    image_features: NDArray[np.floating]
+    views: Views
+
+    @property
+    def image_features(self) -> NDArray[np.floating]:
+        """What the encoder makes of the images: (n, d)."""
+        return self.views.features
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ class Scores:
 class NearPair:
     """An image and the training image nearest to it; ``training`` is that one's index.
 
-    ``is_suspect``: nearer than nearly all held-out images come to any.
+    ``is_suspect``: nearer than nearly all held-out images come to any. Suspects come first.
     """
 
     prompt_id: str
@@ -137,17 +142,13 @@ class _Compared:
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """What columns are compared with: the base, the scales that begin at it, the training set.
-
-    ``training`` (t, d) are its features; above ``copy_threshold`` an image is suspect.
-    """
+    """What columns are compared with: the base, the scales that begin at it, the training set."""
 
     base: _Compared
     style: Scale
     palette: Scale
-    training: NDArray[np.floating]
-    base_nearest: Nearest
-    copy_threshold: float
+    copies: Detector
+    base_copies: Copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,7 @@ class _Measured:
     metrics: dict[str, Estimate]
     gates: list[GateVerdict]
     expected_gates: list[GateVerdict]
-    nearest: Nearest
+    copies: Copies
 
 
 def score_columns(
@@ -171,8 +172,8 @@ def score_columns(
     columns: Sequence[Column],
     text_features: NDArray[np.floating],
     references: Sequence[Path],
-    reference_features: NDArray[np.floating],
-    training_features: NDArray[np.floating],
+    reference_views: Views,
+    training_views: Views,
     encoder_id: str,
     prompt_letter: str = "p",
 ) -> Scores:
@@ -183,8 +184,8 @@ def score_columns(
         columns: the base first, then checkpoints; the same prompts and seeds in each.
         text_features: (p, d), one row per prompt.
         references: held-out reference images, at least four, never seen in training.
-        reference_features: (m, d), in the order of ``references``.
-        training_features: (t, d) of the images that were trained on.
+        reference_views: of m images, in the order of ``references``.
+        training_views: of the images that were trained on.
         encoder_id: what made the features; goes into every row.
         prompt_letter: what the rows' ids of prompts begin with.
 
@@ -192,9 +193,9 @@ def score_columns(
         BadInput: counts or shapes do not fit together, or a column comes twice.
         DataError: an image cannot be read.
     """
-    _check(suite, columns, text_features, references, reference_features)
-    if not len(training_features):
-        raise BadInput("no training image to compare with: copies could not be told")
+    _check(suite, columns, text_features, references, reference_views.features)
+    detector = copy_detector(training_views, reference_views)
+    reference_features = reference_views.features
     anchor = _References(reference_features, palette_features(references))
     base = _compare(columns[0], text_features, anchor)
     p = len(suite.prompts)
@@ -202,9 +203,8 @@ def score_columns(
         base,
         style_scale(style_column(columns[0].image_features, p), reference_features),
         palette_scale(palette_column(base.colors, p), anchor.colors),
-        training_features,
-        nearest_training(columns[0].image_features, training_features),
-        copy_threshold(nearest_training(reference_features, training_features)),
+        detector,
+        detector(columns[0].views),
     )
     measured = [
         _measure(
@@ -228,7 +228,7 @@ def score_columns(
     )
     real = _real_anchor(anchor)
     summary = _summary(suite, measured, choice, real, len(references), encoder_id)
-    pairs = _pairs(suite, measured[1 + choice.column].nearest, ends.copy_threshold, prompt_letter)
+    pairs = _pairs(suite, measured[1 + choice.column].copies, prompt_letter)
     return Scores(rows, summary, choice.why_not_others, pairs)
 
 
@@ -325,16 +325,17 @@ def _measure(suite: Suite, compared: _Compared, ends: _Ends, references: _Refere
         "clip_text": compared.text,
         "palette": cdf_distance(compared.colors, references.colors.mean(0)),
     }
-    nearest = nearest_training(features, ends.training)
-    metrics["copies"] = copy_estimate(nearest, ends.base_nearest, ends.copy_threshold, p)
+    copies = ends.copies(column.views)
+    metrics["copies"] = copy_estimate(copies, ends.base_copies, p)
     gates = apply_gates(suite.gates, metrics)
     expected = apply_gates(suite.gates, _expected(suite, metrics))
-    return _Measured(column, per_image, metrics, gates, expected, nearest)
+    return _Measured(column, per_image, metrics, gates, expected, copies)
 
 
-def _pairs(suite: Suite, nearest: Nearest, threshold: float, letter: str) -> list[NearPair]:
-    """The nearest pairs, at most ``PAIRS``; all that are above the threshold come first."""
-    order = np.argsort(-nearest.similarity, kind="stable")[:PAIRS]
+def _pairs(suite: Suite, copies: Copies, letter: str) -> list[NearPair]:
+    """At most ``PAIRS``: suspects first, then the nearest."""
+    nearest = copies.nearest
+    order = np.lexsort((-nearest.similarity, ~copies.is_suspect))[:PAIRS]
     seeds = len(suite.seeds)
     return [
         NearPair(
@@ -342,7 +343,7 @@ def _pairs(suite: Suite, nearest: Nearest, threshold: float, letter: str) -> lis
             suite.seeds[int(i) % seeds],
             int(nearest.index[i]),
             float(nearest.similarity[i]),
-            bool(nearest.similarity[i] > threshold),
+            bool(copies.is_suspect[i]),
         )
         for i in order
     ]

@@ -70,7 +70,7 @@ class SuiteEncoder(Section):
 class SuiteGates(Section):
     """The threshold of every gate; intervals are 95 %, over prompts."""
 
-    copies: float = Field(default=0.15, ge=0, lt=1, description=GATE_OF["copies"].description)
+    copies: float = Field(default=0.2, ge=0, lt=1, description=GATE_OF["copies"].description)
     clip_image_gain: float = Field(
         default=0.02,
         ge=0,
