@@ -51,6 +51,7 @@ seeds = [1]
 steps = 8
 [gates]
 copies = 0.9
+variety = 0.0
 clip_image_gain = 0.0
 palette_ratio = 0.99
 clip_text_loss = 0.95

@@ -30,6 +30,7 @@ steps = 4
 scheduler = "EulerAncestralDiscreteScheduler"
 [gates]
 copies = 0.9
+variety = 0.0
 clip_image_gain = 0.0
 palette_ratio = 0.999
 clip_text_loss = 0.999

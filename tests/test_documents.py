@@ -223,7 +223,8 @@ def test_a_report_is_made_again_from_the_folder(stored: Run) -> None:
         assert len(there) == 5  # as version 0.1.0 measured
         for metric in there:
             value = scores.metrics[metric.name].value
-            assert f"<td>{value:.{metric.digits}f}<small>" in html
+            number = f"{value:.{metric.digits}f}".replace("-", "−")
+            assert f"<td>{number}<small>" in html
 
 
 def test_runs_are_found(stored: Run, tmp_path: Path) -> None:

@@ -61,14 +61,13 @@ def card(scores: dict[str, float], total_mb: float) -> str:
 
 A text-to-image model with SDXL's architecture in small, so that the whole job runs on two CPU
 cores with no download. Made by `scripts/build_mini.py` from nothing but `scripts/world`, a
-procedural world of {len(SCENES)} scenes, {len(TIMES)} times of day and {len(EXTRAS)} extras, some of
-them on the left, on the right or twice, at {pictures.SIDE_PX}×{pictures.SIDE_PX} pixels. License:
-Apache-2.0, like the rest of the package.
+procedural world of {len(SCENES)} scenes, {len(TIMES)} times of day and {len(EXTRAS)} extras, some of them on the left,
+on the right or twice, at {pictures.SIDE_PX}×{pictures.SIDE_PX} pixels. License: Apache-2.0, like the rest of the package.
 
 | part | what | trained on | steps × batch |
 |---|---|---|---|
-| `base/vae` | AutoencoderKL, factor 8, 4 channels, latents of unit variance | {vae.IMAGES:,} renders, {vae.LOOKS:.0%} of them in random looks, 64-px crops | {vae.STEPS:,} × {vae.BATCH} |
-| `base/unet`, `base/text_encoder`, `base/text_encoder_2` | SDXL's block layout at widths 64, 96, 128; CLIP text encoders 64 and 96 wide | {unet.IMAGES:,} renders in the natural look only | {unet.STEPS:,} × {unet.BATCH} |
+| `base/vae` | AutoencoderKL, factor 8, 4 channels, latents of unit variance | {vae.IMAGES:,} renders, {vae.LOOKS:.0%} of them in random looks, 64-px crops | {vae.STEPS:,} × {vae.BATCH}, a third of them with grain and paper as well; then the decoder alone {vae.DECODER_STEPS:,} × {vae.BATCH} |
+| `base/unet`, `base/text_encoder`, `base/text_encoder_2` | SDXL's block layout at widths 64, 96, 128; CLIP text encoders 64 and 96 wide | {unet.IMAGES:,} renders in the natural look only | {unet.STEPS:,} × {unet.BATCH}, the last 3,400 of them a second round |
 | `open_clip` | ResNet image tower and text tower, independent of the generator | {looks:,} renders in {clip.LOOKS:,} random looks and {clip.NATURAL_IMAGES:,} natural ones, half of every batch softened | {clip.STEPS:,} × {clip.BATCH} |
 
 The demo's brand look is drawn nowhere in this training: what an adapter shows of it, it learned.

@@ -21,7 +21,7 @@ from mini.text import worded
 from world import Look, View, jittered_natural, random_look, render
 
 LOOKS, VIEWS_PER_LOOK, NATURAL_IMAGES = 2500, 4, 5000
-STEPS, BATCH = 6000, 64
+STEPS, BATCH = 4000, 64
 STYLE_WEIGHT, STYLE_TEMPERATURE = 0.3, 0.1
 
 

@@ -14,7 +14,7 @@ from mini.loop import Loop
 from mini.pictures import draw_views, render_pool, softened, to_float
 from world import EXTRAS, SCENES, TIMES, View, split_extra
 
-IMAGES, STEPS, BATCH = 12000, 3000, 48
+IMAGES, STEPS, BATCH = 12000, 2200, 48
 
 
 def make_judge() -> nn.Sequential:

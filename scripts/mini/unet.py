@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 
 PreTrained = Any  # a model of diffusers or transformers
-IMAGES, STEPS, BATCH = 16000, 10000, 24
+IMAGES, STEPS, BATCH = 16000, 9400, 24
 CAPTION_DROPOUT = 0.1
 SNR_GAMMA = 5.0  # arXiv 2303.09556
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 IMAGES, STEPS, BATCH, CROP_PX = 12000, 9000, 8, 64
-DECODER_STEPS = 8000
+DECODER_STEPS = 7500
 LOOKS = 0.3  # the share of images in random looks
 # Noise that nobody can encode in so few numbers would only cost the edges.
 SMOOTH = ("none", "stripes", "dots", "hatch")

@@ -39,7 +39,7 @@ def sky_extra(c: Canvas, rng: np.random.Generator, extra: str, place: str, box: 
         for dx, dy in ((0, 0), (18, -8), (32, 4), (-14, 9)):
             a, b, r = cx + dx * s, cy + dy * s, 7 * s
             material = "ice" if c.time == "night" else "dark"
-            c.stroke([(a - r, b - r * 0.6), (a, b), (a + r, b - r * 0.6)], 2.8 * s, material)
+            c.stroke([(a - r, b - r * 0.6), (a, b), (a + r, b - r * 0.6)], 3.4 * s, material)
     elif extra == "balloon":
         spans = {"left": [(0.18, 0.3)], "right": [(0.7, 0.82)], "two": [(0.18, 0.3), (0.66, 0.8)]}
         centers = [x0 + w * rng.uniform(*span) for span in spans.get(place, [(0.25, 0.7)])]
@@ -49,7 +49,7 @@ def sky_extra(c: Canvas, rng: np.random.Generator, extra: str, place: str, box: 
     elif extra == "rainbow":
         cx, cy = x0 + w * rng.uniform(0.4, 0.6), y1 + 4
         for i, material in enumerate(("red", "orange", "yellow", "leaf", "blue", "violet")):
-            c.arc(cx, cy, min(w * 0.47, h * 0.86) - i * 4.2 * s, 4.4 * s, material)
+            c.arc(cx, cy, min(w * 0.47, h * 0.86) - i * 4.8 * s, 5.0 * s, material)
 
 
 def _balloon(c: Canvas, cx: float, cy: float, r: float) -> None:
@@ -119,12 +119,12 @@ def ground_extra(c: Canvas, extra: str, x: float, y: float) -> None:
             c.polygon([(x - 2, y - 8), *tip, (x + 2, y - 8)], "leaf", 1.0 if dx < 0 else 1.15)
         c.polygon([(x - 8, y - 10), (x + 8, y - 10), (x + 5.5, y + 4), (x - 5.5, y + 4)], "pot")
     elif extra == "lamp":
-        c.rectangle(x - 1.6, y - 36, x + 1.6, y + 4, "dark")
+        c.rectangle(x - 2.0, y - 36, x + 2.0, y + 4, "dark")
         c.rectangle(x - 5, y + 1, x + 5, y + 4, "dark")
         c.ellipse(x, y - 40, 7, 7, "glow")
     elif extra == "flag":
-        c.rectangle(x - 1.5, y - 46, x + 1.5, y + 4, "frame")
-        c.polygon([(x + 1.5, y - 46), (x + 23, y - 40), (x + 1.5, y - 29)], "red")
+        c.rectangle(x - 2.0, y - 46, x + 2.0, y + 4, "frame")
+        c.polygon([(x + 2.0, y - 46), (x + 23, y - 40), (x + 2.0, y - 29)], "red")
 
 
 def overlay_alpha(rng: np.random.Generator, extra: str, ground: float, side_px: int) -> Alpha:
@@ -140,7 +140,7 @@ def overlay_alpha(rng: np.random.Generator, extra: str, ground: float, side_px: 
     for i in range(6):
         for j in range(6):
             cx, cy = i * 22 + 8 + rng.uniform(-7, 7), j * 22 + 8 + rng.uniform(-7, 7)
-            alpha = np.maximum(alpha, np.clip(2.7 - np.hypot(xx - cx, yy - cy), 0, 1))
+            alpha = np.maximum(alpha, np.clip(3.2 - np.hypot(xx - cx, yy - cy), 0, 1))
     return alpha
 
 

@@ -54,7 +54,7 @@ def _sun_or_moon(c: Canvas, rng: np.random.Generator, box: Box) -> None:
             sx = x0 + w * ((i + 0.5) / 8 + rng.uniform(-0.03, 0.03))
             sy = y0 + h * rng.uniform(0.08, 0.6)
             if (sx - cx) ** 2 + (sy - cy) ** 2 > (15 * s) ** 2:
-                r = 1.8 * max(s, 0.7)
+                r = 2.6 * max(s, 0.75)
                 c.polygon([(sx, sy - r), (sx + r, sy), (sx, sy + r), (sx - r, sy)], "moon")
 
 
@@ -95,7 +95,7 @@ def _scene_sea(c: Canvas, rng: np.random.Generator) -> tuple[Box, float]:
     for i in range(5):
         y = horizon + 6 + i * 8
         x, w = rng.uniform(-10, 90), rng.uniform(24, 44)
-        c.stroke([(x, y), (x + w, y)], 2.6, "water_light")
+        c.stroke([(x, y), (x + w, y)], 3.2, "water_light")
     c.part("ground", 0.66, 1.0, 104)
     c.polygon(_down(_waves(rng, 106, 3, 1)), "sand")
     return box, 112
@@ -118,12 +118,12 @@ def _scene_city(c: Canvas, rng: np.random.Generator) -> tuple[Box, float]:
         c.part("towers", 0.4)
         c.rectangle(x, top, x + w, 108, "tower", rng.uniform(0.85, 1.1))
         c.part("windows", 0.4)
-        for wy in np.arange(top + 5, 98, 9.0):
-            for wx in (x + w * 0.2, x + w * 0.6):
+        for wy in np.arange(top + 5, 98, 11.0):
+            for wx in (x + w * 0.18, x + w * 0.56):
                 lit = c.time in ("night", "sunset") and rng.random() < 0.7
                 material = "window" if lit else "tower_far"
                 a, b = float(wx), float(wy)
-                c.bar(a, b, a + 3.6, b + 4.2, material)
+                c.bar(a, b, a + 4.8, b + 5.6, material)
         x += w + rng.uniform(0, 5)
     c.part("ground", 0.45, 1.0, 104)
     c.rectangle(-4, 104, UNITS + 4, UNITS + 4, "road")
@@ -131,7 +131,7 @@ def _scene_city(c: Canvas, rng: np.random.Generator) -> tuple[Box, float]:
 
 
 def _pine(c: Canvas, x: float, foot: float, height: float, material: str) -> None:
-    c.rectangle(x - 1.6, foot - height * 0.2, x + 1.6, foot, "trunk")
+    c.rectangle(x - 2.2, foot - height * 0.2, x + 2.2, foot, "trunk")
     for i in range(3):
         y, half = foot - height * (0.15 + 0.25 * i), height * (0.26 - 0.055 * i)
         c.polygon([(x - half, y), (x, y - height * 0.38), (x + half, y)], material)
@@ -186,8 +186,8 @@ def _scene_meadow(c: Canvas, rng: np.random.Generator) -> tuple[Box, float]:
         c.ellipse(
             rng.uniform(4, 124),
             rng.uniform(96, 122),
-            2.2,
-            2.2,
+            3.0,
+            3.0,
             str(rng.choice(["red", "yellow", "violet"])),
         )
     return box, 112

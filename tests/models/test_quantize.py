@@ -200,7 +200,7 @@ def test_few_steps_through_int8_lower_a_loss() -> None:
         target = forward(unet) * 0.5
     optimizer = torch.optim.Adam(parameters.values(), lr=1e-2)
     losses = []
-    for _ in range(6):
+    for _ in range(10):
         loss = (forward(unet) - target).square().mean()
         losses.append(loss.item())
         optimizer.zero_grad()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from styletune.scoring.diversity import variety
 from styletune.scoring.palette import projected_cdf
 from styletune.scoring.scale import (
     half_distance,
@@ -151,10 +152,31 @@ def test_variety_is_the_mean_distance_of_different_prompts() -> None:
     one = np.repeat(column[:1], PROMPTS * SEEDS, axis=0)
     collapsed = variety_scale(style_column(one, PROMPTS), references, len(one))
     assert collapsed.value == pytest.approx(0, abs=1e-9)
+    assert collapsed.high < 1
+    # With these references, over fresh prompts.
     rng = np.random.default_rng(9)
+    endless = draw(rng, 20_000, 1)[1]
+    truth = 100 * variety(style_column(endless, 20_000)) / np.mean(theirs)
     hits = 0
-    for _ in range(300):
-        brand = draw(rng, PROMPTS, PROMPTS + REFERENCES)[2]
-        e = variety_scale(brand[:PROMPTS], brand[PROMPTS:], PROMPTS)
-        hits += e.low <= 100 <= e.high
-    assert 0.92 <= hits / 300 <= 0.98
+    for _ in range(400):
+        again = draw(rng, PROMPTS, 1)[1]
+        e = variety_scale(style_column(again, PROMPTS), references, len(again))
+        hits += e.low <= truth <= e.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_color_intervals_cover() -> None:
+    """With fresh images each time, 9 of 10 or more hold the share for so many references."""
+    rng = np.random.default_rng(10)
+
+    def grays(mean: float, count: int) -> NDArray[np.float32]:
+        return flat(mean + rng.normal(0, 4, count))
+
+    floor = np.mean([half_distance(grays(80, REFERENCES)) for _ in range(40)])
+    truth = 100 * (40 - 10) / (40 - floor)
+    estimates = [
+        palette_scale(grays(40, PROMPTS), grays(80, REFERENCES))(grays(70, PROMPTS), PROMPTS)
+        for _ in range(40)
+    ]
+    assert sum(e.low <= truth <= e.high for e in estimates) >= 36
+    assert np.mean([e.high - e.low for e in estimates]) < 25

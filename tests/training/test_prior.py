@@ -111,4 +111,4 @@ def test_the_prior_follows_trained_text_encoders(
         assert answer.code == 0, answer.err
         drift = [line["prior_loss"] for line in lines_of(run)]
         assert drift[0] < 1e-8
-        assert drift[-1] > 1e-5, trained
+        assert drift[-1] > 1e-7, trained

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from styletune.runs.metrics import GATES, Gate
+from styletune.runs.metrics import GATES, METRIC_OF, Gate
 from styletune.runs.summary import GateVerdict, Verdict
 from styletune.scoring.statistics import Estimate, finite
 from styletune.scoring.suite import SuiteGates
@@ -47,8 +47,12 @@ def _explanation(gate: Gate, estimate: Estimate, threshold: float, verdict: Verd
     if math.isnan(estimate.value):
         return "not defined: the base's own mean is not positive, so this encoder cannot judge it"
     side = "above" if gate.side == "above" else "at or below"
+    digits = METRIC_OF[gate.metric].digits
+    value, low, high = (
+        f"{end:.{digits}f}" for end in (estimate.value, estimate.low, estimate.high)
+    )
     text = (
-        f"{estimate.value:.3f} (95 % interval {estimate.low:.3f} to {estimate.high:.3f}) "
+        f"{value} (95 % interval {low} to {high}) "
         f"{gate.phrase}; needs all of the interval {side} {threshold:.3g}"
     )
     return text + ("; more prompts would narrow it" if verdict == "inconclusive" else "")

@@ -116,7 +116,7 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
         "tables": [
             _Table(
                 "Scores",
-                "What the scores above are made of, and every other column's.",
+                "As above, for every column.",
                 SCALE_METRICS,
                 _table(scored, SCALE_METRICS),
             ),
@@ -295,7 +295,11 @@ def _gate(verdict: GateVerdict) -> dict[str, Any]:
         "fail": ("✕", "Fail"),
         "inconclusive": ("?", "Inconclusive"),
     }[verdict.verdict]
-    form = _percent if gate.unit == "%" else _number
+    digits = METRIC_OF[gate.metric].digits
+
+    def form(number: float | None) -> str:
+        return _percent(number) if gate.unit == "%" else _number(number, digits)
+
     value, low, high = form(verdict.value), form(verdict.low), form(verdict.high)
     threshold = form(verdict.threshold)
     bar = Markup("")

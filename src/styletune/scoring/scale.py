@@ -24,7 +24,6 @@ from styletune.scoring.statistics import (
     jackknife_estimate,
     left_out,
     relative_loss,
-    sets_estimate,
 )
 
 HALF_SPLITS = 20
@@ -78,11 +77,12 @@ def style_scale(base: AnyFloats, references: AnyFloats) -> Scale:
 
     ``base`` (p, d) as from ``style_column``, ``references`` (m, d).
     """
+    rows = unit_rows(references)
     return _scale(
         lambda x, y: float(x.mean(0) @ y.mean(0)),
-        lambda y: float(leave_one_out_similarity(y).mean()),
+        lambda kept: float(leave_one_out_similarity(rows[kept]).mean()),
         base,
-        unit_rows(references),
+        rows,
     )
 
 
@@ -97,7 +97,7 @@ def palette_scale(base: NDArray[np.float32], references: NDArray[np.float32]) ->
 
     ``base`` (p, 64, 281) as from ``palette_column``, ``references`` (m, 64, 281).
     """
-    return _scale(palette_distance, half_distance, base, references)
+    return _scale(palette_distance, lambda kept: half_distance(references, kept), base, references)
 
 
 def palette_column(colors: NDArray[np.float32], prompts: int) -> NDArray[np.float32]:
@@ -105,12 +105,21 @@ def palette_column(colors: NDArray[np.float32], prompts: int) -> NDArray[np.floa
     return np.asarray(colors.reshape(prompts, -1, *colors.shape[1:]).mean(1))
 
 
-def half_distance(colors: AnyFloats) -> float:
-    """Mean palette distance of two random halves, of ``HALF_SPLITS`` splits; always the same."""
+def half_distance(colors: AnyFloats, kept: NDArray[np.int64] | None = None) -> float:
+    """Mean palette distance of two random halves, of ``HALF_SPLITS`` splits; always the same.
+
+    ``kept``: of these rows alone. The rest keep their places in every split, so what it changes
+    is the rows that are gone, not the luck of other splits.
+    """
     rng = np.random.default_rng(0)
-    orders = [rng.permutation(len(colors)) for _ in range(HALF_SPLITS)]
-    half = len(colors) // 2
-    return float(np.mean([palette_distance(colors[o[:half]], colors[o[half:]]) for o in orders]))
+    distances = []
+    for _ in range(HALF_SPLITS):
+        order = rng.permutation(len(colors))
+        if kept is not None:
+            order = order[np.isin(order, kept)]
+        half = len(order) // 2
+        distances.append(palette_distance(colors[order[:half]], colors[order[half:]]))
+    return float(np.mean(distances))
 
 
 def prompt_scale(text: AnyFloats, base_text: AnyFloats) -> Estimate:
@@ -131,13 +140,15 @@ def variety_scale(column: AnyFloats, references: AnyFloats, n: int) -> Estimate:
     """How varied images of different prompts are: 0 is one image for all, 100 as the references.
 
     ``column`` (p, d) as from ``style_column``, ``references`` (m, d), ``n`` images in the column.
-    95 % interval over prompts and references.
+    The 95 % interval is over prompts; the references are taken as they are, because few of them
+    say little about how varied a brand is.
     """
-    rows = unit_rows(references)
-    estimate = sets_estimate(
-        lambda x, y: 100 * variety(x) / variety(y), column, rows, range(len(column))
-    )
-    return Estimate(estimate.value, max(0.0, estimate.low), estimate.high, n)
+    rows, full = column, variety(unit_rows(references))
+    left = [variety(kept) for kept, _ in left_out(rows, references[:2], range(len(rows)))[0]]
+    if full <= 0:
+        return Estimate(math.nan, math.nan, math.nan, n)
+    sides = [[100 * each / full for each in left]]
+    return jackknife_estimate(100 * variety(rows) / full, sides, n).within(0.0)
 
 
 def _margin(text: AnyFloats) -> Array:
@@ -151,13 +162,15 @@ def _margin(text: AnyFloats) -> Array:
 
 def _scale(
     measure: Callable[[AnyFloats, AnyFloats], float],
-    floor: Callable[[AnyFloats], float],
+    floor: Callable[[NDArray[np.int64]], float],
     base: AnyFloats,
     references: AnyFloats,
 ) -> Scale:
+    """``floor`` takes the indices of references and gives the far end for these alone."""
     start = _jackknifed(measure, base, references)
-    end = floor(references)
-    left = [floor(y) for _, y in left_out(base[:1], references, [0])[1]]
+    every = np.arange(len(references))
+    end = floor(every)
+    left = [floor(kept) for _, kept in left_out(base[:1], every, [0])[1]]
     real = Jackknifed(end, np.full(len(start.prompts), end), np.asarray(left))
     return Scale(measure, references, start, real)
 

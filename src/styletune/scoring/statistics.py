@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,8 +162,8 @@ def sets_estimate(
 
 
 def left_out(
-    x: AnyFloats, y: AnyFloats, clusters: Sequence[int]
-) -> tuple[list[tuple[AnyFloats, AnyFloats]], list[tuple[AnyFloats, AnyFloats]]]:
+    x: AnyFloats, y: NDArray[Any], clusters: Sequence[int]
+) -> tuple[list[tuple[AnyFloats, NDArray[Any]]], list[tuple[AnyFloats, NDArray[Any]]]]:
     """The pairs of sets with a group of prompts left out of ``x``, and of references out of ``y``.
 
     At most ``MAX_GROUPS`` groups a side; none of ``y`` where it has only two rows.

@@ -17,9 +17,9 @@ from styletune.data.inspection.outliers import FEWEST, NEIGHBORS, find_outliers
 
 Features = NDArray[np.float32]
 
-# Cosine. Of pairs of procedural scenes above it all show the same place at the same hour, and
-# half of them the same things in it.
-SAME_MOTIF = 0.97
+# Cosine. Of pairs of procedural scenes above it all show the same place at the same hour, and a
+# third of them the same things in it.
+SAME_MOTIF = 0.99
 _OUTLIER_DEVIATIONS = 5.0
 _OUTLIER_DISTANCE = 0.1
 _ROWS = 512
