@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from styletune.data.inspection.duplicates import perceptual_hash
+from styletune.data.inspection.features import ToEncode
 from styletune.data.inspection.store import close_store, open_facts
 from styletune.encoders.clip import ClipEncoder, encode_images, load_clip
-from styletune.job.features import ToEncode, picture_of_file, picture_views
+from styletune.job.features import picture_of_file, picture_views
 from world import NATURAL, SCENES, View, render
 
 

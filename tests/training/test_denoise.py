@@ -365,7 +365,7 @@ def test_the_prior_pulls_a_moved_adapter_back(cache: Cache) -> None:
     base_text = encode_prompts(pipe, ["the sea at noon"] * 4)
     bare = mini_pipe()
     for parameter in who.parameters.values():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     prior, images = prior_of(who, base_text), TrainingImages(cache, cache.text_rows, [])
     found = class_losses(denoiser, train, images, prior, MicroBatch(2, SQUARE, POSITIONS))
     words = prior.text(torch.zeros(4, dtype=torch.long))
@@ -385,7 +385,7 @@ def test_the_prior_pulls_a_moved_adapter_back(cache: Cache) -> None:
         apart = (answers[0] - answers[1]).square().mean(dim=(1, 2, 3)) * inputs.weights
     # Everywhere, also where the second image's mask leaves its own loss out.
     assert torch.allclose(found.detach(), apart, rtol=1e-3)
-    assert float(apart.min()) > 1e-6
+    assert float(apart.min()) > 1e-5
     found.sum().backward()
     for component in ("unet", "text_encoder", "text_encoder_2"):
         grads = [p.grad for n, p in who.parameters.items() if n.startswith(f"{component}.")]

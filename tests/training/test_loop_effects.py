@@ -108,14 +108,14 @@ def velocity_error(who: Trainee, material: TrainingImages) -> float:
 
 
 def test_velocity_is_learned(material: TrainingImages, tmp_path: Path) -> None:
-    """A noise-predicting base errs on it, by hand and by the validation; training takes a third."""
+    """A noise-predicting base errs on it, by hand and by the validation; training halves that."""
     start = learner()
-    who = learned(material, tmp_path / "run", steps=SHORT, prediction_type="v_prediction")
-    assert velocity_error(who, material) < 0.67 * velocity_error(start, material)
+    who = learned(material, tmp_path / "run", steps=2 * SHORT, prediction_type="v_prediction")
+    assert velocity_error(who, material) < 0.5 * velocity_error(start, material)
     validated = [
         mean_error(w, material.cache, material.texts, "v_prediction") for w in (who, start)
     ]
-    assert validated[0] < 0.67 * validated[1]
+    assert validated[0] < 0.5 * validated[1]
 
 
 @pytest.mark.parametrize(

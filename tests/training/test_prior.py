@@ -85,7 +85,7 @@ def test_the_prior_follows_trained_text_encoders(
     """Its loss starts at 0 and grows as the class's words drift, whichever parts drift."""
     for trained in (
         ["optimizer.text_encoder_learning_rate=0.0"],
-        ["optimizer.learning_rate=1e-9", "optimizer.text_encoder_learning_rate=1e-2"],
+        ["optimizer.learning_rate=1e-9", "optimizer.text_encoder_learning_rate=5e-2"],
     ):
         run = Run(tmp_path / trained[0])
         answer = styletune(
@@ -101,7 +101,7 @@ def test_the_prior_follows_trained_text_encoders(
                     *PRIOR,
                     *trained,
                     "adapter.text_encoders=first",
-                    "train.steps=4",
+                    "train.steps=10",
                     "train.batch_size=2",
                     "train.log_every=1",
                     "preview.prompts=[]",
@@ -111,4 +111,4 @@ def test_the_prior_follows_trained_text_encoders(
         assert answer.code == 0, answer.err
         drift = [line["prior_loss"] for line in lines_of(run)]
         assert drift[0] < 1e-8
-        assert drift[-1] > 1e-7, trained
+        assert drift[-1] > 1e-5, trained

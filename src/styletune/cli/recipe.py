@@ -261,8 +261,7 @@ def _print_scores(summary: Summary) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("checkpoint", no_wrap=True)
-    is_scaled = SCALE_METRICS[0].name in summary.anchors.base
-    shown = SCALE_METRICS if is_scaled else IMAGE_METRICS
+    shown = SCALE_METRICS if summary.is_scaled else IMAGE_METRICS
     for metric in shown:
         table.add_column(metric.short_label, justify="right", no_wrap=True)
     table.add_column("gate")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,27 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from styletune.data.inspection.duplicates import perceptual_hash
-from styletune.data.inspection.store import FactsStore, get_features, put_features
+from styletune.data.inspection.features import ToEncode, kept_features
+from styletune.data.inspection.store import FactsStore
 from styletune.data.pixels.fingerprint import pixel_hash
 from styletune.data.read import read_square
 from styletune.data.rows import Row
-from styletune.progress import progress
 from styletune.scoring.copies import Views
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from styletune.encoders.clip import ClipEncoder
-
-SAVE_EVERY = 64  # images between two saves
-
-
-@dataclass(frozen=True, slots=True)
-class ToEncode:
-    """An image to encode: ``key`` names its pixels, ``load`` reads them again, RGB."""
-
-    key: str
-    load: Callable[[], Image.Image]
 
 
 def picture_of_file(file: Path) -> ToEncode:
@@ -72,8 +61,8 @@ def picture_views(
 
     name = f"{encoder.id}, preprocessing {encoder.preprocess_id}"
     return Views(
-        _kept(name, encode, pictures, store, title),
-        _kept("structure 1", structures, pictures, store),
+        kept_features(name, encode, pictures, store, title).astype(np.float64),
+        kept_features("structure 1", structures, pictures, store, "").astype(np.float64),
     )
 
 
@@ -82,25 +71,3 @@ def structures(images: Sequence[Image.Image]) -> NDArray[np.float32]:
     raw = b"".join(perceptual_hash(image).to_bytes(96, "big") for image in images)
     bits = np.unpackbits(np.frombuffer(raw, np.uint8)).reshape(len(images), -1)
     return bits.astype(np.float32) * 2 - 1
-
-
-def _kept(
-    name: str,
-    encode: Callable[[Sequence[Image.Image]], NDArray[np.floating]],
-    pictures: Sequence[ToEncode],
-    store: FactsStore,
-    title: str = "",
-) -> NDArray[np.float64]:
-    """(n, d), float32 in precision: found in the store, or encoded and put there."""
-    known = get_features(store, name, [picture.key for picture in pictures])
-    missing = list({p.key: p for p in pictures if p.key not in known}.values())
-    done = len(pictures) - len(missing)
-    with progress(title, len(pictures), done=done, shown=bool(title)) as advance:
-        for start in range(0, len(missing), SAVE_EVERY):
-            part = missing[start : start + SAVE_EVERY]
-            encoded = encode([picture.load() for picture in part]).astype(np.float32)
-            new = {p.key: row for p, row in zip(part, encoded, strict=True)}
-            put_features(store, name, new)
-            known |= new
-            advance(len(part), "")
-    return np.stack([known[picture.key] for picture in pictures]).astype(np.float64)

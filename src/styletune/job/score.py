@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from styletune.data.checked import LoadedData, holdout_rows, train_rows
+from styletune.data.inspection.features import ToEncode
 from styletune.data.inspection.store import kept_facts
 from styletune.data.read import read_square
 from styletune.data.rows import Row
 from styletune.errors import BadInput, NotFound
 from styletune.files import atomic_write, file_sha256
 from styletune.job.facts import data_facts, is_scored_as, origin_facts, score_inputs
-from styletune.job.features import ToEncode, picture_of_file, picture_of_row, picture_views
+from styletune.job.features import picture_of_file, picture_of_row, picture_views
 from styletune.job.job import Job
 from styletune.job.trainable import check_resumable
 from styletune.models.base import BaseFiles

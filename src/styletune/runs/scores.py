@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One score of one image; ``palette`` is its distance to all references' colors."""
+    """One score of one image; ``palette`` is its distance to all references' colors.
+
+    ``prompt_id`` is ``p00`` and on for the prompts of the choice, ``c00`` and on for those of its
+    confirmation.
+    """
 
     checkpoint: str
     strength: float

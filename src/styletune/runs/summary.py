@@ -12,6 +12,7 @@ from styletune.colors import HexColor
 from styletune.errors import CheckFailed, IntegrityError
 from styletune.runs.folder import Run, column_label
 from styletune.runs.form import Document, DocumentPart, read_document, write_document
+from styletune.runs.metrics import SCALE_METRICS
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 FIX_SUMMARY = "delete it and run styletune score again"
@@ -170,6 +171,11 @@ class Summary(Document):
             where="scores/summary.json",
             fix=FIX_SUMMARY,
         )
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether there are scores from 0 to 100; earlier versions made none."""
+        return SCALE_METRICS[0].name in self.anchors.base
 
     @property
     def reported(self) -> tuple[Metrics, Metrics]:

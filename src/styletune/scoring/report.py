@@ -134,7 +134,7 @@ def _page(scored: ScoredRun) -> dict[str, Any]:
                 SET_METRICS,
                 _table(scored, SET_METRICS),
             ),
-        ][0 if _is_scaled(summary) else 1 :],
+        ][0 if summary.is_scaled else 1 :],
         "nearest": [
             {
                 "image": _data_uri(pair.image, 256),
@@ -196,11 +196,6 @@ class _Table:
     text: str
     metrics: Sequence[Metric]
     rows: list[dict[str, Any]]
-
-
-def _is_scaled(summary: Summary) -> bool:
-    """Whether there are scores from 0 to 100; earlier versions made none."""
-    return SCALE_METRICS[0].name in summary.anchors.base
 
 
 def _scores(metrics: Metrics) -> list[dict[str, Any]]:
@@ -345,8 +340,6 @@ def _span(metric: MetricValue) -> tuple[float, float, float] | None:
 
 
 def _levels(summary: Summary, metric: Metric) -> list[Level]:
-    if metric.name == "prompt_score":
-        return [Level(BASE_COLUMN, 100.0)]
     anchors = ((BASE_COLUMN, summary.anchors.base), (REFERENCES, summary.anchors.real))
     values = [
         (name, metrics[metric.name].value) for name, metrics in anchors if metric.name in metrics
@@ -357,7 +350,7 @@ def _levels(summary: Summary, metric: Metric) -> list[Level]:
 def _curves(scored: ScoredRun) -> list[tuple[str, str, Markup]]:
     """(name, what is good, picture) of each metric over steps; none if steps are unknown."""
     curves = []
-    for metric in SCALE_METRICS if _is_scaled(scored.summary) else IMAGE_METRICS:
+    for metric in SCALE_METRICS if scored.summary.is_scaled else IMAGE_METRICS:
         series: dict[str, list[Point]] = {}
         for column in scored.columns[1:]:
             span = _span(column.metrics[metric.name])

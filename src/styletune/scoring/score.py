@@ -95,7 +95,7 @@ class Scores:
     """Long-form rows, and the summary, still without its inputs.
 
     ``why_not_others``: the part of the reason that no confirmation changes. ``nearest``: the chosen
-    one's images that are nearest to a training image, nearest first.
+    one's images that are nearest to a training image, suspects first.
     """
 
     rows: list[ScoreRow]
@@ -108,7 +108,7 @@ class Scores:
 class NearPair:
     """An image and the training image nearest to it; ``training`` is that one's index.
 
-    ``is_suspect``: nearer than nearly all held-out images come to any. Suspects come first.
+    ``is_suspect``: nearer than nearly all held-out images come to any.
     """
 
     prompt_id: str

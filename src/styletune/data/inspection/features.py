@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,17 @@ from styletune.data.inspection.store import FactsStore, get_features, put_featur
 from styletune.encoders.find import find_clip
 from styletune.errors import NotFound
 from styletune.places import device_name
+from styletune.progress import progress
+
+SAVE_EVERY = 64  # images between two saves
+
+
+@dataclass(frozen=True, slots=True)
+class ToEncode:
+    """An image to encode: ``key`` names its pixels, ``load`` reads them again, RGB."""
+
+    key: str
+    load: Callable[[], Image.Image]
 
 
 def check_encoder(name: str, relative_to: Path) -> None:
@@ -62,19 +75,44 @@ def set_features(
     from styletune.encoders.clip import encode_images, load_clip
 
     model = load_clip(encoder, relative_to, device_name())
-    key = f"{model.id} of thumbnails"
-    thumbnails = {f.pixel_hash: f.thumbnail for f in facts.values()}
-    known = get_features(store, key, list(thumbnails))
-    missing = [pixels for pixels in thumbnails if pixels not in known]
-    if missing:
-        pictures = [_picture(thumbnails[pixels]) for pixels in missing]
-        encoded = encode_images(
-            model, pictures, title="Finding motifs", show_progress=show_progress
-        ).astype(np.float32)
-        new = dict(zip(missing, encoded, strict=True))
-        put_features(store, key, new)
-        known |= new
-    return np.stack([known[f.pixel_hash] for f in facts.values()])
+    pictures = [ToEncode(f.pixel_hash, partial(_picture, f.thumbnail)) for f in facts.values()]
+    return kept_features(
+        f"{model.id} of thumbnails",
+        lambda images: encode_images(model, images, show_progress=False),
+        pictures,
+        store,
+        "Finding motifs" if show_progress else "",
+    )
+
+
+def kept_features(
+    name: str,
+    encode: Callable[[Sequence[Image.Image]], NDArray[np.floating]],
+    pictures: Sequence[ToEncode],
+    store: FactsStore,
+    title: str,
+) -> NDArray[np.float32]:
+    """(n, d) float32 in the order of ``pictures``: found in ``store``, or encoded and put there.
+
+    Args:
+        name: of the weights and preprocessing, or whatever else decides the features.
+        encode: n images -> (n, d); an image's row must not depend on the others.
+        pictures: at least one; what is known is not loaded.
+        store: features that are known already; new ones are added, a part at a time.
+        title: of the progress bar; none is drawn without.
+    """
+    known = get_features(store, name, [picture.key for picture in pictures])
+    missing = list({p.key: p for p in pictures if p.key not in known}.values())
+    done = len(pictures) - len(missing)
+    with progress(title, len(pictures), done=done, shown=bool(title)) as advance:
+        for start in range(0, len(missing), SAVE_EVERY):
+            part = missing[start : start + SAVE_EVERY]
+            encoded = encode([picture.load() for picture in part]).astype(np.float32)
+            new = {p.key: row for p, row in zip(part, encoded, strict=True)}
+            put_features(store, name, new)
+            known |= new
+            advance(len(part), "")
+    return np.stack([known[picture.key] for picture in pictures])
 
 
 def _picture(thumbnail: bytes) -> Image.Image:
